@@ -1,0 +1,288 @@
+//! `GatewayConfig`: the one artefact between Kubernetes objects and the data plane.
+//!
+//! Made only by `penstock_crds::compile`, from objects; read only by gateways. References are resolved, defaults are
+//! filled, units are typed. It never holds a secret value or the address of a pod.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::endpoints::ServicePort;
+use crate::ids::{BackendId, Id};
+
+/// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
+pub const FORMAT: u32 = 1;
+
+/// Everything one gateway needs to route: deterministic for the same objects, whatever order they came in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GatewayConfig {
+    /// [`FORMAT`] of the writer.
+    pub format: u32,
+    /// The gateway that this config is for.
+    pub gateway: Id,
+    /// Which generation of which object is in here: `kind/namespace/name` → version.
+    pub objects: BTreeMap<String, ObjectVersion>,
+    /// What can answer.
+    pub backends: BTreeMap<BackendId, Backend>,
+    /// Caches that rules refer to.
+    pub caches: BTreeMap<Id, Cache>,
+    /// In match order: the first rule that matches a request decides.
+    pub rules: Vec<Rule>,
+}
+
+/// One object's state inside a config.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectVersion {
+    /// `metadata.generation` of the object that was compiled; 0 where objects come from files.
+    pub generation: i64,
+    /// SHA-256 of the object's compiled fragment, hexadecimal. Equal hashes mean equal behaviour.
+    pub hash: String,
+}
+
+/// Something that answers requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Backend {
+    /// Where it is.
+    pub target: Target,
+    /// The model's name at the backend, sent in the request body. `None` sends the caller's name unchanged.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model: Option<String>,
+    /// Sent as `Authorization: Bearer …`. The caller's own `Authorization` never goes upstream.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub credential: Option<CredentialRef>,
+}
+
+/// Where a backend is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub enum Target {
+    /// Pods behind a Kubernetes Service (a pool or a `service` backend), balanced one by one.
+    #[serde(rename_all = "camelCase")]
+    Endpoints {
+        /// The Service's port.
+        service_port: ServicePort,
+        /// The port's name in the Service, which is how EndpointSlices know it. `None`: unnamed, or not looked up;
+        /// then a slice with exactly one port is used.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        port_name: Option<String>,
+    },
+    /// An absolute base URL such as `https://api.example.com/v1`, without a trailing slash.
+    Url(String),
+}
+
+/// Names one credential value without holding it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialRef {
+    /// Key in the gateway's `<gateway>-credentials` Secret, see [`crate::names::credential_id`].
+    pub id: String,
+    /// First 16 hexadecimal digits of the value's SHA-256; empty when the value was not known to the compiler.
+    pub version: String,
+}
+
+/// An exact response cache.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Cache {
+    /// How long an answer may be served again, in ms.
+    pub ttl_ms: u64,
+    /// Upper bound of stored bytes in each gateway replica.
+    pub max_bytes: u64,
+}
+
+/// One routing rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Rule {
+    /// The policy it comes from.
+    pub policy: Id,
+    /// Its name in the policy.
+    pub name: String,
+    /// Any of these model names selects the rule.
+    pub models: Vec<ModelMatch>,
+    /// Candidates. Lower `priority` first; within one priority by `strategy` and `weight`.
+    pub backends: Vec<RuleBackend>,
+    /// How to choose among candidates of one priority, and among the endpoints of one backend.
+    pub strategy: Strategy,
+    /// When to try again elsewhere. Never after the first byte of an answer went to the caller.
+    pub retry: Retry,
+    /// Limits of waiting.
+    pub timeouts: Timeouts,
+    /// A cache in [`GatewayConfig::caches`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub cache: Option<Id>,
+}
+
+/// How a request's model name selects a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub enum ModelMatch {
+    /// The whole name.
+    Exact(String),
+    /// The beginning of the name; written `gpt-*` in a policy. The empty prefix (`*`) matches any name.
+    Prefix(String),
+}
+
+impl ModelMatch {
+    /// Whether `model` is selected.
+    pub fn matches(&self, model: &str) -> bool {
+        match self {
+            Self::Exact(name) => model == name,
+            Self::Prefix(prefix) => model.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+/// A backend as one rule uses it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RuleBackend {
+    /// A key of [`GatewayConfig::backends`].
+    pub backend: BackendId,
+    /// Share of requests relative to the others of the same priority, 1..=1000.
+    pub weight: u32,
+    /// 0 is tried first.
+    pub priority: u32,
+    /// Replaces [`Backend::model`] for this rule.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub model_override: Option<String>,
+}
+
+/// How one candidate is chosen among equals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Strategy {
+    /// Smooth weighted round robin (as in nginx: proportional and evenly spread).
+    RoundRobin,
+    /// The fewest requests in flight per weight; round robin breaks ties.
+    LeastConnections,
+}
+
+/// When a failed attempt is followed by another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Retry {
+    /// Attempts in all, the first one included, 1..=10.
+    pub attempts: u32,
+}
+
+/// Limits of waiting, in ms.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Timeouts {
+    /// To connect to one endpoint.
+    pub connect_ms: u64,
+    /// From sending the request to the first byte of the answer's body, per attempt.
+    pub first_byte_ms: u64,
+    /// Between two pieces of a body that has begun.
+    pub idle_ms: u64,
+}
+
+/// A config that cannot be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Writing failed: a defect, never a user's fault.
+    #[error("write gateway config")]
+    Write(#[source] serde_json::Error),
+    /// The text is not a config of a known format.
+    #[error("read gateway config")]
+    Read(#[source] serde_json::Error),
+    /// The writer is newer than this reader.
+    #[error("gateway config has format {found}, this build reads up to {FORMAT}")]
+    NewerFormat {
+        /// What the config says.
+        found: u32,
+    },
+}
+
+impl GatewayConfig {
+    /// Canonical JSON: struct fields in declaration order, maps sorted, no white space.
+    pub fn to_json(&self) -> Result<Vec<u8>, ConfigError> {
+        serde_json::to_vec(self).map_err(ConfigError::Write)
+    }
+
+    /// Reads what [`Self::to_json`] wrote. Unknown fields and newer formats are refused.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct FormatOnly {
+            format: u32,
+        }
+        let FormatOnly { format } = serde_json::from_slice(bytes).map_err(ConfigError::Read)?;
+        if format > FORMAT {
+            return Err(ConfigError::NewerFormat { found: format });
+        }
+        serde_json::from_slice(bytes).map_err(ConfigError::Read)
+    }
+
+    /// SHA-256 of the canonical JSON, hexadecimal: "is it live?" is an equality of digests.
+    pub fn digest(&self) -> Result<String, ConfigError> {
+        Ok(sha256_hex(&self.to_json()?))
+    }
+}
+
+/// SHA-256 of `bytes`, in 64 lower-case hexadecimal digits.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .fold(String::with_capacity(64), |mut text, byte| {
+            for digit in [byte >> 4, byte & 15] {
+                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
+            }
+            text
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn empty() -> GatewayConfig {
+        GatewayConfig {
+            format: FORMAT,
+            gateway: Id::new("default", "default"),
+            objects: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            caches: BTreeMap::new(),
+            rules: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn config_round_trips_and_keeps_its_digest() {
+        let config = empty();
+        let read = GatewayConfig::from_json(&config.to_json().unwrap()).unwrap();
+        assert_eq!(read.digest().unwrap(), config.digest().unwrap());
+    }
+
+    #[test]
+    fn newer_format_is_refused_by_name_even_with_unknown_fields() {
+        let error = GatewayConfig::from_json(br#"{"format":2,"new":1}"#).unwrap_err();
+        assert!(matches!(error, ConfigError::NewerFormat { found: 2 }));
+    }
+
+    #[test]
+    fn unknown_field_is_refused() {
+        let mut value = serde_json::to_value(empty()).unwrap();
+        value["surprise"] = serde_json::json!(1);
+        assert!(GatewayConfig::from_json(value.to_string().as_bytes()).is_err());
+    }
+
+    #[test]
+    fn sha256_of_a_known_text() {
+        assert_eq!(
+            sha256_hex(b"abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
+    }
+
+    #[test]
+    fn prefix_matches_its_beginning_only() {
+        assert!(ModelMatch::Prefix("gpt-".into()).matches("gpt-5"));
+        assert!(!ModelMatch::Prefix("gpt-".into()).matches("my-gpt-5"));
+        assert!(ModelMatch::Prefix(String::new()).matches("anything"));
+        assert!(!ModelMatch::Exact("a".into()).matches("ab"));
+    }
+}

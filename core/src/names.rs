@@ -1,0 +1,63 @@
+//! Names that several processes must spell alike: metrics, labels, annotations, headers, ports.
+
+/// API group of the kinds.
+pub const GROUP: &str = "penstock.dev";
+/// Label on every child of a gateway: the gateway's name.
+pub const GATEWAY_LABEL: &str = "penstock.dev/gateway";
+/// Label on every child of a pool: the LLMBackend's name.
+pub const BACKEND_LABEL: &str = "penstock.dev/backend";
+/// Label on gateway pods: the config formats that they read, joined by `.`.
+pub const CONFIG_FORMATS_LABEL: &str = "penstock.dev/config-formats";
+/// Annotation on a gateway's ConfigMap: the config's digest.
+pub const DIGEST_ANNOTATION: &str = "penstock.dev/config-digest";
+/// Key in the ConfigMap's `binaryData`: zstd of the canonical JSON.
+pub const CONFIG_KEY: &str = "config.json.zst";
+
+/// `x-penstock-cache: hit | miss | bypass`.
+pub const CACHE_HEADER: &str = "x-penstock-cache";
+/// `x-penstock-backend: namespace/name` of the backend that answered.
+pub const BACKEND_HEADER: &str = "x-penstock-backend";
+/// `x-penstock-engine: simulated` on everything that the stand-in engine answers.
+pub const ENGINE_HEADER: &str = "x-penstock-engine";
+/// `x-request-id`, made if the caller sent none, on every answer and in the access log.
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+
+/// Port of the gateway's data plane.
+pub const GATEWAY_PORT: u16 = 8080;
+/// Port of `/healthz`, `/readyz`, `/metrics` and each process's own admin paths.
+pub const ADMIN_PORT: u16 = 9090;
+/// Port of the scaler's gRPC service.
+pub const SCALER_PORT: u16 = 6000;
+/// Port of an engine, vLLM's default.
+pub const ENGINE_PORT: u16 = 8000;
+
+/// The name of a gateway's Deployment, Service, ServiceAccount and Role.
+pub fn gateway_object(gateway: &str) -> String {
+    format!("{gateway}-gateway")
+}
+
+/// The name of the ConfigMap that holds a gateway's config in one format.
+pub fn gateway_config_map(gateway: &str, format: u32) -> String {
+    format!("{gateway}-config-f{format}")
+}
+
+/// The name of the ConfigMap into which a gateway's replicas write their acks.
+pub fn gateway_acks(gateway: &str) -> String {
+    format!("{gateway}-acks")
+}
+
+/// The name of the Secret with the credentials that a gateway's config refers to.
+pub fn gateway_credentials(gateway: &str) -> String {
+    format!("{gateway}-credentials")
+}
+
+/// The name of a pool's Deployment, Service, PodDisruptionBudget and ScaledObject.
+pub fn pool_object(backend: &str) -> String {
+    format!("{backend}-pool")
+}
+
+/// Key of one credential in a gateway's `<gateway>-credentials` Secret. Secret names have no underscore, so the two
+/// parts cannot run together.
+pub fn credential_id(secret: &str, key: &str) -> String {
+    format!("{secret}_{key}")
+}
