@@ -1,0 +1,244 @@
+//! `compile`: objects → one `GatewayConfig` per gateway, and problems. Pure; called by the operator, by
+//! `penstock up` and by `penstock check`.
+
+mod backend;
+mod rule;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use penstock_core::config::{self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion};
+use penstock_core::ids::Id;
+use serde::Serialize;
+
+use crate::object::{Kind, ObjectRef, Objects};
+use crate::problem::{Problem, Reason};
+
+/// What is known about things that objects refer to but that are not objects of ours. `None`: nobody looked, so
+/// references are taken to resolve.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Services by namespace and name.
+    pub services: Option<BTreeMap<Id, ServiceFacts>>,
+    /// Secret → key → first 16 hexadecimal digits of the value's SHA-256.
+    pub secrets: Option<BTreeMap<Id, BTreeMap<String, String>>>,
+}
+
+/// A Service as far as routing needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServiceFacts {
+    /// Its pod selector; empty for one without.
+    pub selector: BTreeMap<String, String>,
+    /// Its port numbers and their names.
+    pub ports: BTreeMap<u16, Option<String>>,
+}
+
+/// The result of [`compile`].
+#[derive(Clone, Debug, Default)]
+pub struct Compiled {
+    /// One config for each gateway that a policy names.
+    pub gateways: BTreeMap<Id, GatewayConfig>,
+    /// Everything wrong, sorted.
+    pub problems: Vec<Problem>,
+    /// Which gateways carry an object. An object without an entry is not referenced by any gateway.
+    pub carried_by: BTreeMap<ObjectRef, BTreeSet<Id>>,
+}
+
+/// Upper bound of a cache's time to live.
+const MAX_CACHE_TTL_HOURS: u64 = 720;
+
+/// Compiles all gateways that `objects` name. Deterministic; a broken object loses only itself.
+pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
+    let mut problems = Vec::new();
+    let gateways: BTreeSet<Id> = objects
+        .policies
+        .iter()
+        .map(|(id, policy)| Id::new(&id.namespace, &policy.spec.gateway))
+        .collect();
+    let backends: BTreeMap<&Id, Backend> = objects
+        .backends
+        .iter()
+        .filter_map(|(id, object)| {
+            Some((
+                id,
+                backend::compile(id, &object.spec, &gateways, facts, &mut problems)?,
+            ))
+        })
+        .collect();
+    let caches: BTreeMap<&Id, Cache> = objects
+        .caches
+        .iter()
+        .filter_map(|(id, object)| {
+            Some((id, compile_cache(id, &object.spec.exact, &mut problems)?))
+        })
+        .collect();
+
+    let mut compiled = Compiled::default();
+    for gateway in gateways {
+        let known = rule::Known {
+            objects,
+            backends: &backends,
+            caches: &caches,
+        };
+        let rules = rule::compile(&gateway, &known, &mut problems);
+        let config = assemble(gateway.clone(), objects, &backends, &caches, rules);
+        for key in referenced(&config, objects) {
+            compiled
+                .carried_by
+                .entry(key)
+                .or_default()
+                .insert(gateway.clone());
+        }
+        compiled.gateways.insert(gateway, config);
+    }
+    problems.sort();
+    problems.dedup();
+    compiled.problems = problems;
+    compiled
+}
+
+fn compile_cache(
+    id: &Id,
+    exact: &crate::cache::Exact,
+    problems: &mut Vec<Problem>,
+) -> Option<Cache> {
+    let object = ObjectRef::new(Kind::SemanticCache, id.clone());
+    let mut refuse = |path: &str, message: String| {
+        problems.push(Problem {
+            object: object.clone(),
+            path: path.to_owned(),
+            reason: Reason::InvalidValue,
+            message,
+        });
+    };
+    let ttl = match exact.ttl.parse() {
+        Ok(ttl) if ttl.is_zero() || ttl.as_secs() > MAX_CACHE_TTL_HOURS * 3600 => {
+            refuse(
+                "spec.exact.ttl",
+                format!(
+                    "{} is out of range: use 1ms to {MAX_CACHE_TTL_HOURS}h",
+                    exact.ttl.0
+                ),
+            );
+            None
+        }
+        Ok(ttl) => Some(ttl),
+        Err(err) => {
+            refuse("spec.exact.ttl", err.to_string());
+            None
+        }
+    };
+    let mib = u64::try_from(exact.max_size_mib)
+        .ok()
+        .filter(|mib| (1..=65_536).contains(mib));
+    if mib.is_none() {
+        refuse(
+            "spec.exact.maxSizeMib",
+            format!("{} is out of range: use 1 to 65536", exact.max_size_mib),
+        );
+    }
+    Some(Cache {
+        ttl_ms: u64::try_from(ttl?.as_millis()).ok()?,
+        max_bytes: mib? * 1024 * 1024,
+    })
+}
+
+/// Puts together what the rules refer to, and nothing else.
+fn assemble(
+    gateway: Id,
+    objects: &Objects,
+    backends: &BTreeMap<&Id, Backend>,
+    caches: &BTreeMap<&Id, Cache>,
+    rules: Vec<config::Rule>,
+) -> GatewayConfig {
+    let used_backends: BTreeSet<&Id> = rules
+        .iter()
+        .flat_map(|rule| &rule.backends)
+        .map(|candidate| &candidate.backend)
+        .collect();
+    let used_caches: BTreeSet<&Id> = rules
+        .iter()
+        .filter_map(|rule| rule.cache.as_ref())
+        .collect();
+    let pick = |id: &&Id| {
+        backends
+            .get(*id)
+            .map(|backend| ((*id).clone(), backend.clone()))
+    };
+    let backends: BTreeMap<Id, Backend> = used_backends.iter().filter_map(pick).collect();
+    let caches: BTreeMap<Id, Cache> = used_caches
+        .iter()
+        .filter_map(|id| Some(((*id).clone(), caches.get(*id)?.clone())))
+        .collect();
+
+    let mut versions = BTreeMap::new();
+    let mut note = |kind, id: &Id, generation: Option<i64>, hash: String| {
+        let key = ObjectRef::new(kind, id.clone()).to_string();
+        versions.insert(
+            key,
+            ObjectVersion {
+                generation: generation.unwrap_or(0),
+                hash,
+            },
+        );
+    };
+    for (id, backend) in &backends {
+        let generation = objects
+            .backends
+            .get(id)
+            .and_then(|object| object.metadata.generation);
+        note(Kind::LLMBackend, id, generation, fragment_hash(backend));
+    }
+    for (id, cache) in &caches {
+        let generation = objects
+            .caches
+            .get(id)
+            .and_then(|object| object.metadata.generation);
+        note(Kind::SemanticCache, id, generation, fragment_hash(cache));
+    }
+    for (id, policy) in &objects.policies {
+        if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
+            let own: Vec<_> = rules.iter().filter(|rule| rule.policy == *id).collect();
+            note(
+                Kind::RoutingPolicy,
+                id,
+                policy.metadata.generation,
+                fragment_hash(&own),
+            );
+        }
+    }
+    GatewayConfig {
+        format: FORMAT,
+        gateway,
+        objects: versions,
+        backends,
+        caches,
+        rules,
+    }
+}
+
+fn referenced(config: &GatewayConfig, objects: &Objects) -> Vec<ObjectRef> {
+    let backends = config
+        .backends
+        .keys()
+        .map(|id| ObjectRef::new(Kind::LLMBackend, id.clone()));
+    let caches = config
+        .caches
+        .keys()
+        .map(|id| ObjectRef::new(Kind::SemanticCache, id.clone()));
+    let policies = objects
+        .policies
+        .iter()
+        .filter(|(id, policy)| {
+            id.namespace == config.gateway.namespace && policy.spec.gateway == config.gateway.name
+        })
+        .map(|(id, _)| ObjectRef::new(Kind::RoutingPolicy, id.clone()));
+    backends.chain(caches).chain(policies).collect()
+}
+
+fn fragment_hash(fragment: &impl Serialize) -> String {
+    // Config types hold strings, integers and maps with string keys: writing them as JSON cannot fail.
+    config::sha256_hex(&serde_json::to_vec(fragment).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;

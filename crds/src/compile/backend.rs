@@ -1,0 +1,336 @@
+//! One `LLMBackend` → one `config::Backend`, or problems.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use penstock_core::config::{Backend, CredentialRef, Target};
+use penstock_core::endpoints::ServicePort;
+use penstock_core::ids::Id;
+use penstock_core::names;
+
+use super::Facts;
+use crate::backend::{External, LLMBackendSpec, Pool, Scaling, SecretKey, ServiceTarget};
+use crate::object::{Kind, ObjectRef};
+use crate::problem::{Problem, Reason};
+use crate::text::DurationText;
+
+/// Kubernetes object names that become a label value or Service name end here.
+const MAX_CHILD_NAME: usize = 63;
+/// The HPA's own bound for a stabilization window.
+const MAX_SCALE_DOWN_DELAY: Duration = Duration::from_hours(1);
+const MAX_TTFT: Duration = Duration::from_hours(1);
+const MAX_DRAIN: Duration = Duration::from_hours(24);
+
+struct Check<'a> {
+    object: ObjectRef,
+    problems: &'a mut Vec<Problem>,
+    ok: bool,
+}
+
+impl Check<'_> {
+    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
+        // A Service or Secret that is missing may appear later: the backend stays routable, as the data plane then
+        // sees no endpoints or waits for the credential.
+        self.ok &= reason.is_reference();
+        self.problems.push(Problem {
+            object: self.object.clone(),
+            path: path.to_owned(),
+            reason,
+            message,
+        });
+    }
+
+    fn duration(&mut self, path: &str, text: &DurationText, least: Duration, most: Duration) {
+        match text.parse() {
+            Ok(value) if value < least || value > most => {
+                let range = format!("use {}ms to {}s", least.as_millis(), most.as_secs());
+                self.refuse(
+                    path,
+                    Reason::InvalidValue,
+                    format!("{} is out of range: {range}", text.0),
+                );
+            }
+            Ok(_) => {}
+            Err(err) => self.refuse(path, Reason::InvalidValue, err.to_string()),
+        }
+    }
+
+    fn within(&mut self, path: &str, value: i32, least: i32, most: i32) {
+        if !(least..=most).contains(&value) {
+            let message = format!("{value} is out of range: use {least} to {most}");
+            self.refuse(path, Reason::InvalidValue, message);
+        }
+    }
+}
+
+/// `None` when the backend cannot be used at all; problems say why.
+pub(super) fn compile(
+    id: &Id,
+    spec: &LLMBackendSpec,
+    gateways: &BTreeSet<Id>,
+    facts: &Facts,
+    problems: &mut Vec<Problem>,
+) -> Option<Backend> {
+    let object = ObjectRef::new(Kind::LLMBackend, id.clone());
+    let mut check = Check {
+        object,
+        problems,
+        ok: true,
+    };
+    let backend = match (&spec.pool, &spec.service, &spec.external) {
+        (Some(pool), None, None) => Some(compile_pool(id, pool, &mut check)),
+        (None, Some(service), None) => compile_service(id, service, gateways, facts, &mut check),
+        (None, None, Some(external)) => compile_external(id, external, gateways, facts, &mut check),
+        _ => {
+            let message = "set exactly one of pool, service and external".to_owned();
+            check.refuse("spec", Reason::InvalidValue, message);
+            None
+        }
+    };
+    backend.filter(|_| check.ok)
+}
+
+fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
+    let service = names::pool_object(&id.name);
+    if service.len() > MAX_CHILD_NAME {
+        let most = MAX_CHILD_NAME - (service.len() - id.name.len());
+        let message = format!(
+            "the name of a pool has at most {most} characters, this one has {}",
+            id.name.len()
+        );
+        check.refuse("metadata.name", Reason::InvalidValue, message);
+    }
+    if pool.model.is_empty() {
+        check.refuse(
+            "spec.pool.model",
+            Reason::InvalidValue,
+            "name the model that the engine loads".to_owned(),
+        );
+    }
+    if let Some(drain) = &pool.drain {
+        check.duration("spec.pool.drain", drain, Duration::ZERO, MAX_DRAIN);
+    }
+    if let Some(replicas) = pool.replicas {
+        check.within("spec.pool.replicas", replicas, 0, 10_000);
+    }
+    if let Some(accelerator) = &pool.accelerator {
+        check.within("spec.pool.accelerator.count", accelerator.count, 1, 64);
+    }
+    if let Some(scaling) = &pool.scaling {
+        if pool.replicas.is_some() {
+            let message = "set replicas or scaling, not both: with scaling, the autoscaler owns the number of replicas";
+            check.refuse("spec.pool", Reason::InvalidValue, message.to_owned());
+        }
+        check_scaling(scaling, check);
+    }
+    Backend {
+        target: Target::Endpoints {
+            service_port: ServicePort {
+                service: Id::new(&id.namespace, service),
+                port: names::ENGINE_PORT,
+            },
+            port_name: Some("http".to_owned()),
+        },
+        model: Some(id.name.clone()),
+        credential: None,
+    }
+}
+
+fn check_scaling(scaling: &Scaling, check: &mut Check<'_>) {
+    check.within(
+        "spec.pool.scaling.minReplicas",
+        scaling.min_replicas,
+        1,
+        10_000,
+    );
+    check.within(
+        "spec.pool.scaling.maxReplicas",
+        scaling.max_replicas,
+        1,
+        10_000,
+    );
+    if scaling.min_replicas > scaling.max_replicas {
+        let message = format!(
+            "minReplicas {} is above maxReplicas {}: lower one or raise the other",
+            scaling.min_replicas, scaling.max_replicas
+        );
+        check.refuse("spec.pool.scaling", Reason::InvalidValue, message);
+    }
+    check.within(
+        "spec.pool.scaling.kvCacheUtilizationPercent",
+        scaling.kv_cache_utilization_percent,
+        1,
+        100,
+    );
+    let least = Duration::from_millis(1);
+    check.duration(
+        "spec.pool.scaling.ttftP90",
+        &scaling.ttft_p90,
+        least,
+        MAX_TTFT,
+    );
+    let delay = &scaling.scale_down_delay;
+    check.duration(
+        "spec.pool.scaling.scaleDownDelay",
+        delay,
+        Duration::ZERO,
+        MAX_SCALE_DOWN_DELAY,
+    );
+}
+
+fn compile_service(
+    id: &Id,
+    service: &ServiceTarget,
+    gateways: &BTreeSet<Id>,
+    facts: &Facts,
+    check: &mut Check<'_>,
+) -> Option<Backend> {
+    let target = Id::new(&id.namespace, &service.name);
+    let port = u16::try_from(service.port).ok().filter(|port| *port > 0);
+    if port.is_none() {
+        let message = format!("{} is out of range: use 1 to 65535", service.port);
+        check.refuse("spec.service.port", Reason::InvalidValue, message);
+    }
+    let found = facts
+        .services
+        .as_ref()
+        .map(|services| services.get(&target));
+    let selects_gateway = found
+        .flatten()
+        .is_some_and(|service| service.selector.contains_key(names::GATEWAY_LABEL));
+    if is_gateway_service(&target.namespace, &target.name, gateways) || selects_gateway {
+        refuse_loop("spec.service.name", &target.to_string(), check);
+    } else if let Some(None) = found {
+        let message = format!("Service {target} does not exist: create it or correct the name");
+        check.refuse("spec.service.name", Reason::ServiceNotFound, message);
+    } else if let (Some(Some(found)), Some(port)) = (found, port)
+        && !found.ports.contains_key(&port)
+    {
+        let ports: Vec<String> = found.ports.keys().map(u16::to_string).collect();
+        let message = format!(
+            "Service {target} has no port {port}; it has {}",
+            ports.join(", ")
+        );
+        check.refuse("spec.service.port", Reason::ServiceNotFound, message);
+    }
+    let port = port?;
+    Some(Backend {
+        target: Target::Endpoints {
+            service_port: ServicePort {
+                service: target,
+                port,
+            },
+            port_name: found
+                .flatten()
+                .and_then(|service| service.ports.get(&port).cloned().flatten()),
+        },
+        model: service.model.clone(),
+        credential: compile_credential(
+            id,
+            "spec.service",
+            service.credential.as_ref(),
+            facts,
+            check,
+        ),
+    })
+}
+
+fn compile_external(
+    id: &Id,
+    external: &External,
+    gateways: &BTreeSet<Id>,
+    facts: &Facts,
+    check: &mut Check<'_>,
+) -> Option<Backend> {
+    let Some(host) = url_host(&external.url) else {
+        let message = format!(
+            "'{}' is not a base URL: write http:// or https://, a host and a path, such as \
+             https://api.example.com/v1, without user, query and fragment",
+            external.url
+        );
+        check.refuse("spec.external.url", Reason::InvalidValue, message);
+        return None;
+    };
+    let mut labels = host.split('.');
+    let name = labels.next().unwrap_or_default();
+    let namespace = labels.next().unwrap_or(&id.namespace);
+    if is_gateway_service(namespace, name, gateways) {
+        refuse_loop("spec.external.url", host, check);
+    }
+    Some(Backend {
+        target: Target::Url(external.url.trim_end_matches('/').to_owned()),
+        model: external.model.clone(),
+        credential: compile_credential(
+            id,
+            "spec.external",
+            external.credential.as_ref(),
+            facts,
+            check,
+        ),
+    })
+}
+
+fn is_gateway_service(namespace: &str, service: &str, gateways: &BTreeSet<Id>) -> bool {
+    gateways.iter().any(|gateway| {
+        gateway.namespace == namespace && names::gateway_object(&gateway.name) == service
+    })
+}
+
+fn refuse_loop(path: &str, target: &str, check: &mut Check<'_>) {
+    let message =
+        format!("{target} leads back to a Penstock gateway: name the Service of the engine itself");
+    check.refuse(path, Reason::RoutingLoop, message);
+}
+
+fn compile_credential(
+    id: &Id,
+    parent: &str,
+    key: Option<&SecretKey>,
+    facts: &Facts,
+    check: &mut Check<'_>,
+) -> Option<CredentialRef> {
+    let SecretKey { secret, key } = key?;
+    let version = match &facts.secrets {
+        None => String::new(),
+        Some(secrets) => {
+            let found = secrets.get(&Id::new(&id.namespace, secret));
+            if let Some(version) = found.and_then(|keys| keys.get(key)) {
+                version.clone()
+            } else {
+                let missing = match found {
+                    None => format!("Secret {}/{secret} does not exist", id.namespace),
+                    Some(_) => format!("Secret {}/{secret} has no key '{key}'", id.namespace),
+                };
+                let message = format!("{missing}: create it or correct the reference");
+                check.refuse(
+                    &format!("{parent}.credential"),
+                    Reason::SecretNotFound,
+                    message,
+                );
+                String::new()
+            }
+        }
+    };
+    Some(CredentialRef {
+        id: names::credential_id(secret, key),
+        version,
+    })
+}
+
+/// The host of an absolute http(s) URL without user information, query and fragment.
+fn url_host(url: &str) -> Option<&str> {
+    let rest = url
+        .strip_prefix("https://")
+        .or_else(|| url.strip_prefix("http://"))?;
+    let forbidden =
+        |c: char| c.is_whitespace() || c.is_control() || matches!(c, '?' | '#' | '@' | '\\');
+    if rest.contains(forbidden) {
+        return None;
+    }
+    let authority = rest.split('/').next().unwrap_or_default();
+    let host = match authority.strip_prefix('[') {
+        Some(v6) => v6.split(']').next().unwrap_or_default(),
+        None => authority.split(':').next().unwrap_or_default(),
+    };
+    (!host.is_empty()).then_some(host)
+}

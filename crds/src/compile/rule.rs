@@ -1,0 +1,312 @@
+//! Rules of all policies of one gateway → `config::Rule`s in match order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use penstock_core::config::{
+    Backend, Cache, ModelMatch, Retry, Rule, RuleBackend, Strategy, Timeouts,
+};
+use penstock_core::ids::Id;
+
+use crate::object::{Kind, ObjectRef, Objects};
+use crate::policy::{RuleSpec, StrategySpec};
+use crate::problem::{Problem, Reason};
+use crate::text::DurationText;
+
+/// Attempts in all when the rule says nothing: one failure of a node and one of its neighbour are survived.
+const DEFAULT_ATTEMPTS: u32 = 3;
+const DEFAULT_CONNECT: Duration = Duration::from_secs(2);
+/// Longer than the longest prefill that still makes sense; a queue that long is a scaling fault, not a routing one.
+const DEFAULT_FIRST_BYTE: Duration = Duration::from_mins(5);
+/// An engine under preemption may pause for tens of seconds between tokens.
+const DEFAULT_IDLE: Duration = Duration::from_mins(2);
+const MAX_TIMEOUT: Duration = Duration::from_hours(24);
+
+/// What the rules may refer to.
+pub(super) struct Known<'a> {
+    /// As written.
+    pub objects: &'a Objects,
+    /// The backends that compiled.
+    pub backends: &'a BTreeMap<&'a Id, Backend>,
+    /// The caches that compiled.
+    pub caches: &'a BTreeMap<&'a Id, Cache>,
+}
+
+/// Exact names first, then longer prefixes, then policy, then the order written.
+type Order = (u8, std::cmp::Reverse<usize>, Id, usize);
+
+pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Problem>) -> Vec<Rule> {
+    let mut entries: Vec<(Order, Rule, Vec<usize>)> = Vec::new();
+    let policies = known.objects.policies.iter().filter(|(id, policy)| {
+        id.namespace == gateway.namespace && policy.spec.gateway == gateway.name
+    });
+    for (id, policy) in policies {
+        check_rule_list(id, &policy.spec.rules, problems);
+        for (index, spec) in policy.spec.rules.iter().enumerate() {
+            let mut scope = Scope {
+                object: ObjectRef::new(Kind::RoutingPolicy, id.clone()),
+                index,
+                problems,
+            };
+            let rule = compile_rule(id, spec, known, &mut scope);
+            for (class, models) in by_class(&spec.matches.models, &mut scope) {
+                let (models, positions) = models.into_iter().unzip();
+                let order = (class.0, std::cmp::Reverse(class.1), id.clone(), index);
+                entries.push((
+                    order,
+                    Rule {
+                        models,
+                        ..rule.clone()
+                    },
+                    positions,
+                ));
+            }
+        }
+    }
+    entries.sort_by(|a, b| a.0.cmp(&b.0));
+    drop_unreachable(entries, problems)
+}
+
+struct Scope<'a> {
+    object: ObjectRef,
+    index: usize,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Scope<'_> {
+    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
+        let path = format!("spec.rules[{}]{path}", self.index);
+        self.problems.push(Problem {
+            object: self.object.clone(),
+            path,
+            reason,
+            message,
+        });
+    }
+}
+
+fn check_rule_list(id: &Id, rules: &[RuleSpec], problems: &mut Vec<Problem>) {
+    let object = ObjectRef::new(Kind::RoutingPolicy, id.clone());
+    let mut refuse = |path: String, message: String| {
+        problems.push(Problem {
+            object: object.clone(),
+            path,
+            reason: Reason::InvalidValue,
+            message,
+        });
+    };
+    if rules.is_empty() {
+        refuse(
+            "spec.rules".to_owned(),
+            "write at least one rule with match.models and backends".to_owned(),
+        );
+    }
+    let mut names = BTreeSet::new();
+    for (index, rule) in rules.iter().enumerate() {
+        if !names.insert(&rule.name) {
+            let message = format!(
+                "the name '{}' is used twice: rules of a policy need different names",
+                rule.name
+            );
+            refuse(format!("spec.rules[{index}].name"), message);
+        }
+    }
+}
+
+fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Scope<'_>) -> Rule {
+    if spec.backends.is_empty() {
+        let message = "name at least one LLMBackend".to_owned();
+        scope.refuse(".backends", Reason::InvalidValue, message);
+    }
+    let backends = spec
+        .backends
+        .iter()
+        .enumerate()
+        .filter_map(|(position, candidate)| {
+            let path = format!(".backends[{position}]");
+            let id = Id::new(&policy.namespace, &candidate.name);
+            if !known.objects.backends.contains_key(&id) {
+                let message =
+                    format!("LLMBackend {id} does not exist: create it or correct the name");
+                scope.refuse(&format!("{path}.name"), Reason::BackendNotFound, message);
+                return None;
+            }
+            if !known.backends.contains_key(&id) {
+                let message =
+                    format!("LLMBackend {id} is not accepted: mend what its own problems say");
+                scope.refuse(&format!("{path}.name"), Reason::BackendNotAccepted, message);
+                return None;
+            }
+            let weight = number(candidate.weight, 1, 1000, &format!("{path}.weight"), scope);
+            let priority = number(
+                candidate.priority,
+                0,
+                15,
+                &format!("{path}.priority"),
+                scope,
+            );
+            Some(RuleBackend {
+                backend: id,
+                weight: weight?,
+                priority: priority?,
+                model_override: candidate.model_override.clone(),
+            })
+        })
+        .collect();
+    let attempts = spec.retry.as_ref().map_or(Some(DEFAULT_ATTEMPTS), |retry| {
+        number(retry.attempts, 1, 10, ".retry.attempts", scope)
+    });
+    Rule {
+        policy: policy.clone(),
+        name: spec.name.clone(),
+        models: Vec::new(),
+        backends,
+        strategy: match spec.strategy {
+            StrategySpec::LeastConnections => Strategy::LeastConnections,
+            StrategySpec::RoundRobin => Strategy::RoundRobin,
+        },
+        retry: Retry {
+            attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
+        },
+        timeouts: compile_timeouts(spec, scope),
+        cache: compile_cache_ref(policy, spec, known, scope),
+    }
+}
+
+fn number(value: i32, least: u32, most: u32, path: &str, scope: &mut Scope<'_>) -> Option<u32> {
+    let number = u32::try_from(value)
+        .ok()
+        .filter(|value| (least..=most).contains(value));
+    if number.is_none() {
+        scope.refuse(
+            path,
+            Reason::InvalidValue,
+            format!("{value} is out of range: use {least} to {most}"),
+        );
+    }
+    number
+}
+
+fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
+    let timeouts = spec.timeouts.clone().unwrap_or_default();
+    let mut ms = |path: &str, text: Option<DurationText>, default: Duration| {
+        let value = match text.as_ref().map(DurationText::parse) {
+            None => default,
+            Some(Ok(value)) if value.is_zero() || value > MAX_TIMEOUT => {
+                let message = "out of range: use 1ms to 24h".to_owned();
+                scope.refuse(path, Reason::InvalidValue, message);
+                default
+            }
+            Some(Ok(value)) => value,
+            Some(Err(err)) => {
+                scope.refuse(path, Reason::InvalidValue, err.to_string());
+                default
+            }
+        };
+        u64::try_from(value.as_millis()).unwrap_or(u64::MAX)
+    };
+    Timeouts {
+        connect_ms: ms(".timeouts.connect", timeouts.connect, DEFAULT_CONNECT),
+        first_byte_ms: ms(
+            ".timeouts.firstByte",
+            timeouts.first_byte,
+            DEFAULT_FIRST_BYTE,
+        ),
+        idle_ms: ms(".timeouts.idle", timeouts.idle, DEFAULT_IDLE),
+    }
+}
+
+fn compile_cache_ref(
+    policy: &Id,
+    spec: &RuleSpec,
+    known: &Known<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<Id> {
+    let id = Id::new(&policy.namespace, &spec.cache.as_ref()?.name);
+    if known.caches.contains_key(&id) {
+        return Some(id);
+    }
+    let message = if known.objects.caches.contains_key(&id) {
+        format!("SemanticCache {id} is not accepted: mend what its own problems say")
+    } else {
+        format!("SemanticCache {id} does not exist: create it or correct the name")
+    };
+    scope.refuse(".cache.name", Reason::CacheNotFound, message);
+    None
+}
+
+/// 0 exact, 1 prefix (with its length), 2 any.
+type Class = (u8, usize);
+
+/// Groups a rule's model names by how specific they are; each keeps its position in the list.
+fn by_class(models: &[String], scope: &mut Scope<'_>) -> BTreeMap<Class, Vec<(ModelMatch, usize)>> {
+    let mut classes: BTreeMap<Class, Vec<_>> = BTreeMap::new();
+    if models.is_empty() {
+        let message = "name at least one model, or '*' for any".to_owned();
+        scope.refuse(".match.models", Reason::InvalidValue, message);
+    }
+    for (position, text) in models.iter().enumerate() {
+        let (class, model) = match text.strip_suffix('*') {
+            Some(prefix) if prefix.contains('*') => {
+                refuse_star(text, position, scope);
+                continue;
+            }
+            Some("") => ((2, 0), ModelMatch::Prefix(String::new())),
+            Some(prefix) => ((1, prefix.len()), ModelMatch::Prefix(prefix.to_owned())),
+            None if text.contains('*') || text.is_empty() => {
+                refuse_star(text, position, scope);
+                continue;
+            }
+            None => ((0, 0), ModelMatch::Exact(text.clone())),
+        };
+        classes.entry(class).or_default().push((model, position));
+    }
+    classes
+}
+
+fn refuse_star(text: &str, position: usize, scope: &mut Scope<'_>) {
+    let message = format!(
+        "'{text}' is not a model name: write a name, or a beginning followed by one '*' at the end"
+    );
+    scope.refuse(
+        &format!(".match.models[{position}]"),
+        Reason::InvalidValue,
+        message,
+    );
+}
+
+/// Leaves out names that an earlier rule takes already; says so.
+fn drop_unreachable(
+    entries: Vec<(Order, Rule, Vec<usize>)>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Rule> {
+    let mut taken: BTreeMap<ModelMatch, (Id, String)> = BTreeMap::new();
+    let mut rules = Vec::new();
+    for ((_, _, policy, index), mut rule, positions) in entries {
+        let mut kept = Vec::new();
+        for (model, position) in std::mem::take(&mut rule.models).into_iter().zip(positions) {
+            if let Some((by_policy, by_rule)) = taken.get(&model) {
+                let message = format!(
+                    "rule '{by_rule}' of RoutingPolicy {by_policy} takes these requests already: \
+                     remove the name here or there"
+                );
+                problems.push(Problem {
+                    object: ObjectRef::new(Kind::RoutingPolicy, policy.clone()),
+                    path: format!("spec.rules[{index}].match.models[{position}]"),
+                    reason: Reason::UnreachableRule,
+                    message,
+                });
+            } else {
+                taken.insert(model.clone(), (policy.clone(), rule.name.clone()));
+                kept.push(model);
+            }
+        }
+        if !kept.is_empty() {
+            rules.push(Rule {
+                models: kept,
+                ..rule
+            });
+        }
+    }
+    rules
+}

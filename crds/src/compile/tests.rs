@@ -1,0 +1,279 @@
+use penstock_core::config::{ModelMatch, Strategy, Target};
+use proptest::prelude::*;
+
+use super::*;
+use crate::manifest::{self, File};
+
+fn objects(text: &str) -> Objects {
+    let (manifests, problems) = manifest::read(&[File {
+        path: "test.yaml".into(),
+        text: text.into(),
+    }]);
+    assert_eq!(problems, []);
+    manifests.objects
+}
+
+fn backend(name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+fn policy(name: &str, rules: &str) -> String {
+    format!(
+        "---\napiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\nmetadata: {{name: {name}}}\n\
+         spec: {{rules: [{rules}]}}\n"
+    )
+}
+
+fn rule(name: &str, models: &str, backend: &str) -> String {
+    format!("{{name: {name}, match: {{models: [{models}]}}, backends: [{{name: {backend}}}]}}")
+}
+
+fn messages(compiled: &Compiled) -> Vec<String> {
+    compiled
+        .problems
+        .iter()
+        .map(|p| format!("{} {} {}", p.object, p.path, p.reason.name()))
+        .collect()
+}
+
+fn only(compiled: &Compiled) -> &GatewayConfig {
+    &compiled.gateways[&Id::new("default", "default")]
+}
+
+const POOL: &str = "{pool: {model: m}}";
+
+#[test]
+fn pool_and_rule_become_a_route_to_the_pools_service() {
+    let text = backend("chat", POOL) + &policy("p", &rule("r", "chat", "chat"));
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(messages(&compiled), [] as [&str; 0]);
+    let config = only(&compiled);
+    assert_eq!(config.rules[0].models, [ModelMatch::Exact("chat".into())]);
+    assert_eq!(config.rules[0].strategy, Strategy::LeastConnections);
+    let target = &config.backends[&Id::new("default", "chat")].target;
+    assert!(
+        matches!(target, Target::Endpoints { service_port, .. } if service_port.to_string() == "default/chat-pool:8000")
+    );
+    assert_eq!(config.objects.len(), 2);
+}
+
+#[test]
+fn backend_needs_exactly_one_form() {
+    for spec in ["{}", "{pool: {model: m}, external: {url: 'https://a/v1'}}"] {
+        let compiled = compile(&objects(&backend("chat", spec)), &Facts::default());
+        assert_eq!(
+            messages(&compiled),
+            ["LLMBackend/default/chat spec InvalidValue"]
+        );
+    }
+}
+
+#[test]
+fn missing_backend_leaves_the_rule_without_candidates_rather_than_without_effect() {
+    let text = backend("any", POOL)
+        + &policy(
+            "p",
+            &format!("{}, {}", rule("a", "chat", "gone"), rule("b", "'*'", "any")),
+        );
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        ["RoutingPolicy/default/p spec.rules[0].backends[0].name BackendNotFound"]
+    );
+    assert_eq!(only(&compiled).rules[0].backends, []);
+    assert_eq!(only(&compiled).rules.len(), 2);
+}
+
+#[test]
+fn exact_names_come_before_longer_prefixes_before_any() {
+    let rules = [
+        rule("any", "'*'", "chat"),
+        rule("short", "'g*'", "chat"),
+        rule("mixed", "'gpt-*', exact", "chat"),
+    ];
+    let text = backend("chat", POOL) + &policy("p", &rules.join(", "));
+    let compiled = compile(&objects(&text), &Facts::default());
+    let order: Vec<_> = only(&compiled)
+        .rules
+        .iter()
+        .map(|rule| format!("{}:{:?}", rule.name, rule.models))
+        .collect();
+    assert_eq!(
+        order,
+        [
+            r#"mixed:[Exact("exact")]"#,
+            r#"mixed:[Prefix("gpt-")]"#,
+            r#"short:[Prefix("g")]"#,
+            r#"any:[Prefix("")]"#
+        ]
+    );
+}
+
+#[test]
+fn name_that_an_earlier_rule_takes_is_unreachable() {
+    let text = backend("chat", POOL)
+        + &policy("b", &rule("r", "chat", "chat"))
+        + &policy("a", &rule("r", "chat", "chat"));
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        ["RoutingPolicy/default/b spec.rules[0].match.models[0] UnreachableRule"]
+    );
+    assert_eq!(only(&compiled).rules.len(), 1);
+}
+
+#[test]
+fn gateways_own_service_is_refused_by_name_by_selector_and_by_url() {
+    let rules = policy("p", &rule("r", "chat", "chat"));
+    for spec in [
+        "{service: {name: default-gateway, port: 80}}",
+        "{external: {url: 'http://default-gateway.default.svc.cluster.local/v1'}}",
+        "{external: {url: 'http://default-gateway:80/v1'}}",
+    ] {
+        let compiled = compile(
+            &objects(&(backend("chat", spec) + &rules)),
+            &Facts::default(),
+        );
+        assert!(
+            messages(&compiled)[0].ends_with("RoutingLoop"),
+            "{spec}: {:?}",
+            compiled.problems
+        );
+        assert_eq!(only(&compiled).backends.len(), 0);
+    }
+    let selector = BTreeMap::from([("penstock.dev/gateway".to_owned(), "default".to_owned())]);
+    let alias = ServiceFacts {
+        selector,
+        ports: BTreeMap::from([(80, None)]),
+    };
+    let facts = Facts {
+        services: Some(BTreeMap::from([(Id::new("default", "alias"), alias)])),
+        secrets: None,
+    };
+    let compiled = compile(
+        &objects(&(backend("chat", "{service: {name: alias, port: 80}}") + &rules)),
+        &facts,
+    );
+    assert!(messages(&compiled)[0].ends_with("RoutingLoop"));
+}
+
+#[test]
+fn service_port_is_checked_and_its_name_taken_when_services_are_known() {
+    let service = ServiceFacts {
+        selector: BTreeMap::new(),
+        ports: BTreeMap::from([(8000, Some("api".to_owned()))]),
+    };
+    let facts = Facts {
+        services: Some(BTreeMap::from([(Id::new("default", "engine"), service)])),
+        secrets: None,
+    };
+    let rules = policy("p", &rule("r", "chat", "chat"));
+    let text = backend("chat", "{service: {name: engine, port: 8000}}") + &rules;
+    let compiled = compile(&objects(&text), &facts);
+    assert_eq!(compiled.problems, []);
+    let target = &only(&compiled).backends[&Id::new("default", "chat")].target;
+    assert!(matches!(target, Target::Endpoints { port_name: Some(name), .. } if name == "api"));
+    let text = backend("chat", "{service: {name: engine, port: 81}}") + &rules;
+    assert_eq!(
+        messages(&compile(&objects(&text), &facts)),
+        ["LLMBackend/default/chat spec.service.port ServiceNotFound"]
+    );
+}
+
+#[test]
+fn credential_carries_the_version_and_never_the_value() {
+    let spec = "{external: {url: 'https://a/v1', credential: {secret: keys, key: token}}}";
+    let text = backend("chat", spec) + &policy("p", &rule("r", "chat", "chat"));
+    let keys = BTreeMap::from([("token".to_owned(), "0123456789abcdef".to_owned())]);
+    let facts = Facts {
+        services: None,
+        secrets: Some(BTreeMap::from([(Id::new("default", "keys"), keys)])),
+    };
+    let compiled = compile(&objects(&text), &facts);
+    let credential = only(&compiled).backends[&Id::new("default", "chat")]
+        .credential
+        .clone()
+        .unwrap();
+    assert_eq!(
+        (credential.id.as_str(), credential.version.as_str()),
+        ("keys_token", "0123456789abcdef")
+    );
+    let none = Facts {
+        services: None,
+        secrets: Some(BTreeMap::new()),
+    };
+    assert_eq!(
+        messages(&compile(&objects(&text), &none)),
+        ["LLMBackend/default/chat spec.external.credential SecretNotFound"]
+    );
+}
+
+#[test]
+fn values_out_of_range_name_the_range() {
+    let text = backend(
+        "chat",
+        "{pool: {model: m, drain: 48h, scaling: {minReplicas: 4, maxReplicas: 2, kvCacheUtilizationPercent: 150, ttftP90: 0s}}}",
+    );
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        [
+            "LLMBackend/default/chat spec.pool.drain InvalidValue",
+            "LLMBackend/default/chat spec.pool.scaling InvalidValue",
+            "LLMBackend/default/chat spec.pool.scaling.kvCacheUtilizationPercent InvalidValue",
+            "LLMBackend/default/chat spec.pool.scaling.ttftP90 InvalidValue",
+        ]
+    );
+    assert!(compiled.problems[2].message.contains("1 to 100"));
+}
+
+#[test]
+fn editing_one_object_changes_no_other_hash() {
+    let before = backend("a", POOL)
+        + &backend("b", POOL)
+        + &policy("p", &rule("r", "x", "a"))
+        + &policy("q", &rule("r", "y", "b"));
+    let after = before.replace("models: [y]", "models: [z]");
+    let hashes = |text: &str| {
+        only(&compile(&objects(text), &Facts::default()))
+            .objects
+            .clone()
+    };
+    let (before, after) = (hashes(&before), hashes(&after));
+    let changed: Vec<_> = before
+        .iter()
+        .filter(|(key, version)| after[*key] != **version)
+        .map(|(key, _)| key)
+        .collect();
+    assert_eq!(changed, ["RoutingPolicy/default/q"]);
+}
+
+#[test]
+fn star_inside_a_name_is_refused() {
+    let text = backend("chat", POOL) + &policy("p", &rule("r", "'a*b', ok", "chat"));
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        ["RoutingPolicy/default/p spec.rules[0].match.models[0] InvalidValue"]
+    );
+}
+
+proptest! {
+    #[test]
+    fn order_of_documents_does_not_matter(seed in prop::collection::vec(any::<u16>(), 8)) {
+        let mut documents = [backend("a", POOL), backend("b", "{external: {url: 'https://b/v1'}}"), backend("c", "{service: {name: s, port: 1}}"),
+            policy("p", &rule("r", "x, 'y*'", "a")), policy("q", &rule("r", "z, x", "b")), policy("s", &rule("r", "'*'", "gone"))];
+        let one = compile(&objects(&documents.concat()), &Facts::default());
+        for (i, random) in seed.iter().enumerate() {
+            let length = documents.len();
+            documents.swap(i % length, usize::from(*random) % length);
+        }
+        let other = compile(&objects(&documents.concat()), &Facts::default());
+        prop_assert_eq!(one.problems, other.problems);
+        for (gateway, config) in &one.gateways {
+            prop_assert_eq!(config.digest().unwrap(), other.gateways[gateway].digest().unwrap());
+        }
+    }
+}

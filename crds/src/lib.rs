@@ -1,0 +1,23 @@
+//! The kinds of group `penstock.dev/v1alpha1`: specs, status, CEL rules; and `compile`, the pure step from objects to
+//! the gateways' configuration.
+//!
+//! Objects come in as people wrote them; after [`compile`] nobody looks at a spec again.
+
+pub mod backend;
+pub mod cache;
+pub mod compile;
+pub mod condition;
+pub mod definition;
+pub mod manifest;
+pub mod object;
+pub mod policy;
+pub mod problem;
+pub mod text;
+pub mod yaml;
+
+pub use backend::{LLMBackend, LLMBackendSpec};
+pub use cache::{SemanticCache, SemanticCacheSpec};
+pub use compile::{Compiled, Facts, compile};
+pub use object::{Kind, ObjectRef, Objects};
+pub use policy::{RoutingPolicy, RoutingPolicySpec};
+pub use problem::{Problem, Reason};

@@ -1,0 +1,169 @@
+//! `RoutingPolicy`: which backends answer for which model, in which order.
+#![expect(
+    unreachable_pub,
+    reason = "the KubeSchema derive repeats each struct inside a function"
+)]
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::condition::Condition;
+use crate::text::DurationText;
+
+/// Rules of one gateway. All policies that name the same gateway in one namespace are merged: exact model names
+/// before prefixes before `*`, longer prefixes first, then by policy name, then in the order written.
+#[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "penstock.dev",
+    version = "v1alpha1",
+    kind = "RoutingPolicy",
+    plural = "routingpolicies",
+    shortname = "rpol",
+    category = "penstock",
+    namespaced,
+    status = "RoutingPolicyStatus",
+    derive = "PartialEq",
+    doc = "Which backends answer for which model, in which order. Each gateway that a policy names becomes a gateway Deployment and Service.",
+    printcolumn = r#"{"name":"Gateway","type":"string","jsonPath":".spec.gateway"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutingPolicySpec {
+    /// The gateway that carries these rules; its Service is `<gateway>-gateway`. Default `default`.
+    #[serde(default = "default_gateway")]
+    #[schemars(
+        length(min = 1, max = 40),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub gateway: String,
+    /// At least one rule.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub rules: Vec<RuleSpec>,
+}
+
+fn default_gateway() -> String {
+    "default".to_owned()
+}
+
+/// Requests that match go to one of `backends`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleSpec {
+    /// Unique in the policy; appears in logs and metrics.
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
+    )]
+    pub name: String,
+    /// Which requests.
+    #[serde(rename = "match")]
+    pub matches: MatchSpec,
+    /// Candidates, at least one.
+    #[schemars(length(min = 1, max = 16))]
+    pub backends: Vec<RuleBackendSpec>,
+    /// How one of several equal candidates is chosen. Default `LeastConnections`.
+    #[serde(default)]
+    pub strategy: StrategySpec,
+    /// When a failed attempt is repeated elsewhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetrySpec>,
+    /// Limits of waiting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeouts: Option<TimeoutsSpec>,
+    /// A cache that answers repeated requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheRef>,
+}
+
+/// Which requests a rule takes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct MatchSpec {
+    /// Model names: exact (`chat`), by prefix (`gpt-*`), or any (`*`). One of them must match.
+    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)))]
+    pub models: Vec<String>,
+}
+
+/// An `LLMBackend` of the same namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RuleBackendSpec {
+    /// The LLMBackend's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Share of requests relative to other candidates of the same priority. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub weight: i32,
+    /// Candidates with the lowest number are tried first; the next ones when those fail. Default 0.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 15))]
+    pub priority: i32,
+    /// The model's name to send to this backend in this rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub model_override: Option<String>,
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// How one candidate is chosen among those of equal priority, and one pod among those of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StrategySpec {
+    /// The fewest requests in flight, relative to weight.
+    #[default]
+    LeastConnections,
+    /// In turn, proportional to weight.
+    RoundRobin,
+}
+
+/// Attempts that failed with 429, 5xx or a connection error before the first byte of the answer are repeated on
+/// another candidate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RetrySpec {
+    /// Attempts in all, the first one included. Default 3.
+    #[schemars(range(min = 1, max = 10))]
+    pub attempts: i32,
+}
+
+/// Limits of waiting.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TimeoutsSpec {
+    /// To connect to one endpoint. Default `2s`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<DurationText>,
+    /// From sending a request to the first byte of the answer's body, per attempt. Default `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_byte: Option<DurationText>,
+    /// Between two pieces of an answer that has begun. Default `2m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<DurationText>,
+}
+
+/// A `SemanticCache` of the same namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CacheRef {
+    /// The SemanticCache's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// What the operator found.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutingPolicyStatus {
+    /// `Accepted`, `ResolvedRefs`, `Programmed`, `Ready`.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+}
