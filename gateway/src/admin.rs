@@ -1,0 +1,135 @@
+//! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /load` tells the scaler
+//! what every backend has to do.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use bytes::Bytes;
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+use crate::load::Demand;
+use crate::process::Process;
+
+/// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
+pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
+/// One line at least this often.
+const EVERY: Duration = Duration::from_secs(1);
+/// Lines for new demand are at least this far apart: at one request at a time each one would be such a moment.
+const APART: Duration = Duration::from_millis(50);
+
+/// `/config` and `/load`.
+pub(crate) fn routes(process: &Arc<Process>) -> Router {
+    Router::new()
+        .route("/config", get(config))
+        .route("/load", get(load))
+        .with_state(Arc::clone(process))
+}
+
+async fn config(State(process): State<Arc<Process>>) -> Response {
+    let Some(snapshot) = process.snapshot.load_full() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "no config yet\n").into_response();
+    };
+    let body = json!({
+        "digest": snapshot.digest,
+        "rejected": snapshot.rejected,
+        "config": *snapshot.config,
+    });
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{body}\n"),
+    )
+        .into_response()
+}
+
+/// A place among the listeners; given back when dropped.
+struct Listener(Arc<Demand>);
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.leave();
+    }
+}
+
+async fn load(State(process): State<Arc<Process>>) -> Response {
+    let demand = Arc::clone(process.ledger.demand());
+    if !demand.join(MAX_LOAD_LISTENERS) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many listeners\n").into_response();
+    }
+    let mut ticks = tokio::time::interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let moments = demand.subscribe();
+    let feed = Feed {
+        process,
+        moments,
+        ticks,
+        last: None,
+        _listener: Listener(demand),
+    };
+    let lines = futures::stream::unfold(feed, |mut feed| async move {
+        feed.wait().await;
+        Some((Ok::<_, Infallible>(line(&feed.process)), feed))
+    });
+    (
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        Body::from_stream(lines),
+    )
+        .into_response()
+}
+
+/// One listener's lines.
+struct Feed {
+    process: Arc<Process>,
+    moments: watch::Receiver<u64>,
+    ticks: Interval,
+    last: Option<Instant>,
+    _listener: Listener,
+}
+
+impl Feed {
+    /// Until the next line is due.
+    async fn wait(&mut self) {
+        let last = self.last;
+        let soon = async {
+            if self.moments.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            if let Some(last) = last {
+                tokio::time::sleep_until(last + APART).await;
+            }
+        };
+        tokio::select! {
+            _ = self.ticks.tick() => {}
+            () = soon => {}
+        }
+        self.moments.mark_unchanged();
+        self.last = Some(tokio_now());
+    }
+}
+
+fn tokio_now() -> Instant {
+    penstock_shell::clock::now().into()
+}
+
+fn line(process: &Process) -> Bytes {
+    let now = penstock_shell::clock::now();
+    let at_ms = penstock_shell::clock::unix_ms();
+    let report = process.ledger.report(
+        &process.settings.replica,
+        process.process_start_ms,
+        at_ms,
+        now,
+    );
+    // Maps with text keys and numbers always have a JSON form.
+    let mut line = serde_json::to_vec(&report).unwrap_or_default();
+    line.push(b'\n');
+    Bytes::from(line)
+}

@@ -1,0 +1,258 @@
+//! Command-line arguments of `penstock gateway`: text in, [`GatewayArgs`] out, all mistakes reported together.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args as ClapArgs;
+use penstock_core::ids::Id;
+use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT};
+
+use crate::settings::{Limits, Settings};
+use crate::source::cluster::ClusterSettings;
+
+/// Arguments of `penstock gateway`. Durations are written `500ms`, `10s`, `5m` or `1h`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Args {
+    /// Name of the gateway whose config is served (`spec.gateway` of its RoutingPolicies).
+    #[arg(long, env = "PENSTOCK_GATEWAY", default_value = "default")]
+    pub gateway: String,
+    /// Address for requests.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_PORT)))]
+    pub listen: SocketAddr,
+    /// Address for /healthz, /readyz, /metrics, /config and /load.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ADMIN_PORT)))]
+    pub admin_listen: SocketAddr,
+    /// Folder for the last good config and the last seen endpoints (an emptyDir).
+    #[arg(long, default_value = "/var/lib/penstock/state")]
+    pub state_dir: PathBuf,
+    /// Folder for the last seen credentials (an emptyDir of medium Memory).
+    #[arg(long, default_value = "/var/lib/penstock/secrets")]
+    pub secret_dir: PathBuf,
+    /// Threads that carry requests. 0 takes one for each CPU.
+    #[arg(long, default_value_t = 0)]
+    pub workers: usize,
+    /// How long new connections are accepted after SIGTERM. In a cluster preStop does this: keep 0s there.
+    #[arg(long, default_value = "0s")]
+    pub drain_delay: String,
+    /// How long requests in flight may finish after that.
+    #[arg(long, default_value = "10m")]
+    pub drain_timeout: String,
+    /// How long a request waits for a backend that has no ready endpoint, before 503.
+    #[arg(long, default_value = "30s")]
+    pub hold_timeout: String,
+    /// Open client connections; further ones wait in the kernel's backlog.
+    #[arg(long, default_value_t = Limits::default().connections)]
+    pub max_connections: usize,
+    /// Requests in progress; further ones are refused with 503.
+    #[arg(long, default_value_t = Limits::default().requests)]
+    pub max_requests: usize,
+    /// Requests that may wait for a backend without a ready endpoint; further ones are refused with 503.
+    #[arg(long, default_value_t = Limits::default().held)]
+    pub max_held: usize,
+    /// Largest request body, in bytes; larger ones are refused with 413.
+    #[arg(long, default_value_t = Limits::default().body_bytes)]
+    pub max_body_bytes: usize,
+    /// Request bodies held at one time, in bytes; beyond that requests are refused with 503.
+    #[arg(long, default_value_t = Limits::default().total_body_bytes)]
+    pub max_total_body_bytes: usize,
+    /// Request header names and values together, in bytes; more is refused with 431.
+    #[arg(long, default_value_t = Limits::default().header_bytes)]
+    pub max_header_bytes: usize,
+    /// Number of request headers; more is refused with 431.
+    #[arg(long, default_value_t = Limits::default().headers)]
+    pub max_headers: usize,
+    /// From a connection's first byte to the end of a request head.
+    #[arg(long, default_value = "10s")]
+    pub header_timeout: String,
+    /// From the end of a request head to the end of its body.
+    #[arg(long, default_value = "30s")]
+    pub body_timeout: String,
+    /// How long a client connection may idle between two requests.
+    #[arg(long, default_value = "2m")]
+    pub idle_timeout: String,
+    /// How long a caller may leave a ready answer unread.
+    #[arg(long, default_value = "1m")]
+    pub write_timeout: String,
+    /// PEM file with certificate authorities for https backends, besides the public ones.
+    #[arg(long)]
+    pub upstream_ca: Option<PathBuf>,
+    /// Namespace of this pod, and so of the gateway (downward API).
+    #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
+    pub pod_namespace: String,
+    /// Name of this pod (downward API).
+    #[arg(long, env = "POD_NAME", default_value = "")]
+    pub pod_name: String,
+    /// UID of this pod (downward API): its key in the acks.
+    #[arg(long, env = "POD_UID", default_value = "")]
+    pub pod_uid: String,
+}
+
+/// What [`Args::settings`] makes.
+#[derive(Clone, Debug)]
+pub struct GatewayArgs {
+    /// For [`crate::run`].
+    pub settings: Settings,
+    /// For [`crate::source::cluster::run`].
+    pub cluster: ClusterSettings,
+    /// Where to listen for requests (flag `--listen`).
+    pub listen: SocketAddr,
+    /// Where to listen for the admin paths (flag `--admin-listen`).
+    pub admin_listen: SocketAddr,
+}
+
+/// Every argument that cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub struct ArgsError {
+    /// One sentence each.
+    pub problems: Vec<String>,
+}
+
+impl fmt::Display for ArgsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.problems.join("\n"))
+    }
+}
+
+impl Args {
+    /// Checks all arguments and types them.
+    #[expect(clippy::too_many_lines, reason = "one flag after another")]
+    pub fn settings(self) -> Result<GatewayArgs, ArgsError> {
+        let mut problems = Vec::new();
+        let mut duration = |flag: &str, text: &str| {
+            parse_duration(text).unwrap_or_else(|| {
+                problems.push(format!(
+                    "{flag}: '{text}' is not a duration such as 500ms, 10s, 5m or 1h"
+                ));
+                Duration::ZERO
+            })
+        };
+        let limits = Limits {
+            connections: self.max_connections,
+            requests: self.max_requests,
+            body_bytes: self.max_body_bytes,
+            total_body_bytes: self.max_total_body_bytes,
+            header_bytes: self.max_header_bytes,
+            headers: self.max_headers,
+            held: self.max_held,
+            header_timeout: duration("--header-timeout", &self.header_timeout),
+            body_timeout: duration("--body-timeout", &self.body_timeout),
+            idle_timeout: duration("--idle-timeout", &self.idle_timeout),
+            write_timeout: duration("--write-timeout", &self.write_timeout),
+        };
+        let hold = duration("--hold-timeout", &self.hold_timeout);
+        let drain_delay = duration("--drain-delay", &self.drain_delay);
+        let drain = duration("--drain-timeout", &self.drain_timeout);
+        for (flag, value) in [
+            ("--max-connections", limits.connections),
+            ("--max-requests", limits.requests),
+            ("--max-body-bytes", limits.body_bytes),
+            ("--max-total-body-bytes", limits.total_body_bytes),
+            ("--max-header-bytes", limits.header_bytes),
+            ("--max-headers", limits.headers),
+        ] {
+            if value == 0 {
+                problems.push(format!("{flag}: must be above 0"));
+            }
+        }
+        for (flag, value) in [
+            ("--header-timeout", limits.header_timeout),
+            ("--body-timeout", limits.body_timeout),
+            ("--idle-timeout", limits.idle_timeout),
+            ("--write-timeout", limits.write_timeout),
+        ] {
+            if value.is_zero() && !problems.iter().any(|problem| problem.starts_with(flag)) {
+                problems.push(format!("{flag}: must be above 0s"));
+            }
+        }
+        if self.gateway.is_empty() {
+            problems.push("--gateway: must not be empty".to_owned());
+        }
+        if !problems.is_empty() {
+            return Err(ArgsError { problems });
+        }
+        let gateway = Id::new(self.pod_namespace, self.gateway);
+        let mut settings = Settings::new(gateway.clone());
+        if self.workers > 0 {
+            settings.workers = self.workers;
+        }
+        settings.replica = if self.pod_name.is_empty() {
+            self.listen.to_string()
+        } else {
+            self.pod_name
+        };
+        settings.limits = limits;
+        settings.hold = hold;
+        settings.drain_delay = drain_delay;
+        settings.drain = drain;
+        settings.upstream_ca = self.upstream_ca;
+        let cluster = ClusterSettings {
+            gateway,
+            state_dir: self.state_dir,
+            secret_dir: self.secret_dir,
+            pod_uid: self.pod_uid,
+        };
+        Ok(GatewayArgs {
+            settings,
+            cluster,
+            listen: self.listen,
+            admin_listen: self.admin_listen,
+        })
+    }
+}
+
+/// A whole number and `ms`, `s`, `m` or `h`.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let unit = text.find(|c: char| !c.is_ascii_digit())?;
+    let (number, unit) = text.split_at(unit);
+    let number: u64 = number.parse().ok()?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.checked_mul(ms).map(Duration::from_millis)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn settings(arguments: &[&str]) -> Result<GatewayArgs, ArgsError> {
+        let all = ["gateway"].iter().chain(arguments);
+        Command::try_parse_from(all).unwrap().args.settings()
+    }
+
+    #[test]
+    fn defaults_are_valid() {
+        let args = settings(&[]).unwrap();
+        assert_eq!(args.settings.drain, Duration::from_mins(10));
+        assert_eq!(args.listen.port(), GATEWAY_PORT);
+        assert!(args.settings.workers >= 1);
+    }
+
+    #[test]
+    fn all_mistakes_are_reported_together() {
+        let error =
+            settings(&["--drain-timeout=5", "--hold-timeout=x", "--max-requests=0"]).unwrap_err();
+        assert_eq!(error.problems.len(), 3, "{error}");
+        assert!(error.to_string().contains("--drain-timeout: '5'"));
+    }
+
+    #[test]
+    fn a_zero_timeout_is_refused_once() {
+        let error = settings(&["--header-timeout=0s"]).unwrap_err();
+        assert_eq!(error.problems, ["--header-timeout: must be above 0s"]);
+    }
+}

@@ -1,0 +1,89 @@
+//! (IO) Reading a request body: whole, within its limits of size and time.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use futures::FutureExt as _;
+use http::HeaderMap;
+use http::header::CONTENT_LENGTH;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+
+use crate::guard::Watch;
+use crate::process::{BodyLease, Process};
+use crate::reject::Reject;
+
+/// Room that is made at once for a body of unknown length.
+const FIRST_BYTES: usize = 16 << 10;
+
+/// The body and the room that it takes.
+pub(crate) async fn read(
+    process: &Arc<Process>,
+    watch: &Watch,
+    headers: &HeaderMap,
+    body: Incoming,
+) -> Result<(Bytes, BodyLease), Reject> {
+    let max_bytes = process.settings.limits.body_bytes;
+    let length = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > max_bytes) {
+        return Err(Reject::BodyTooLarge { max_bytes });
+    }
+    let mut collect = std::pin::pin!(collect(process, length, max_bytes, body));
+    // Usually the body came together with the head: then no timer is needed.
+    if let Some(result) = collect.as_mut().now_or_never() {
+        return result;
+    }
+    watch.reads_body();
+    let result = tokio::time::timeout(process.settings.limits.body_timeout, collect).await;
+    watch.busy();
+    result.unwrap_or(Err(Reject::BodyTimeout))
+}
+
+async fn collect(
+    process: &Arc<Process>,
+    length: Option<usize>,
+    max_bytes: usize,
+    mut body: Incoming,
+) -> Result<(Bytes, BodyLease), Reject> {
+    let mut lease = process
+        .lease_body(length.unwrap_or(0))
+        .ok_or(Reject::Overloaded)?;
+    let mut first: Option<Bytes> = None;
+    let mut all: Option<BytesMut> = None;
+    while let Some(frame) = body.frame().await {
+        let Ok(bytes) = frame.map_err(|_| Reject::BodyBroken)?.into_data() else {
+            continue;
+        };
+        let before = all
+            .as_ref()
+            .map(BytesMut::len)
+            .or(first.as_ref().map(Bytes::len))
+            .unwrap_or(0);
+        let now = before + bytes.len();
+        if now > max_bytes {
+            return Err(Reject::BodyTooLarge { max_bytes });
+        }
+        if length.is_none() {
+            drop(lease);
+            lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
+        }
+        match (&mut all, first.take()) {
+            (Some(all), _) => all.extend_from_slice(&bytes),
+            (None, None) => first = Some(bytes),
+            (None, Some(start)) => {
+                let mut joined =
+                    BytesMut::with_capacity(length.unwrap_or(0).max(FIRST_BYTES).max(now));
+                joined.extend_from_slice(&start);
+                joined.extend_from_slice(&bytes);
+                all = Some(joined);
+            }
+        }
+        if body.is_end_stream() {
+            break;
+        }
+    }
+    let bytes = all.map(BytesMut::freeze).or(first).unwrap_or_default();
+    Ok((bytes, lease))
+}

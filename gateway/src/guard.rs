@@ -1,0 +1,258 @@
+//! (IO) A client connection under watch: slow heads, idle connections, callers that do not read, drain.
+//!
+//! A worker looks over its connections a few times a second at most. Each keeps when it last changed phase, so a
+//! request needs no timer of its own. What is cut here is cut without an answer: there is nobody to read it.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use hyper::rt::{Read, ReadBufCursor, Write};
+use hyper_util::rt::TokioIo;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::settings::Limits;
+
+/// Waiting for the first byte of a request.
+const IDLE: u8 = 0;
+/// Part of a request head has come.
+const HEAD: u8 = 1;
+/// A request is being answered.
+const BUSY: u8 = 2;
+/// The request's body is still coming.
+const BODY: u8 = 3;
+
+const NOTHING: u8 = 0;
+const DRAIN: u8 = 1;
+const CUT: u8 = 2;
+
+/// Says that writes do not wait.
+const FLOWING: u64 = u64::MAX;
+
+/// What is known of one client connection.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    phase: AtomicU8,
+    /// Worker time of the last change of phase.
+    since_ms: AtomicU64,
+    /// Worker time since when a write waits, or [`FLOWING`].
+    blocked_ms: AtomicU64,
+    order: AtomicU8,
+    waker: AtomicWaker,
+    clock: Arc<AtomicU64>,
+}
+
+impl Watch {
+    /// A new connection. `clock` is the worker's time in ms, advanced by its ticks.
+    pub(crate) fn new(clock: &Arc<AtomicU64>) -> Self {
+        Self {
+            // Whoever connects is expected to speak: an open connection without a byte counts as a slow head.
+            phase: AtomicU8::new(HEAD),
+            since_ms: AtomicU64::new(clock.load(Ordering::Relaxed)),
+            blocked_ms: AtomicU64::new(FLOWING),
+            order: AtomicU8::new(NOTHING),
+            waker: AtomicWaker::new(),
+            clock: Arc::clone(clock),
+        }
+    }
+
+    fn enter(&self, phase: u8) {
+        self.since_ms
+            .store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    /// A request head is complete.
+    pub(crate) fn busy(&self) {
+        self.enter(BUSY);
+    }
+
+    /// The handler waits for the rest of a body.
+    pub(crate) fn reads_body(&self) {
+        self.enter(BODY);
+    }
+
+    /// The answer is on its way.
+    pub(crate) fn idle(&self) {
+        self.enter(IDLE);
+    }
+
+    /// Ends the connection after the request in progress.
+    pub(crate) fn drain(&self) {
+        self.order.fetch_max(DRAIN, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Cuts the connection if it has been in one phase for too long at `now_ms`.
+    pub(crate) fn check(&self, now_ms: u64, limits: &Limits) {
+        let over = |since_ms: u64, limit: std::time::Duration| {
+            u128::from(now_ms.saturating_sub(since_ms)) >= limit.as_millis()
+        };
+        let since_ms = self.since_ms.load(Ordering::Relaxed);
+        let too_long = match self.phase.load(Ordering::Relaxed) {
+            IDLE => over(since_ms, limits.idle_timeout),
+            HEAD => over(since_ms, limits.header_timeout),
+            _ => false,
+        };
+        let blocked_ms = self.blocked_ms.load(Ordering::Relaxed);
+        if too_long || (blocked_ms != FLOWING && over(blocked_ms, limits.write_timeout)) {
+            self.order.store(CUT, Ordering::Release);
+            self.waker.wake();
+        }
+    }
+}
+
+/// The socket, telling its [`Watch`] what happens.
+pub(crate) struct WatchedIo {
+    io: TokioIo<TcpStream>,
+    watch: Arc<Watch>,
+}
+
+impl WatchedIo {
+    /// Watches `stream`.
+    pub(crate) fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
+        Self {
+            io: TokioIo::new(stream),
+            watch,
+        }
+    }
+
+    fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
+        let blocked_ms = self.watch.blocked_ms.load(Ordering::Relaxed);
+        if result.is_pending() {
+            if blocked_ms == FLOWING {
+                self.watch
+                    .blocked_ms
+                    .store(self.watch.clock.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        } else if blocked_ms != FLOWING {
+            self.watch.blocked_ms.store(FLOWING, Ordering::Relaxed);
+        }
+        result
+    }
+}
+
+impl Read for WatchedIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        match self.watch.phase.load(Ordering::Relaxed) {
+            IDLE if result.is_ready() => self.watch.enter(HEAD),
+            BODY if result.is_pending() => {
+                // A caller with Nagle's algorithm on keeps the body back until the head is acknowledged, which Linux
+                // may delay by 40 ms. Not being able to is no reason to stop.
+                let _ = SockRef::from(self.io.inner()).set_tcp_quickack(true);
+            }
+            _ => {}
+        }
+        result
+    }
+}
+
+impl Write for WatchedIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.wrote(result)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+}
+
+/// Runs a connection until it ends or its [`Watch`] cuts it. `drain` is called once when it shall end soon.
+pub(crate) async fn run<C, E>(
+    mut connection: Pin<&mut C>,
+    watch: &Watch,
+    mut drain: impl FnMut(Pin<&mut C>),
+) where
+    C: Future<Output = Result<(), E>>,
+{
+    let mut draining = false;
+    std::future::poll_fn(|cx| {
+        watch.waker.register(cx.waker());
+        match watch.order.load(Ordering::Acquire) {
+            CUT => return Poll::Ready(()),
+            DRAIN if !draining => {
+                draining = true;
+                drain(connection.as_mut());
+            }
+            _ => {}
+        }
+        // How a client connection ends matters to nobody: the request has its own record.
+        connection.as_mut().poll(cx).map(|_ended| ())
+    })
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch_at(clock: &Arc<AtomicU64>) -> Watch {
+        Watch::new(clock)
+    }
+
+    fn is_cut(watch: &Watch, now_ms: u64) -> bool {
+        watch.check(now_ms, &Limits::default());
+        watch.order.load(Ordering::Relaxed) == CUT
+    }
+
+    #[test]
+    fn each_phase_has_its_limit() {
+        let clock = Arc::new(AtomicU64::new(0));
+        assert!(!is_cut(&watch_at(&clock), 9_999));
+        assert!(
+            is_cut(&watch_at(&clock), 10_000),
+            "a head that does not come"
+        );
+        let watch = watch_at(&clock);
+        watch.busy();
+        assert!(!is_cut(&watch, 10_000_000), "a long answer is no fault");
+        clock.store(10_000_000, Ordering::Relaxed);
+        watch.idle();
+        assert!(!is_cut(&watch, 10_119_999));
+        assert!(is_cut(&watch, 10_120_000), "a connection that idles");
+    }
+
+    #[test]
+    fn a_write_that_waits_too_long_is_cut_and_one_that_flows_again_is_not() {
+        let clock = Arc::new(AtomicU64::new(5));
+        let watch = watch_at(&clock);
+        watch.busy();
+        watch.blocked_ms.store(5, Ordering::Relaxed);
+        assert!(!is_cut(&watch, 60_004));
+        watch.blocked_ms.store(FLOWING, Ordering::Relaxed);
+        assert!(!is_cut(&watch, 70_000));
+        watch.blocked_ms.store(5, Ordering::Relaxed);
+        assert!(is_cut(&watch, 60_005));
+    }
+}

@@ -1,0 +1,411 @@
+//! (IO) The request, as a story: recognise it, admit it, read it, match its rule, look into the cache, find an
+//! endpoint that answers, pass the answer on. Each step is one call; each refusal is a [`Reject`].
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use penstock_core::names::{BACKEND_HEADER, CACHE_HEADER, ENGINE_HEADER};
+
+use crate::attempt::{self, Answer, Job};
+use crate::body;
+use crate::cache::exact::{self, Entry, Key};
+use crate::guard::Watch;
+use crate::openai::{Api, Call, CallError, MAX_MODEL_BYTES};
+use crate::outbound::{self, REQUEST_ID};
+use crate::process::{Process, Worker};
+use crate::record::{OK, REFUSED, Record};
+use crate::reject::Reject;
+use crate::snapshot::{Rule, Snapshot};
+use crate::stream::{AnswerBody, Fill, Stream};
+
+const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
+const CACHE: HeaderName = HeaderName::from_static(CACHE_HEADER);
+const ENGINE: HeaderName = HeaderName::from_static(ENGINE_HEADER);
+/// Longer request ids of callers are replaced.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+const HIT: &str = "hit";
+const MISS: &str = "miss";
+const BYPASS: &str = "bypass";
+
+/// What a path leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Path {
+    Call(Api),
+    Models,
+}
+
+/// What became of a request that was not refused.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists per request, and nearly all are the large one"
+)]
+enum Done {
+    /// An answer from a backend, and where to store it.
+    Answer(Answer, Option<Store>),
+    /// A stored answer.
+    Stored(Arc<Entry>),
+    /// The list of models.
+    Models(Bytes),
+}
+
+/// Where an answer shall be stored.
+struct Store {
+    rule: Arc<Rule>,
+    key: Key,
+}
+
+/// Answers one request. Dropping the future is how a caller leaves.
+pub(crate) async fn handle(
+    worker: Arc<Worker>,
+    watch: Arc<Watch>,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, Infallible> {
+    let (head, body) = request.into_parts();
+    let id = request_id(&worker, &head.headers);
+    let mut record = Box::new(Record::open(
+        &worker,
+        &watch,
+        id.clone(),
+        penstock_shell::clock::now(),
+    ));
+    let done = serve(&worker, &watch, &head, body, &mut record).await;
+    let is_draining = worker.process.is_draining();
+    let cache = record.cache();
+    let backend = record
+        .candidate()
+        .map(|candidate| candidate.backend.label.clone());
+    let mut response = match done {
+        Ok(Done::Answer(answer, store)) => answered(&worker, answer, store, record),
+        Ok(Done::Stored(entry)) => stored(&entry, record),
+        Ok(Done::Models(bytes)) => {
+            record.status = 200;
+            let mut response = Response::new(AnswerBody::whole(bytes, OK, record));
+            response
+                .headers_mut()
+                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
+        Err(reject) => refused(&reject, record),
+    };
+    let headers = response.headers_mut();
+    headers.insert(REQUEST_ID, id);
+    if let Some(backend) = backend {
+        headers.insert(BACKEND, backend);
+    }
+    if let Some(cache) = cache {
+        headers.insert(CACHE, HeaderValue::from_static(cache));
+    }
+    if is_draining {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// The caller's id, if it is usable, else a new one.
+fn request_id(worker: &Worker, headers: &HeaderMap) -> HeaderValue {
+    headers
+        .get(REQUEST_ID)
+        .filter(|id| !id.is_empty() && id.len() <= MAX_REQUEST_ID_BYTES && id.to_str().is_ok())
+        .cloned()
+        .unwrap_or_else(|| worker.request_id())
+}
+
+async fn serve(
+    worker: &Arc<Worker>,
+    watch: &Arc<Watch>,
+    head: &http::request::Parts,
+    body: Incoming,
+    record: &mut Record,
+) -> Result<Done, Reject> {
+    let process = &worker.process;
+    let path = recognise(&head.method, head.uri.path())?;
+    check_headers(process, &head.headers)?;
+    let api = match path {
+        Path::Models => {
+            let models = process
+                .snapshot
+                .load()
+                .as_ref()
+                .map(|snapshot| snapshot.models.clone());
+            return models.map(Done::Models).ok_or(Reject::NotConfigured);
+        }
+        Path::Call(api) => api,
+    };
+    record.api = Some(api);
+    record.admit()?;
+    let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
+    let call = Call::parse(&body).map_err(|err| match err {
+        CallError::Json { line, column } => Reject::InvalidJson { line, column },
+        CallError::NoModel => Reject::MissingModel,
+    })?;
+    record.set_model(&call.model);
+    let rule = match_rule(process.snapshot.load().as_deref(), &call.model)?;
+    record.rule = Some(Arc::clone(&rule));
+    let store = match look_up(process, &rule, api, &head.headers, &body, record) {
+        Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
+        Lookup::Missing(store) => store,
+    };
+    let job = Job {
+        worker,
+        api,
+        headers: &head.headers,
+        body: &body,
+        call: &call,
+    };
+    let answer = attempt::run(&job, record).await?;
+    Ok(Done::Answer(answer, store))
+}
+
+fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {
+    let (path, allowed) = match path {
+        "/v1/chat/completions" => (Path::Call(Api::Chat), Method::POST),
+        "/v1/completions" => (Path::Call(Api::Completions), Method::POST),
+        "/v1/models" => (Path::Models, Method::GET),
+        _ => return Err(Reject::PathNotFound),
+    };
+    match (*method == allowed, path) {
+        (true, path) => Ok(path),
+        (false, Path::Call(_)) => Err(Reject::MethodNotAllowed { allowed: "POST" }),
+        (false, Path::Models) => Err(Reject::MethodNotAllowed { allowed: "GET" }),
+    }
+}
+
+fn check_headers(process: &Process, headers: &HeaderMap) -> Result<(), Reject> {
+    let limits = &process.settings.limits;
+    let bytes: usize = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
+    if headers.len() > limits.headers || bytes > limits.header_bytes {
+        return Err(Reject::HeadersTooLarge);
+    }
+    if headers
+        .get(CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        return Err(Reject::EncodedBody);
+    }
+    if outbound::passed(headers, &process.via_token) {
+        return Err(Reject::LoopDetected);
+    }
+    Ok(())
+}
+
+fn match_rule(snapshot: Option<&Snapshot>, model: &str) -> Result<Arc<Rule>, Reject> {
+    let snapshot = snapshot.ok_or(Reject::NotConfigured)?;
+    let rule = if model.len() > MAX_MODEL_BYTES {
+        None
+    } else {
+        snapshot.rule_for(model)
+    };
+    rule.cloned().ok_or_else(|| Reject::ModelNotFound {
+        model: model.to_owned(),
+    })
+}
+
+enum Lookup {
+    Stored(Arc<Entry>),
+    Missing(Option<Store>),
+}
+
+/// Looks into the rule's cache. A stored answer counts only while its backend, as it was then, is a first choice.
+fn look_up(
+    process: &Process,
+    rule: &Arc<Rule>,
+    api: Api,
+    headers: &HeaderMap,
+    body: &[u8],
+    record: &mut Record,
+) -> Lookup {
+    let Some((name, cache)) = &rule.cache else {
+        return Lookup::Missing(None);
+    };
+    let bypasses = headers
+        .get_all(CACHE_CONTROL)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value.split(',').any(|directive| {
+                let directive = directive.trim();
+                directive.eq_ignore_ascii_case("no-store")
+                    || directive.eq_ignore_ascii_case("no-cache")
+            })
+        });
+    let key = if bypasses {
+        None
+    } else {
+        exact::key(name, api.path(), body)
+    };
+    let Some(key) = key else {
+        record.set_cache(BYPASS);
+        return Lookup::Missing(None);
+    };
+    let now_ms = process.ms(record.started);
+    let is_first_choice = |entry: &Entry| {
+        rule.tiers.first().is_some_and(|tier| {
+            tier.candidates.iter().any(|candidate| {
+                candidate.backend.id == entry.backend && candidate.maker == entry.maker
+            })
+        })
+    };
+    if let Some(entry) = cache.get(&key, now_ms, is_first_choice) {
+        record.set_cache(HIT);
+        Lookup::Stored(entry)
+    } else {
+        record.set_cache(MISS);
+        Lookup::Missing(Some(Store {
+            rule: Arc::clone(rule),
+            key,
+        }))
+    }
+}
+
+fn refused(reject: &Reject, mut record: Box<Record>) -> Response<AnswerBody> {
+    let (status, headers, bytes) = reject.parts();
+    record.rejected(reject, status.as_u16());
+    let label = reject.label();
+    let mut response = Response::new(AnswerBody::whole(Bytes::from(bytes), label, record));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+fn stored(entry: &Entry, mut record: Box<Record>) -> Response<AnswerBody> {
+    record.status = 200;
+    let mut response = Response::new(AnswerBody::whole(entry.body.clone(), OK, record));
+    let headers = response.headers_mut();
+    headers.extend(entry.headers.iter().cloned());
+    if let Ok(backend) = HeaderValue::from_str(&entry.backend.to_string()) {
+        headers.insert(BACKEND, backend);
+    }
+    response
+}
+
+fn answered(
+    worker: &Arc<Worker>,
+    answer: Answer,
+    store: Option<Store>,
+    mut record: Box<Record>,
+) -> Response<AnswerBody> {
+    match answer {
+        Answer::Refused { head, bytes } => {
+            if let Some(reject) = attempt::refusal(head.status(), &bytes) {
+                return refused(&reject, record);
+            }
+            record.status = head.status().as_u16();
+            respond(head, false, AnswerBody::whole(bytes, REFUSED, record))
+        }
+        Answer::Whole { head, bytes, usage } => {
+            record.status = head.status().as_u16();
+            record.usage = usage;
+            if let Some((store, entry)) = storable(&head, store, &record) {
+                let now_ms = worker.process.ms(penstock_shell::clock::now());
+                if let Some((_, cache)) = &store.rule.cache {
+                    cache.put(
+                        store.key,
+                        Entry {
+                            body: copied(&bytes),
+                            ..entry
+                        },
+                        now_ms,
+                    );
+                }
+            }
+            respond(head, false, AnswerBody::whole(bytes, OK, record))
+        }
+        Answer::Stream { head, begun } => {
+            record.status = head.status().as_u16();
+            let fill = storable(&head, store, &record).and_then(|(store, entry)| {
+                let (_, cache) = store.rule.cache.as_ref()?;
+                Some(Fill::new(store.key, Arc::clone(cache), entry))
+            });
+            let idle = record
+                .rule
+                .as_ref()
+                .map_or(std::time::Duration::MAX, |rule| rule.idle);
+            let keeps_length = begun.meter.is_none();
+            let mut stream = Stream::new(worker, begun, idle, record);
+            if let Some(fill) = fill {
+                stream.fill(fill);
+            }
+            respond(head, keeps_length, AnswerBody::Stream(Box::new(stream)))
+        }
+    }
+}
+
+/// A slice keeps the whole read buffer that it came in; a stored answer must cost what it counts.
+fn copied(bytes: &Bytes) -> Bytes {
+    Bytes::copy_from_slice(bytes)
+}
+
+/// Whether and as what an answer may be stored: 200, and made by a first choice, since no other is served.
+fn storable(head: &Response<()>, store: Option<Store>, record: &Record) -> Option<(Store, Entry)> {
+    let store = store?;
+    let candidate = record.candidate()?;
+    if head.status() != StatusCode::OK || record.tier() != Some(0) {
+        return None;
+    }
+    let headers = [CONTENT_TYPE, ENGINE]
+        .into_iter()
+        .filter_map(|name| {
+            head.headers()
+                .get(&name)
+                .cloned()
+                .map(|value| (name, value))
+        })
+        .collect();
+    let entry = Entry {
+        backend: candidate.backend.id.clone(),
+        maker: candidate.maker,
+        headers,
+        body: Bytes::new(),
+    };
+    Some((store, entry))
+}
+
+fn respond(head: Response<()>, keeps_length: bool, body: AnswerBody) -> Response<AnswerBody> {
+    let (mut parts, ()) = head.into_parts();
+    attempt::clean(&mut parts.headers, keeps_length);
+    // Extensions belong to the connection that the answer came on.
+    parts.extensions.clear();
+    parts.version = http::Version::HTTP_11;
+    Response::from_parts(parts, body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_methods_are_recognised() {
+        let recognise = |method: Method, path: &str| recognise(&method, path);
+        assert_eq!(
+            recognise(Method::POST, "/v1/chat/completions"),
+            Ok(Path::Call(Api::Chat))
+        );
+        assert_eq!(
+            recognise(Method::POST, "/v1/completions"),
+            Ok(Path::Call(Api::Completions))
+        );
+        assert_eq!(recognise(Method::GET, "/v1/models"), Ok(Path::Models));
+        assert_eq!(
+            recognise(Method::GET, "/v1/completions"),
+            Err(Reject::MethodNotAllowed { allowed: "POST" })
+        );
+        assert_eq!(
+            recognise(Method::POST, "/v1/models"),
+            Err(Reject::MethodNotAllowed { allowed: "GET" })
+        );
+        for path in ["/", "/v1/chat/completions/", "/v1/embeddings", "/metrics"] {
+            assert_eq!(
+                recognise(Method::POST, path),
+                Err(Reject::PathNotFound),
+                "{path}"
+            );
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! The gateway: every request to the backend that shall answer it, and the answer back as it comes.
+//!
+//! `handle` tells the life of a request; each stage has its file. Pure stages take what they need and give a value
+//! back; files that read clocks or sockets say (IO). `server::run` is the whole program without its command line.
+
+pub mod args;
+pub mod balance;
+pub mod cache;
+pub mod choose;
+pub mod load;
+pub mod meter;
+pub mod metrics;
+pub mod openai;
+pub mod outbound;
+pub mod outlier;
+pub mod reject;
+pub mod settings;
+pub mod snapshot;
+pub mod source;
+pub mod sse;
+
+mod admin;
+mod attempt;
+mod body;
+mod guard;
+mod handle;
+mod hold;
+mod process;
+mod record;
+mod server;
+mod stream;
+mod upstream;
+mod worker;
+
+pub use args::{Args, GatewayArgs};
+pub use server::{Error, run};
+pub use settings::{Limits, Settings};
+pub use source::{Credential, Credentials, Publisher, Sources};

@@ -1,0 +1,407 @@
+//! What Prometheus sees. Names follow the OpenTelemetry GenAI conventions where these have one. Label values come
+//! from the config and from closed enums, never from callers; series of a rule that is gone are dropped with it.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::openai::Api;
+
+/// OpenTelemetry's buckets for durations of GenAI requests, s.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+];
+/// OpenTelemetry's buckets for the time to the first token, s.
+const TTFT_BUCKETS: [f64; 16] = [
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
+];
+/// OpenTelemetry's buckets for the time per output token, s.
+const TPOT_BUCKETS: [f64; 13] = [
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
+];
+/// OpenTelemetry's buckets for token counts.
+const TOKEN_BUCKETS: [f64; 14] = [
+    1.0,
+    4.0,
+    16.0,
+    64.0,
+    256.0,
+    1024.0,
+    4096.0,
+    16384.0,
+    65536.0,
+    262_144.0,
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+];
+
+/// Who answered what.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RouteLabels {
+    gen_ai_operation_name: &'static str,
+    rule: String,
+    backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    gen_ai_operation_name: &'static str,
+    gen_ai_token_type: &'static str,
+    rule: String,
+    backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    rule: String,
+    backend: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FailureLabels {
+    backend: String,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CacheLabels {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConfigLabels {
+    digest: String,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// All series of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    requests: Family<OutcomeLabels, Counter>,
+    failures: Family<FailureLabels, Counter>,
+    duration: Histograms<RouteLabels>,
+    ttft: Histograms<RouteLabels>,
+    tpot: Histograms<RouteLabels>,
+    tokens: Histograms<TokenLabels>,
+    cache: Family<CacheLabels, Counter>,
+    config: Family<ConfigLabels, Gauge>,
+    /// Requests in progress.
+    pub in_flight: Gauge,
+    /// Requests that wait for a ready endpoint.
+    pub held: Gauge,
+    /// Open client connections.
+    pub connections: Gauge,
+    /// Attempts after the first one of a request.
+    pub retries: Counter,
+    /// Endpoints that were left out after failures in a row.
+    pub ejections: Counter,
+    /// Configs that were applied.
+    pub reloads: Counter<u64, AtomicU64>,
+}
+
+/// Handles for one rule and backend, found once per config so that a request does not look them up.
+#[derive(Debug)]
+pub struct RouteMetrics {
+    rule: String,
+    backend: String,
+    ok: Counter,
+    calls: [CallMetrics; 2],
+}
+
+/// Handles for one call of one rule and backend.
+#[derive(Debug)]
+pub struct CallMetrics {
+    /// From the request's head to the answer's end, s.
+    pub duration: Histogram,
+    /// From the request's head to the first token, s; streams only.
+    pub ttft: Histogram,
+    /// Mean time between tokens of one stream, s.
+    pub tpot: Histogram,
+    /// Tokens of the prompt as the backend counted them.
+    pub input_tokens: Histogram,
+    /// Tokens of the answer as the backend counted them.
+    pub output_tokens: Histogram,
+}
+
+impl Metrics {
+    /// Registers everything in `registry`.
+    #[expect(clippy::too_many_lines, reason = "one metric after another")]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            failures: Family::default(),
+            duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+            ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
+            tpot: Family::new_with_constructor(|| Histogram::new(TPOT_BUCKETS)),
+            tokens: Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
+            cache: Family::default(),
+            config: Family::default(),
+            in_flight: Gauge::default(),
+            held: Gauge::default(),
+            connections: Gauge::default(),
+            retries: Counter::default(),
+            ejections: Counter::default(),
+            reloads: Counter::default(),
+        };
+        let seconds = || Unit::Seconds;
+        registry.register_with_unit(
+            "gen_ai_server_request_duration",
+            "From a request's head to its answer's end",
+            seconds(),
+            metrics.duration.clone(),
+        );
+        registry.register_with_unit(
+            "gen_ai_server_time_to_first_token",
+            "From a request's head to the first token, streams only",
+            seconds(),
+            metrics.ttft.clone(),
+        );
+        registry.register_with_unit(
+            "gen_ai_server_time_per_output_token",
+            "Mean time between the tokens of a stream",
+            seconds(),
+            metrics.tpot.clone(),
+        );
+        registry.register(
+            "gen_ai_client_token_usage",
+            "Tokens as the backend counted them",
+            metrics.tokens.clone(),
+        );
+        registry.register(
+            "penstock_gateway_requests",
+            "Requests by what became of them",
+            metrics.requests.clone(),
+        );
+        registry.register(
+            "penstock_gateway_attempt_failures",
+            "Attempts that failed before the answer began",
+            metrics.failures.clone(),
+        );
+        registry.register(
+            "penstock_gateway_retries",
+            "Attempts after the first one of a request",
+            metrics.retries.clone(),
+        );
+        registry.register(
+            "penstock_gateway_ejections",
+            "Endpoints left out after failures in a row",
+            metrics.ejections.clone(),
+        );
+        registry.register(
+            "penstock_gateway_cache_lookups",
+            "Requests of rules with a cache",
+            metrics.cache.clone(),
+        );
+        registry.register(
+            "penstock_gateway_in_flight_requests",
+            "Requests in progress",
+            metrics.in_flight.clone(),
+        );
+        registry.register(
+            "penstock_gateway_held_requests",
+            "Requests that wait for a ready endpoint",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "penstock_gateway_connections",
+            "Open client connections",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "penstock_gateway_config_reloads",
+            "Configs that were applied",
+            metrics.reloads.clone(),
+        );
+        registry.register(
+            "penstock_gateway_config_info",
+            "1 for the config in force",
+            metrics.config.clone(),
+        );
+        metrics
+    }
+
+    /// Handles for one rule and backend.
+    pub fn route(&self, rule: &str, backend: &str) -> Arc<RouteMetrics> {
+        let outcome = OutcomeLabels {
+            rule: rule.to_owned(),
+            backend: backend.to_owned(),
+            outcome: "ok",
+        };
+        let calls = Api::ALL.map(|api| {
+            let labels = route_labels(api, rule, backend);
+            CallMetrics {
+                duration: self.duration.get_or_create_owned(&labels),
+                ttft: self.ttft.get_or_create_owned(&labels),
+                tpot: self.tpot.get_or_create_owned(&labels),
+                input_tokens: self
+                    .tokens
+                    .get_or_create_owned(&token_labels(api, "input", rule, backend)),
+                output_tokens: self
+                    .tokens
+                    .get_or_create_owned(&token_labels(api, "output", rule, backend)),
+            }
+        });
+        Arc::new(RouteMetrics {
+            rule: rule.to_owned(),
+            backend: backend.to_owned(),
+            ok: self.requests.get_or_create_owned(&outcome),
+            calls,
+        })
+    }
+
+    /// Drops the series of a rule and backend that are no longer together; `outcomes` are all that they may have.
+    pub fn forget(&self, rule: &str, backend: &str, outcomes: &[&'static str]) {
+        for api in Api::ALL {
+            let labels = route_labels(api, rule, backend);
+            self.duration.remove(&labels);
+            self.ttft.remove(&labels);
+            self.tpot.remove(&labels);
+            self.tokens
+                .remove(&token_labels(api, "input", rule, backend));
+            self.tokens
+                .remove(&token_labels(api, "output", rule, backend));
+        }
+        for outcome in outcomes {
+            let labels = OutcomeLabels {
+                rule: rule.to_owned(),
+                backend: backend.to_owned(),
+                outcome,
+            };
+            self.requests.remove(&labels);
+        }
+    }
+
+    /// Counts a request that ended with `outcome`.
+    pub fn ended(&self, route: Option<&RouteMetrics>, rule: &str, outcome: &'static str) {
+        match route {
+            Some(route) if outcome == "ok" => route.ok.inc(),
+            Some(route) => {
+                let labels = OutcomeLabels {
+                    rule: route.rule.clone(),
+                    backend: route.backend.clone(),
+                    outcome,
+                };
+                self.requests.get_or_create(&labels).inc()
+            }
+            None => {
+                let labels = OutcomeLabels {
+                    rule: rule.to_owned(),
+                    backend: String::new(),
+                    outcome,
+                };
+                self.requests.get_or_create(&labels).inc()
+            }
+        };
+    }
+
+    /// Counts an attempt that failed before an answer began.
+    pub fn attempt_failed(&self, backend: &str, reason: &'static str) {
+        self.failures
+            .get_or_create(&FailureLabels {
+                backend: backend.to_owned(),
+                reason,
+            })
+            .inc();
+    }
+
+    /// Counts a request of a rule with a cache.
+    pub fn cache(&self, result: &'static str) {
+        self.cache.get_or_create(&CacheLabels { result }).inc();
+    }
+
+    /// Says which config is in force.
+    pub fn config(&self, digest: &str) {
+        self.config.clear();
+        self.config
+            .get_or_create(&ConfigLabels {
+                digest: digest.to_owned(),
+            })
+            .set(1);
+        self.reloads.inc();
+    }
+}
+
+impl RouteMetrics {
+    /// Handles for one call.
+    pub fn call(&self, api: Api) -> &CallMetrics {
+        &self.calls[api.index()]
+    }
+
+    /// The rule's label.
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    /// The backend's label.
+    pub fn backend(&self) -> &str {
+        &self.backend
+    }
+}
+
+fn route_labels(api: Api, rule: &str, backend: &str) -> RouteLabels {
+    RouteLabels {
+        gen_ai_operation_name: api.operation(),
+        rule: rule.to_owned(),
+        backend: backend.to_owned(),
+    }
+}
+
+fn token_labels(api: Api, kind: &'static str, rule: &str, backend: &str) -> TokenLabels {
+    TokenLabels {
+        gen_ai_operation_name: api.operation(),
+        gen_ai_token_type: kind,
+        rule: rule.to_owned(),
+        backend: backend.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(registry: &Registry) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, registry).unwrap();
+        text
+    }
+
+    #[test]
+    fn series_of_a_route_come_and_go_with_it() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let route = metrics.route("ns/p/r", "ns/b");
+        metrics.ended(Some(&route), "", "ok");
+        metrics.ended(Some(&route), "", "cut");
+        route.call(Api::Chat).ttft.observe(0.2);
+        let before = text(&registry);
+        assert!(before.contains(
+            r#"penstock_gateway_requests_total{rule="ns/p/r",backend="ns/b",outcome="cut"} 1"#
+        ));
+        assert!(before.contains("gen_ai_server_time_to_first_token_seconds_bucket"));
+        assert!(before.contains("gen_ai_client_token_usage_bucket"));
+        metrics.forget("ns/p/r", "ns/b", &["ok", "cut"]);
+        assert!(!text(&registry).contains("ns/p/r"));
+    }
+
+    #[test]
+    fn one_config_is_in_force() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.config("aa");
+        metrics.config("bb");
+        let text = text(&registry);
+        assert!(
+            text.contains(r#"penstock_gateway_config_info{digest="bb"} 1"#) && !text.contains("aa")
+        );
+    }
+}

@@ -1,0 +1,264 @@
+//! The few things that the gateway reads of an OpenAI-shaped request: which call it is, the `model` member, whether
+//! it streams. All other bytes stay as they came; only `model` is ever replaced.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use bytes::Bytes;
+use bytes::buf::{Buf as _, Chain};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
+pub const MAX_MODEL_BYTES: usize = 512;
+
+/// A call that goes to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Api {
+    /// `POST /v1/chat/completions`
+    Chat,
+    /// `POST /v1/completions`
+    Completions,
+}
+
+impl Api {
+    /// All of them, in the order of [`Api::index`].
+    pub const ALL: [Self; 2] = [Self::Chat, Self::Completions];
+
+    /// Position in tables that hold something for each call.
+    pub fn index(self) -> usize {
+        match self {
+            Self::Chat => 0,
+            Self::Completions => 1,
+        }
+    }
+
+    /// The path below a base URL that ends in `/v1`.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Chat => "/chat/completions",
+            Self::Completions => "/completions",
+        }
+    }
+
+    /// `gen_ai.operation.name` of the OpenTelemetry conventions.
+    pub fn operation(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completions => "text_completion",
+        }
+    }
+}
+
+/// What was read of a request body.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// The model's name, unescaped.
+    pub model: Cow<'a, str>,
+    /// Where the value of `model` stands in the body, quotes included.
+    pub model_at: Range<usize>,
+    /// Whether an event stream is asked for.
+    pub stream: bool,
+}
+
+/// Why a body cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallError {
+    /// Not a JSON object, or `model` or `stream` occurs twice or has the wrong type.
+    Json {
+        /// Line of the mistake, from 1.
+        line: usize,
+        /// Column of the mistake, from 1.
+        column: usize,
+    },
+    /// No `model`, or an empty one.
+    NoModel,
+}
+
+#[derive(Deserialize)]
+struct View<'a> {
+    #[serde(borrow, default)]
+    model: Option<&'a RawValue>,
+    #[serde(default)]
+    stream: Option<bool>,
+}
+
+impl<'a> Call<'a> {
+    /// Reads a request body. The whole body is checked to be JSON.
+    pub fn parse(body: &'a [u8]) -> Result<Self, CallError> {
+        // A derived struct also reads arrays; a request is an object.
+        if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+            return Err(CallError::Json { line: 1, column: 1 });
+        }
+        let json = |err: &serde_json::Error| CallError::Json {
+            line: err.line(),
+            column: err.column(),
+        };
+        let view: View<'_> = serde_json::from_slice(body).map_err(|err| json(&err))?;
+        let raw = view
+            .model
+            .map(RawValue::get)
+            .filter(|raw| *raw != "null")
+            .ok_or(CallError::NoModel)?;
+        let start = raw.as_ptr().addr().wrapping_sub(body.as_ptr().addr());
+        let model_at = start..start + raw.len();
+        let model = match raw
+            .strip_prefix('"')
+            .and_then(|rest| rest.strip_suffix('"'))
+        {
+            Some(plain) if !plain.contains('\\') => Cow::Borrowed(plain),
+            Some(_) => Cow::Owned(serde_json::from_str(raw).map_err(|err| json(&err))?),
+            None => {
+                return Err(CallError::Json {
+                    line: 1,
+                    column: start + 1,
+                });
+            }
+        };
+        if model.is_empty() {
+            return Err(CallError::NoModel);
+        }
+        Ok(Self {
+            model,
+            model_at,
+            stream: view.stream.unwrap_or(false),
+        })
+    }
+}
+
+/// A request body in up to three pieces: before, in place of and after the value of `model`.
+pub type Pieces = Chain<Chain<Bytes, Bytes>, Bytes>;
+
+/// The body as it is.
+pub fn unpatched(body: Bytes) -> Pieces {
+    body.chain(Bytes::new()).chain(Bytes::new())
+}
+
+/// The body with the value at `at` replaced by the JSON text `value`. Nothing is copied.
+pub fn patched(body: &Bytes, at: Range<usize>, value: Bytes) -> Pieces {
+    body.slice(..at.start)
+        .chain(value)
+        .chain(body.slice(at.end..))
+}
+
+/// Whether an error body has the OpenAI shape: an object with a member `error` that is an object with a text
+/// `message`.
+pub fn is_error(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Shape<'a> {
+        #[serde(borrow)]
+        error: Inner<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Inner<'a> {
+        #[serde(borrow)]
+        #[expect(dead_code, reason = "only its presence counts")]
+        message: Cow<'a, str>,
+    }
+    serde_json::from_slice::<Shape<'_>>(body).is_ok_and(
+        |Shape {
+             error: Inner { .. },
+         }| true,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn bytes(mut pieces: Pieces) -> Bytes {
+        let length = pieces.remaining();
+        pieces.copy_to_bytes(length)
+    }
+
+    #[test]
+    fn model_and_stream_are_read_wherever_they_stand() {
+        let body = br#" {"messages":[{"role":"user","content":"\"model\":\"x\""}],"stream":true, "model" : "chat"}"#;
+        let call = Call::parse(body).unwrap();
+        assert_eq!(call.model, "chat");
+        assert!(call.stream);
+        assert_eq!(&body[call.model_at], br#""chat""#);
+    }
+
+    #[test]
+    fn an_escaped_key_is_still_the_model() {
+        let call = Call::parse(br#"{"mod\u0065l":"a\u0062"}"#).unwrap();
+        assert_eq!(call.model, "ab");
+    }
+
+    #[test]
+    fn two_models_are_refused_because_parsers_disagree_on_them() {
+        assert!(matches!(
+            Call::parse(br#"{"model":"a","model":"b"}"#),
+            Err(CallError::Json { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_not_a_request_is_refused() {
+        for body in [
+            "",
+            "[]",
+            "[\"a\",true]",
+            "{",
+            "{}x",
+            "\"model\"",
+            r#"{"model":"a"}}"#,
+            r#"{"model":1}"#,
+            r#"{"model":"a","stream":"yes"}"#,
+        ] {
+            assert!(
+                matches!(Call::parse(body.as_bytes()), Err(CallError::Json { .. })),
+                "{body}"
+            );
+        }
+        for body in ["{}", r#"{"model":null}"#, r#"{"model":""}"#] {
+            assert_eq!(
+                Call::parse(body.as_bytes()),
+                Err(CallError::NoModel),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn deep_nesting_is_read_without_recursion() {
+        let body = format!(
+            r#"{{"model":"a","x":{}{}}}"#,
+            "[".repeat(200_000),
+            "]".repeat(200_000)
+        );
+        assert_eq!(Call::parse(body.as_bytes()).unwrap().model, "a");
+    }
+
+    #[test]
+    fn error_shape_is_recognised() {
+        assert!(is_error(
+            br#"{"error":{"message":"busy","type":"x","code":503}}"#
+        ));
+        assert!(!is_error(br#"{"error":"Unauthorized"}"#));
+        assert!(!is_error(br#"{"detail":"Not Found"}"#));
+        assert!(!is_error(b"<html>"));
+    }
+
+    proptest! {
+        #[test]
+        fn patching_changes_nothing_but_the_model(before in "[ \\n]{0,3}", name in "[a-z/\\-]{1,12}", other in "[a-zA-Z0-9 é\\u{1F600}]{0,20}", new in "[a-z]{1,9}") {
+            let body = format!(r#"{before}{{"x":{{"model":"inner"}},"model":{before}"{name}","y":"{other}"}}"#);
+            let expected = format!(r#"{before}{{"x":{{"model":"inner"}},"model":{before}"{new}","y":"{other}"}}"#);
+            let body = Bytes::from(body);
+            let call = Call::parse(&body).unwrap();
+            prop_assert_eq!(&call.model, &name);
+            let value = Bytes::from(format!("\"{new}\""));
+            prop_assert_eq!(bytes(patched(&body, call.model_at, value)), expected.as_bytes());
+            prop_assert_eq!(bytes(unpatched(body.clone())), body);
+        }
+
+        #[test]
+        fn any_bytes_are_read_or_refused_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Call::parse(&body);
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! Which headers cross the gateway. Pure.
+//!
+//! Never upstream: the caller's credentials, cookies, hop-by-hop headers (RFC 9110, 7.6.1), and what the gateway
+//! writes itself. Never to the caller: hop-by-hop headers and cookies of a backend.
+
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST,
+    PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+    VIA,
+};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use penstock_core::names::REQUEST_ID_HEADER;
+
+/// [`REQUEST_ID_HEADER`].
+pub const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+/// Other providers' ways to say `Authorization`.
+const API_KEYS: [HeaderName; 3] = [
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+];
+/// Headers that the gateway adds: `Host`, `Authorization`, `Via`, the request id.
+const ADDED: usize = 4;
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    [
+        CONNECTION,
+        TRANSFER_ENCODING,
+        TE,
+        TRAILER,
+        UPGRADE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+    ]
+    .contains(name)
+        || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+}
+
+/// A body may come back compressed only if the gateway can read it, so `Accept-Encoding` stays here too.
+fn stays_here(name: &HeaderName) -> bool {
+    [
+        HOST,
+        CONTENT_LENGTH,
+        AUTHORIZATION,
+        COOKIE,
+        ACCEPT_ENCODING,
+        EXPECT,
+    ]
+    .contains(name)
+        || is_hop_by_hop(name)
+        || API_KEYS.contains(name)
+        || *name == REQUEST_ID
+}
+
+/// Names that a `Connection` header makes hop-by-hop.
+fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+        .collect()
+}
+
+/// What goes upstream.
+pub fn request(
+    from_caller: &HeaderMap,
+    host: &HeaderValue,
+    authorization: Option<&HeaderValue>,
+    via: &HeaderValue,
+    id: &HeaderValue,
+) -> HeaderMap {
+    let named = if from_caller.contains_key(CONNECTION) {
+        named_by_connection(from_caller)
+    } else {
+        Vec::new()
+    };
+    let mut headers = HeaderMap::with_capacity(from_caller.len() + ADDED);
+    headers.insert(HOST, host.clone());
+    for (name, value) in from_caller {
+        if !stays_here(name) && !named.contains(name) {
+            headers.append(name, value.clone());
+        }
+    }
+    if let Some(authorization) = authorization {
+        headers.insert(AUTHORIZATION, authorization.clone());
+    }
+    headers.append(VIA, via.clone());
+    headers.insert(REQUEST_ID, id.clone());
+    headers
+}
+
+/// Leaves of a backend's headers what the caller may see.
+pub fn answer(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        for name in named_by_connection(headers) {
+            headers.remove(name);
+        }
+    }
+    for name in [
+        &CONNECTION,
+        &TRANSFER_ENCODING,
+        &KEEP_ALIVE,
+        &SET_COOKIE,
+        &TRAILER,
+        &UPGRADE,
+        &PROXY_AUTHENTICATE,
+        &PROXY_CONNECTION,
+    ] {
+        headers.remove(name);
+    }
+}
+
+/// Whether the request went through a gateway that calls itself `token` before.
+pub fn passed(headers: &HeaderMap, token: &str) -> bool {
+    headers
+        .get_all(VIA)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| {
+            value
+                .split(',')
+                .any(|hop| hop.split_ascii_whitespace().nth(1) == Some(token))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| {
+                (
+                    HeaderName::from_static(name),
+                    HeaderValue::from_static(value),
+                )
+            })
+            .collect()
+    }
+
+    #[test]
+    fn only_end_to_end_headers_go_upstream() {
+        let caller = map(&[
+            ("authorization", "Bearer caller"),
+            ("x-api-key", "caller"),
+            ("cookie", "a=b"),
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("host", "gateway"),
+            ("content-length", "5"),
+            ("accept-encoding", "gzip"),
+            ("x-request-id", "theirs"),
+            ("traceparent", "00-1"),
+            ("via", "1.1 other"),
+        ]);
+        let value = HeaderValue::from_static;
+        let sent = request(
+            &caller,
+            &value("pod:8000"),
+            Some(&value("Bearer ours")),
+            &value("1.1 me"),
+            &value("id"),
+        );
+        let expected = map(&[
+            ("host", "pod:8000"),
+            ("traceparent", "00-1"),
+            ("via", "1.1 other"),
+            ("via", "1.1 me"),
+            ("authorization", "Bearer ours"),
+            ("x-request-id", "id"),
+        ]);
+        let expected: HeaderMap =
+            expected
+                .into_iter()
+                .fold(HeaderMap::new(), |mut all, (name, value)| {
+                    if let Some(name) = name {
+                        all.append(name, value);
+                    } else {
+                        all.append(VIA, value);
+                    }
+                    all
+                });
+        assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn without_a_credential_no_authorization_goes_upstream() {
+        let caller = map(&[("authorization", "Bearer caller")]);
+        let value = HeaderValue::from_static;
+        let sent = request(&caller, &value("h"), None, &value("1.1 me"), &value("id"));
+        assert!(!sent.contains_key(AUTHORIZATION));
+    }
+
+    #[test]
+    fn cookies_and_connection_of_a_backend_stop_here() {
+        let mut headers = map(&[
+            ("set-cookie", "a"),
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("transfer-encoding", "chunked"),
+            ("content-type", "text/event-stream"),
+        ]);
+        answer(&mut headers);
+        assert_eq!(headers, map(&[("content-type", "text/event-stream")]));
+    }
+
+    #[test]
+    fn a_loop_is_seen_in_any_via_header() {
+        let headers = map(&[("via", "1.0 a, 1.1 penstock-ns-g (x)")]);
+        assert!(passed(&headers, "penstock-ns-g"));
+        assert!(!passed(&headers, "penstock-ns-g2"));
+        assert!(!passed(&HeaderMap::new(), "penstock-ns-g"));
+    }
+}

@@ -1,0 +1,156 @@
+//! (IO) `Process`: the state that all workers of a gateway share, and what each worker has for itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use arc_swap::ArcSwapOption;
+use http::HeaderValue;
+use tokio::sync::watch;
+
+use crate::load::Ledger;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+use crate::snapshot::{Parts, Snapshot};
+use crate::upstream::Connector;
+
+/// Bodies up to this size are bounded by the number of requests; only what is above counts against
+/// `total_body_bytes`, so that usual requests touch no shared counter.
+const UNCOUNTED_BODY_BYTES: usize = 64 << 10;
+
+/// Shared by all workers.
+pub(crate) struct Process {
+    pub(crate) settings: Settings,
+    /// What requests are answered from.
+    pub(crate) snapshot: ArcSwapOption<Snapshot>,
+    /// Counts snapshots, so that held requests can wait for the next one.
+    pub(crate) version: watch::Sender<u64>,
+    pub(crate) ledger: Ledger,
+    pub(crate) metrics: Metrics,
+    pub(crate) connector: Connector,
+    pub(crate) draining: AtomicBool,
+    body_bytes: AtomicUsize,
+    /// `1.1 <token>`, added to each request that goes upstream.
+    pub(crate) via: HeaderValue,
+    /// How this gateway calls itself in `Via`; the same for all its replicas.
+    pub(crate) via_token: String,
+    started: Instant,
+    /// Unix ms.
+    pub(crate) process_start_ms: u64,
+}
+
+impl Process {
+    pub(crate) fn new(settings: Settings, metrics: Metrics, connector: Connector) -> Arc<Self> {
+        let via_token = format!(
+            "penstock-{}-{}",
+            settings.gateway.namespace, settings.gateway.name
+        );
+        Arc::new(Self {
+            snapshot: ArcSwapOption::empty(),
+            version: watch::Sender::new(0),
+            ledger: Ledger::new(settings.workers),
+            metrics,
+            connector,
+            draining: AtomicBool::new(false),
+            body_bytes: AtomicUsize::new(0),
+            via: HeaderValue::from_str(&format!("1.1 {via_token}"))
+                .unwrap_or(HeaderValue::from_static("1.1 penstock")),
+            via_token,
+            started: penstock_shell::clock::now(),
+            process_start_ms: penstock_shell::clock::unix_ms(),
+            settings,
+        })
+    }
+
+    /// What builds snapshots.
+    pub(crate) fn parts(&self) -> Parts<'_> {
+        Parts {
+            ledger: &self.ledger,
+            metrics: &self.metrics,
+            workers: self.settings.workers,
+        }
+    }
+
+    /// Ms since the process started.
+    pub(crate) fn ms(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Room for a body of this many bytes, if there is any.
+    pub(crate) fn lease_body(self: &Arc<Self>, bytes: usize) -> Option<BodyLease> {
+        let counted = bytes.saturating_sub(UNCOUNTED_BODY_BYTES);
+        if counted == 0 {
+            return Some(BodyLease {
+                process: None,
+                bytes: 0,
+            });
+        }
+        let limit = self.settings.limits.total_body_bytes;
+        let before = self.body_bytes.fetch_add(counted, Ordering::AcqRel);
+        let lease = BodyLease {
+            process: Some(Arc::clone(self)),
+            bytes: counted,
+        };
+        (before.saturating_add(counted) <= limit).then_some(lease)
+    }
+}
+
+/// Room for one request body; given back when dropped.
+pub(crate) struct BodyLease {
+    process: Option<Arc<Process>>,
+    bytes: usize,
+}
+
+impl Drop for BodyLease {
+    fn drop(&mut self) {
+        if let Some(process) = &self.process {
+            process.body_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
+        }
+    }
+}
+
+/// One worker's own state.
+pub(crate) struct Worker {
+    pub(crate) process: Arc<Process>,
+    /// Its number, which selects its pools and ledger shards.
+    pub(crate) index: usize,
+    /// Ms since the process started, advanced by the worker's ticks.
+    pub(crate) clock: Arc<AtomicU64>,
+    /// Open connections.
+    pub(crate) connections: AtomicUsize,
+    id_start: u64,
+    ids: AtomicU64,
+}
+
+impl Worker {
+    pub(crate) fn new(process: &Arc<Process>, index: usize) -> Arc<Self> {
+        Arc::new(Self {
+            process: Arc::clone(process),
+            index,
+            clock: Arc::default(),
+            connections: AtomicUsize::new(0),
+            id_start: rand::random(),
+            ids: AtomicU64::new(0),
+        })
+    }
+
+    /// A request id that no other request of any replica has.
+    pub(crate) fn request_id(&self) -> HeaderValue {
+        let number = self.ids.fetch_add(1, Ordering::Relaxed);
+        let mut text = [0; 32];
+        for (index, place) in text.iter_mut().enumerate() {
+            let (word, digit) = if index < 16 {
+                (self.id_start, index)
+            } else {
+                (number, index - 16)
+            };
+            let nibble = usize::try_from((word >> (60 - 4 * digit)) & 15).unwrap_or(0);
+            *place = b"0123456789abcdef"[nibble];
+        }
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("0"))
+    }
+}

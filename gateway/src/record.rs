@@ -1,0 +1,315 @@
+//! (IO) `Record`: one request from its head to its end. Whatever way a request ends (answered, refused, caller gone,
+//! backend gone) its record is dropped exactly once, and that is where it is counted and logged.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use http::HeaderValue;
+
+use crate::choose::{Pass, Tried};
+use crate::guard::Watch;
+use crate::load::Ticket;
+use crate::meter::Usage;
+use crate::openai::Api;
+use crate::process::Worker;
+use crate::reject::{Broken, Reject};
+use crate::snapshot::{Candidate, Endpoint, Rule};
+
+/// Every value of the `outcome` label that a request with a backend may have.
+pub(crate) const ROUTE_OUTCOMES: [&str; 8] = [
+    OK,
+    CLIENT_GONE,
+    REFUSED,
+    "cut",
+    "aborted",
+    "stalled",
+    "malformed",
+    UPSTREAM_ERROR,
+];
+/// A whole answer went out.
+pub(crate) const OK: &str = "ok";
+/// The caller left before the end.
+pub(crate) const CLIENT_GONE: &str = "client_gone";
+/// The backend refused or failed, and its own answer went out.
+pub(crate) const REFUSED: &str = "refused";
+/// The backend reported an error inside its stream.
+pub(crate) const UPSTREAM_ERROR: &str = "upstream_error";
+/// A stored answer went out.
+const CACHED: &str = "cached";
+
+/// A request at an endpoint; counted there until dropped.
+pub(crate) struct InFlight(Arc<Endpoint>);
+
+impl InFlight {
+    pub(crate) fn enter(endpoint: &Arc<Endpoint>) -> Self {
+        endpoint.live.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(endpoint))
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.live.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Everything that is told about a request at its end.
+pub(crate) struct Record {
+    worker: Arc<Worker>,
+    watch: Arc<Watch>,
+    /// Its id, on the answer and in the log.
+    pub(crate) id: HeaderValue,
+    /// When its head was read.
+    pub(crate) started: Instant,
+    admitted: bool,
+    logged: bool,
+    pub(crate) api: Option<Api>,
+    model: String,
+    pub(crate) rule: Option<Arc<Rule>>,
+    /// Tier, candidate and pass of the last choice.
+    chosen: Option<(usize, usize, Pass)>,
+    pub(crate) in_flight: Option<InFlight>,
+    pub(crate) ticket: Option<Ticket>,
+    pub(crate) attempts: usize,
+    pub(crate) tried: Vec<Tried>,
+    cache: Option<&'static str>,
+    pub(crate) status: u16,
+    outcome: &'static str,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+    tokens: u64,
+    pub(crate) usage: Option<Usage>,
+}
+
+impl Record {
+    pub(crate) fn open(
+        worker: &Arc<Worker>,
+        watch: &Arc<Watch>,
+        id: HeaderValue,
+        started: Instant,
+    ) -> Self {
+        watch.busy();
+        Self {
+            worker: Arc::clone(worker),
+            watch: Arc::clone(watch),
+            id,
+            started,
+            admitted: false,
+            logged: tracing::enabled!(target: "access", tracing::Level::INFO),
+            api: None,
+            model: String::new(),
+            rule: None,
+            chosen: None,
+            in_flight: None,
+            ticket: None,
+            attempts: 0,
+            tried: Vec::new(),
+            cache: None,
+            status: 0,
+            outcome: CLIENT_GONE,
+            first_token: None,
+            last_token: None,
+            tokens: 0,
+            usage: None,
+        }
+    }
+
+    /// Takes one of the places for requests in progress.
+    pub(crate) fn admit(&mut self) -> Result<(), Reject> {
+        let process = &self.worker.process;
+        let limit = i64::try_from(process.settings.limits.requests).unwrap_or(i64::MAX);
+        self.admitted = true;
+        if process.metrics.in_flight.inc() >= limit {
+            Err(Reject::Overloaded)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn set_model(&mut self, model: &str) {
+        if self.logged {
+            model.clone_into(&mut self.model);
+        }
+    }
+
+    pub(crate) fn choose(&mut self, tier: usize, candidate: usize, pass: Pass) {
+        self.chosen = Some((tier, candidate, pass));
+    }
+
+    /// The candidate that was chosen last.
+    pub(crate) fn candidate(&self) -> Option<&Candidate> {
+        let (tier, candidate, _) = self.chosen?;
+        self.rule
+            .as_ref()?
+            .tiers
+            .get(tier)?
+            .candidates
+            .get(candidate)
+    }
+
+    /// Position of the tier that was chosen last.
+    pub(crate) fn tier(&self) -> Option<usize> {
+        self.chosen.map(|(tier, ..)| tier)
+    }
+
+    pub(crate) fn set_cache(&mut self, result: &'static str) {
+        self.cache = Some(result);
+        self.worker.process.metrics.cache(result);
+    }
+
+    pub(crate) fn cache(&self) -> Option<&'static str> {
+        self.cache
+    }
+
+    /// Tokens arrived.
+    pub(crate) fn tokens(&mut self, count: u32, now: Instant) {
+        if count == 0 {
+            return;
+        }
+        self.tokens += u64::from(count);
+        self.last_token = Some(now);
+        if self.first_token.is_none() {
+            self.first_token = Some(now);
+        }
+        if let Some(ticket) = &mut self.ticket {
+            ticket.tokens(count, now);
+        }
+    }
+
+    pub(crate) fn rejected(&mut self, reject: &Reject, status: u16) {
+        self.outcome = reject.label();
+        self.status = status;
+    }
+
+    pub(crate) fn broken(&mut self, broken: Broken) {
+        self.outcome = broken.label();
+    }
+
+    pub(crate) fn ended(&mut self, outcome: &'static str) {
+        self.outcome = if outcome == OK && self.cache == Some("hit") {
+            CACHED
+        } else {
+            outcome
+        };
+    }
+
+    fn decision(&self) -> String {
+        let mut text = String::new();
+        if let (Some(rule), Some((tier, _, pass))) = (&self.rule, self.chosen) {
+            let _ = write!(text, "{:?} tier {tier} {}", rule.strategy, pass.label());
+        }
+        for (number, tried) in self.tried.iter().enumerate() {
+            let backend = self
+                .rule
+                .as_ref()
+                .and_then(|rule| rule.tiers.get(tried.tier)?.candidates.get(tried.candidate))
+                .map_or("", |candidate| candidate.metrics.backend());
+            let start = if number == 0 { "; after " } else { ", " };
+            let _ = write!(
+                text,
+                "{start}{backend} {} {}",
+                tried.endpoint.address, tried.reason
+            );
+        }
+        text
+    }
+
+    fn log(&self, now: Instant) {
+        let ms = |until: Instant| {
+            u64::try_from(until.saturating_duration_since(self.started).as_millis())
+                .unwrap_or(u64::MAX)
+        };
+        let backend = self
+            .candidate()
+            .map_or("", |candidate| candidate.metrics.backend());
+        let endpoint = self
+            .in_flight
+            .as_ref()
+            .map(|in_flight| in_flight.endpoint().address.to_string())
+            .unwrap_or_default();
+        let usage = self.usage.unwrap_or_default();
+        tracing::info!(
+            target: "access",
+            { request.id = self.id.to_str().unwrap_or(""),
+            operation = self.api.map_or("", Api::operation),
+            model = %self.model,
+            rule = self.rule.as_ref().map_or("", |rule| rule.label.as_str()),
+            backend.id = backend,
+            endpoint,
+            attempts = self.attempts,
+            decision = %self.decision(),
+            cache = self.cache.unwrap_or(""),
+            status = self.status,
+            ttft_ms = self.first_token.map(ms),
+            duration_ms = ms(now),
+            tokens.prompt = usage.prompt_tokens,
+            tokens.completion = usage.completion_tokens,
+            tokens.events = self.tokens,
+            outcome = self.outcome },
+            "request"
+        );
+    }
+
+    fn count(&self, now: Instant) {
+        let metrics = &self.worker.process.metrics;
+        if self.admitted {
+            metrics.in_flight.dec();
+        }
+        let candidate = self.candidate();
+        let rule = self.rule.as_ref().map_or("", |rule| rule.label.as_str());
+        // Only outcomes of a backend's answer belong to its series; refusals of the gateway belong to the rule.
+        let route = candidate
+            .filter(|_| ROUTE_OUTCOMES.contains(&self.outcome))
+            .map(|candidate| &*candidate.metrics);
+        metrics.ended(route, rule, self.outcome);
+        if let (Some(candidate), Some(api)) = (candidate, self.api) {
+            let call = candidate.metrics.call(api);
+            call.duration
+                .observe(now.saturating_duration_since(self.started).as_secs_f64());
+            if let (Some(first), Some(last)) = (self.first_token, self.last_token) {
+                call.ttft
+                    .observe(first.saturating_duration_since(self.started).as_secs_f64());
+                if let gaps @ 1.. = self.tokens.saturating_sub(1) {
+                    let gaps = u32::try_from(gaps).unwrap_or(u32::MAX);
+                    call.tpot
+                        .observe((last.saturating_duration_since(first) / gaps).as_secs_f64());
+                }
+            }
+            if let Some(usage) = self.usage {
+                call.input_tokens.observe(approximate(usage.prompt_tokens));
+                call.output_tokens
+                    .observe(approximate(usage.completion_tokens));
+            }
+        }
+        if self.attempts > 1 {
+            metrics
+                .retries
+                .inc_by(u64::try_from(self.attempts - 1).unwrap_or(0));
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "token counts stay far below 2^52"
+)]
+fn approximate(tokens: u64) -> f64 {
+    tokens as f64
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let now = penstock_shell::clock::now();
+        self.watch.idle();
+        self.count(now);
+        if self.logged {
+            self.log(now);
+        }
+    }
+}

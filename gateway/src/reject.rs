@@ -1,0 +1,418 @@
+//! `Reject`: the closed list of reasons for which the gateway itself refuses or ends a request. Each has one status,
+//! one label for metrics and logs, and one OpenAI-shaped body. Nothing else in this crate makes error answers.
+//!
+//! Messages are for callers: no secret, no address of a backend.
+
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::json;
+
+/// Callers see at most this much of the model name that they sent.
+const SHOWN_MODEL_CHARS: usize = 128;
+
+/// Why a request is not answered by a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reject {
+    /// No such path.
+    PathNotFound,
+    /// The path exists, the method is another one.
+    MethodNotAllowed {
+        /// The one that is allowed.
+        allowed: &'static str,
+    },
+    /// More or larger headers than allowed.
+    HeadersTooLarge,
+    /// The body has a content encoding.
+    EncodedBody,
+    /// The body is larger than allowed.
+    BodyTooLarge {
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// The body did not arrive in time.
+    BodyTimeout,
+    /// The body broke off.
+    BodyBroken,
+    /// The body is not a JSON object of the right shape.
+    InvalidJson {
+        /// Line of the mistake, from 1.
+        line: usize,
+        /// Column of the mistake, from 1.
+        column: usize,
+    },
+    /// No `model` in the body.
+    MissingModel,
+    /// No rule takes this model.
+    ModelNotFound {
+        /// As the caller wrote it.
+        model: String,
+    },
+    /// The request went through this gateway before.
+    LoopDetected,
+    /// Too many requests or request bytes at one time.
+    Overloaded,
+    /// No config has arrived yet.
+    NotConfigured,
+    /// No endpoint became ready while the request waited, or too many wait already.
+    NoEndpoint,
+    /// Every candidate needs a credential that has not arrived.
+    CredentialMissing,
+    /// No endpoint could be reached.
+    Unreachable,
+    /// The backend sent no answer in time.
+    UpstreamTimeout,
+    /// The backend closed the connection or answered what is not HTTP.
+    UpstreamBroken,
+    /// The backend answered with a server error that has no OpenAI shape.
+    UpstreamFailed {
+        /// Its status.
+        status: u16,
+    },
+    /// The backend limits requests.
+    UpstreamBusy {
+        /// What it said about when to come back.
+        retry_after: Option<HeaderValue>,
+    },
+    /// The backend does not accept the gateway's credential.
+    UpstreamAuth,
+    /// The backend refused the request in a body that has no OpenAI shape.
+    UpstreamRefused {
+        /// Its status, 4xx.
+        status: u16,
+    },
+}
+
+/// Everything about a reason that callers see.
+struct Shape {
+    status: u16,
+    label: &'static str,
+    kind: &'static str,
+    message: String,
+    param: Option<&'static str>,
+    retry_after_s: Option<u32>,
+}
+
+const INVALID: &str = "invalid_request_error";
+const SERVER: &str = "server_error";
+const LIMIT: &str = "rate_limit_error";
+
+impl Reject {
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one arm a reason: the table is clearer whole"
+    )]
+    fn shape(&self) -> Shape {
+        let shape = |status: u16, label: &'static str, kind: &'static str, message: &str| Shape {
+            status,
+            label,
+            kind,
+            message: message.to_owned(),
+            param: None,
+            retry_after_s: None,
+        };
+        match self {
+            Self::PathNotFound => shape(
+                404,
+                "path_not_found",
+                INVALID,
+                "This path does not exist here. Use POST /v1/chat/completions, POST /v1/completions or GET /v1/models.",
+            ),
+            Self::MethodNotAllowed { allowed } => shape(
+                405,
+                "method_not_allowed",
+                INVALID,
+                &format!("This path takes {allowed} only."),
+            ),
+            Self::HeadersTooLarge => shape(
+                431,
+                "headers_too_large",
+                INVALID,
+                "The request has too many headers, or too large ones.",
+            ),
+            Self::EncodedBody => shape(
+                415,
+                "encoded_body",
+                INVALID,
+                "Send the body without content-encoding.",
+            ),
+            Self::BodyTooLarge { max_bytes } => shape(
+                413,
+                "body_too_large",
+                INVALID,
+                &format!("The body is larger than {max_bytes} bytes."),
+            ),
+            Self::BodyTimeout => shape(
+                408,
+                "body_timeout",
+                INVALID,
+                "The body did not arrive in time.",
+            ),
+            Self::BodyBroken => shape(
+                400,
+                "body_broken",
+                INVALID,
+                "The body could not be read to its end.",
+            ),
+            Self::InvalidJson { line, column } => shape(
+                400,
+                "invalid_json",
+                INVALID,
+                &format!(
+                    "The body is not a JSON object of the right shape: see line {line}, column {column}."
+                ),
+            ),
+            Self::MissingModel => Shape {
+                param: Some("model"),
+                ..shape(400, "missing_model", INVALID, "The body must name a model.")
+            },
+            Self::ModelNotFound { model } => {
+                let shown: String = model.chars().take(SHOWN_MODEL_CHARS).collect();
+                Shape {
+                    param: Some("model"),
+                    ..shape(
+                        404,
+                        "model_not_found",
+                        INVALID,
+                        &format!(
+                            "The model '{shown}' does not exist here. GET /v1/models lists the models."
+                        ),
+                    )
+                }
+            }
+            Self::LoopDetected => shape(
+                508,
+                "loop_detected",
+                SERVER,
+                "The request came back to a gateway that it already went through: a backend leads into the gateway.",
+            ),
+            Self::Overloaded => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "overloaded",
+                    SERVER,
+                    "The gateway carries as many requests as it may. Try again.",
+                )
+            },
+            Self::NotConfigured => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "not_configured",
+                    SERVER,
+                    "The gateway has no configuration yet. Try again.",
+                )
+            },
+            Self::NoEndpoint => Shape {
+                retry_after_s: Some(5),
+                ..shape(
+                    503,
+                    "no_endpoint",
+                    SERVER,
+                    "No replica is ready for this model. Try again.",
+                )
+            },
+            Self::CredentialMissing => Shape {
+                retry_after_s: Some(5),
+                ..shape(
+                    503,
+                    "credential_missing",
+                    SERVER,
+                    "The credential for this model's backend has not arrived. Try again.",
+                )
+            },
+            Self::Unreachable => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "upstream_unreachable",
+                    SERVER,
+                    "No backend for this model could be reached.",
+                )
+            },
+            Self::UpstreamTimeout => shape(
+                504,
+                "upstream_timeout",
+                SERVER,
+                "The backend did not begin to answer in time.",
+            ),
+            Self::UpstreamBroken => shape(
+                502,
+                "upstream_broken",
+                SERVER,
+                "The backend broke off before it answered.",
+            ),
+            Self::UpstreamFailed { status } => shape(
+                502,
+                "upstream_failed",
+                SERVER,
+                &format!("The backend failed with status {status}."),
+            ),
+            Self::UpstreamBusy { .. } => shape(
+                429,
+                "upstream_busy",
+                LIMIT,
+                "Every backend for this model limits requests now.",
+            ),
+            Self::UpstreamAuth => shape(
+                502,
+                "upstream_auth",
+                SERVER,
+                "The backend does not accept the gateway's credential.",
+            ),
+            Self::UpstreamRefused { status } => shape(
+                *status,
+                "upstream_refused",
+                INVALID,
+                &format!("The backend refused the request with status {status}."),
+            ),
+        }
+    }
+
+    /// The value of the `outcome` label.
+    pub fn label(&self) -> &'static str {
+        self.shape().label
+    }
+
+    /// Status, headers and body of the answer.
+    pub fn parts(&self) -> (StatusCode, HeaderMap, Vec<u8>) {
+        let Shape {
+            status,
+            label,
+            kind,
+            message,
+            param,
+            retry_after_s,
+        } = self.shape();
+        let body =
+            json!({"error": {"message": message, "type": kind, "param": param, "code": label}});
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = retry_after_s {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Self::UpstreamBusy {
+            retry_after: Some(value),
+        } = self
+        {
+            headers.insert(RETRY_AFTER, value.clone());
+        }
+        if let Self::MethodNotAllowed { allowed } = self {
+            headers.insert(http::header::ALLOW, HeaderValue::from_static(allowed));
+        }
+        let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
+        (status, headers, body.to_string().into_bytes())
+    }
+}
+
+/// Why an answer that has begun cannot be finished; becomes the event that ends its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// The connection to the backend ended early, or the stream ended without `[DONE]`.
+    Cut,
+    /// The backend said `finish_reason: abort`.
+    Aborted,
+    /// The backend stopped sending.
+    Stalled,
+    /// The backend sent an event beyond all bounds.
+    Malformed,
+}
+
+impl Broken {
+    /// The value of the `outcome` label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Cut => "cut",
+            Self::Aborted => "aborted",
+            Self::Stalled => "stalled",
+            Self::Malformed => "malformed",
+        }
+    }
+
+    /// The event. `inside` says that part of another event went out before, which must be closed first.
+    pub fn event(self, inside: bool) -> Vec<u8> {
+        let message = match self {
+            Self::Cut => "The backend broke off. The answer is incomplete.",
+            Self::Aborted => "The backend stopped and aborted the answer. It is incomplete.",
+            Self::Stalled => "The backend stopped sending. The answer is incomplete.",
+            Self::Malformed => {
+                "The backend sent an event that cannot be read. The answer is incomplete."
+            }
+        };
+        let code = format!("stream_{}", self.label());
+        let error =
+            json!({"error": {"message": message, "type": SERVER, "param": null, "code": code}});
+        let start = if inside { "\n\n" } else { "" };
+        format!("{start}data: {error}\n\n").into_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<Reject> {
+        vec![
+            Reject::PathNotFound,
+            Reject::MethodNotAllowed { allowed: "POST" },
+            Reject::HeadersTooLarge,
+            Reject::EncodedBody,
+            Reject::BodyTooLarge { max_bytes: 1024 },
+            Reject::BodyTimeout,
+            Reject::BodyBroken,
+            Reject::InvalidJson { line: 1, column: 2 },
+            Reject::MissingModel,
+            Reject::ModelNotFound {
+                model: format!("no\"pe{}", "x".repeat(1000)),
+            },
+            Reject::LoopDetected,
+            Reject::Overloaded,
+            Reject::NotConfigured,
+            Reject::NoEndpoint,
+            Reject::CredentialMissing,
+            Reject::Unreachable,
+            Reject::UpstreamTimeout,
+            Reject::UpstreamBroken,
+            Reject::UpstreamFailed { status: 500 },
+            Reject::UpstreamBusy {
+                retry_after: Some(HeaderValue::from_static("7")),
+            },
+            Reject::UpstreamAuth,
+            Reject::UpstreamRefused { status: 422 },
+        ]
+    }
+
+    #[test]
+    fn every_reason_has_its_answer() {
+        let answers: Vec<String> = all()
+            .iter()
+            .map(|reject| {
+                let (status, headers, body) = reject.parts();
+                let retry = headers
+                    .get(RETRY_AFTER)
+                    .map_or("-", |value| value.to_str().unwrap());
+                assert!(crate::openai::is_error(&body));
+                format!(
+                    "{} {retry} {}",
+                    status.as_u16(),
+                    String::from_utf8(body).unwrap()
+                )
+            })
+            .collect();
+        insta::assert_snapshot!(answers.join("\n"));
+    }
+
+    #[test]
+    fn labels_are_distinct() {
+        let labels: std::collections::BTreeSet<_> = all().iter().map(Reject::label).collect();
+        assert_eq!(labels.len(), all().len());
+    }
+
+    #[test]
+    fn the_last_event_of_a_broken_stream_closes_an_open_one_first() {
+        let event = String::from_utf8(Broken::Cut.event(true)).unwrap();
+        assert!(event.starts_with("\n\ndata: {\"error\""), "{event}");
+        assert!(event.ends_with("}\n\n"));
+        assert!(Broken::Stalled.event(false).starts_with(b"data: "));
+    }
+}

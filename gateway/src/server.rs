@@ -1,0 +1,306 @@
+//! (IO) `run`: the whole gateway. Starts workers, hands them connections, turns what the sources publish into
+//! snapshots, serves the admin port, and drains when told to stop.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use penstock_shell::admin::{self, Readiness};
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics::Metrics;
+use crate::process::{Process, Worker};
+use crate::record::ROUTE_OUTCOMES;
+use crate::settings::Settings;
+use crate::snapshot::Snapshot;
+use crate::source::{Applied, Sources};
+use crate::upstream::{Connector, TlsError};
+use crate::worker::{self, Arrival, Signals};
+
+/// After an accept that failed, for instance for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a gateway cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// TLS towards backends cannot be set up.
+    #[error("set up connections to backends")]
+    Tls(#[source] TlsError),
+    /// A worker's thread or runtime cannot be started.
+    #[error("start a worker")]
+    StartWorker(#[source] std::io::Error),
+    /// A worker ended though nothing told it to.
+    #[error("a worker ended by itself")]
+    WorkerEnded,
+    /// The admin port failed.
+    #[error("serve the admin port")]
+    Admin(#[source] std::io::Error),
+}
+
+/// Serves until `shutdown`, then drains. `data` is the listener for requests, `admin` the one for `/healthz`,
+/// `/readyz`, `/metrics`, `/config` and `/load`.
+///
+/// Dropping the future stops accepting and aborts what is in progress.
+pub async fn run(
+    settings: Settings,
+    sources: Sources,
+    data: TcpListener,
+    admin: TcpListener,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let connector = Connector::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
+    let process = Process::new(settings, metrics, connector);
+    let readiness = Readiness::default();
+    let signals = Signals {
+        drain: CancellationToken::new(),
+        abort: CancellationToken::new(),
+    };
+    let _abort = signals.abort.clone().drop_guard();
+    let (mut workers, handed) = start_workers(&process, &signals)?;
+
+    let stopped = CancellationToken::new();
+    let _stop = stopped.clone().drop_guard();
+    let mut tasks: JoinSet<Result<(), Error>> = JoinSet::new();
+    let router =
+        admin::router(readiness.clone(), Arc::new(registry)).merge(crate::admin::routes(&process));
+    tasks.spawn({
+        let stopped = stopped.clone();
+        async move {
+            admin::serve(admin, router, stopped)
+                .await
+                .map_err(Error::Admin)
+        }
+    });
+    tasks.spawn(follow(
+        Arc::clone(&process),
+        sources,
+        readiness.clone(),
+        shutdown.clone(),
+    ));
+    let accepting = CancellationToken::new();
+    tasks.spawn(accept(
+        Arc::clone(&process),
+        data,
+        handed,
+        accepting.clone(),
+    ));
+
+    let failed = tokio::select! {
+        () = shutdown.cancelled() => None,
+        Some(ended) = tasks.join_next() => ended.ok().and_then(Result::err),
+        Some(_) = workers.join_next() => Some(Error::WorkerEnded),
+    };
+    process.draining.store(true, Ordering::Relaxed);
+    readiness.set(false);
+    if failed.is_none() {
+        drain(&process, &accepting, &signals, &mut workers).await;
+    }
+    accepting.cancel();
+    signals.abort.cancel();
+    while workers.join_next().await.is_some() {}
+    stopped.cancel();
+    tasks.abort_all();
+    while tasks.join_next().await.is_some() {}
+    failed.map_or(Ok(()), Err)
+}
+
+/// Waits for the connections in the order that keeps every request: first nobody new is sent here, then nobody new
+/// is let in, then those inside may finish.
+async fn drain(
+    process: &Process,
+    accepting: &CancellationToken,
+    signals: &Signals,
+    workers: &mut JoinSet<()>,
+) {
+    let settings = &process.settings;
+    tracing::info!(
+        requests = process.metrics.in_flight.get(),
+        delay_ms = u64::try_from(settings.drain_delay.as_millis()).unwrap_or(u64::MAX),
+        limit_ms = u64::try_from(settings.drain.as_millis()).unwrap_or(u64::MAX),
+        "draining"
+    );
+    tokio::time::sleep(settings.drain_delay).await;
+    accepting.cancel();
+    signals.drain.cancel();
+    let all = async { while workers.join_next().await.is_some() {} };
+    if tokio::time::timeout(settings.drain, all).await.is_err() {
+        tracing::warn!(
+            requests = process.metrics.in_flight.get(),
+            "drain limit reached: requests are cut"
+        );
+    }
+}
+
+type Handed = Vec<(Arc<Worker>, mpsc::UnboundedSender<Arrival>)>;
+
+/// Threads of their own, so that the runtime of the caller stays free for everything else.
+fn start_workers(
+    process: &Arc<Process>,
+    signals: &Signals,
+) -> Result<(JoinSet<()>, Handed), Error> {
+    let mut ends = JoinSet::new();
+    let mut handed = Vec::new();
+    for index in 0..process.settings.workers.max(1) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::StartWorker)?;
+        let worker = Worker::new(process, index);
+        // Bounded by the permits that arrivals carry.
+        let (sender, arrivals) = mpsc::unbounded_channel();
+        handed.push((Arc::clone(&worker), sender));
+        let (end, ended) = oneshot::channel::<()>();
+        let signals = signals.clone();
+        std::thread::Builder::new()
+            .name(format!("gateway-{index}"))
+            .spawn(move || {
+                let _end = end;
+                runtime.block_on(worker::run(worker, arrivals, signals));
+            })
+            .map_err(Error::StartWorker)?;
+        ends.spawn(async move {
+            // The sender is dropped, never used: that is the end.
+            let _ = ended.await;
+        });
+    }
+    Ok((ends, handed))
+}
+
+/// Accepts connections and gives each to the worker with the fewest.
+async fn accept(
+    process: Arc<Process>,
+    listener: TcpListener,
+    workers: Handed,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let permits = Arc::new(Semaphore::new(
+        process
+            .settings
+            .limits
+            .connections
+            .min(Semaphore::MAX_PERMITS),
+    ));
+    loop {
+        let next = async {
+            let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
+            Some((listener.accept().await, permit))
+        };
+        let (accepted, permit) = tokio::select! {
+            next = next => match next {
+                Some(next) => next,
+                None => break,
+            },
+            () = stop.cancelled() => break,
+        };
+        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(err) => {
+                tracing::warn!(error = %err, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
+        let least = workers
+            .iter()
+            .min_by_key(|(worker, _)| worker.connections.load(Ordering::Relaxed));
+        let Some((worker, sender)) = least else { break };
+        worker.connections.fetch_add(1, Ordering::Relaxed);
+        if sender.send(Arrival { stream, permit }).is_err() {
+            break;
+        }
+    }
+    // Workers learn from the closed channels that nobody else comes.
+    drop(workers);
+    stop.cancelled().await;
+    Ok(())
+}
+
+/// Turns what the sources publish into snapshots.
+async fn follow(
+    process: Arc<Process>,
+    mut sources: Sources,
+    readiness: Readiness,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let mut open = (true, true, true);
+    let mut stopping = false;
+    loop {
+        apply(&process, &mut sources);
+        // Endpoints still come and go while requests finish; only readiness stays off.
+        readiness.set(!stopping && process.snapshot.load().is_some());
+        // A source that is gone leaves what it said last.
+        tokio::select! {
+            changed = sources.config.changed(), if open.0 => open.0 = changed.is_ok(),
+            changed = sources.endpoints.changed(), if open.1 => open.1 = changed.is_ok(),
+            changed = sources.credentials.changed(), if open.2 => open.2 = changed.is_ok(),
+            () = shutdown.cancelled(), if !stopping => stopping = true,
+            else => std::future::pending().await,
+        }
+    }
+}
+
+fn apply(process: &Process, sources: &mut Sources) {
+    let Some(config) = sources.config.borrow_and_update().clone() else {
+        return;
+    };
+    let endpoints = Arc::clone(&sources.endpoints.borrow_and_update());
+    let credentials = Arc::clone(&sources.credentials.borrow_and_update());
+    let previous = process.snapshot.load_full();
+    let digest = match &previous {
+        Some(previous) if Arc::ptr_eq(&previous.config, &config) => previous.digest.clone(),
+        _ => match config.digest() {
+            Ok(digest) => digest,
+            Err(err) => {
+                tracing::error!(error = %err, "the config has no digest and is not applied");
+                return;
+            }
+        },
+    };
+    let next = Snapshot::build(
+        config,
+        digest,
+        &endpoints,
+        &credentials,
+        previous.as_deref(),
+        process.parts(),
+    );
+    let next = Arc::new(next);
+    process.snapshot.store(Some(Arc::clone(&next)));
+    process.version.send_modify(|version| *version += 1);
+    if previous
+        .as_ref()
+        .is_none_or(|previous| previous.digest != next.digest)
+    {
+        process.metrics.config(&next.digest);
+        process
+            .ledger
+            .retain(|id| next.config.backends.contains_key(id));
+        if let Some(previous) = &previous {
+            let kept = next.routes();
+            for (rule, backend) in previous.routes().difference(&kept) {
+                process.metrics.forget(rule, backend, &ROUTE_OUTCOMES);
+            }
+        }
+        tracing::info!(
+            config.digest = %next.digest,
+            rules = next.config.rules.len(),
+            backends = next.config.backends.len(),
+            "config applied"
+        );
+    }
+    let applied = Applied {
+        digest: next.digest.clone(),
+        rejected: next.rejected.clone(),
+    };
+    sources.applied.send_if_modified(|before| {
+        let changed = before.as_ref() != Some(&applied);
+        *before = Some(applied);
+        changed
+    });
+}

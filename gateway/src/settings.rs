@@ -1,0 +1,94 @@
+//! `Settings`: everything that a running gateway can be told, typed and with a default. `args` makes it from the
+//! command line; an embedded gateway starts from [`Settings::new`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use penstock_core::ids::Id;
+
+/// What a gateway is told at start. Nothing here changes while it runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The gateway whose config is served; also its name in the `Via` header of the loop guard.
+    pub gateway: Id,
+    /// What this replica calls itself in `GET /load`: its pod name, or `host:port` without a cluster.
+    pub replica: String,
+    /// Threads that carry requests, each with its own sockets and connection pools. At least 1.
+    pub workers: usize,
+    /// Bounds of what callers may use.
+    pub limits: Limits,
+    /// How long a request waits for a backend that has no ready endpoint.
+    pub hold: Duration,
+    /// After the shutdown signal new connections are still accepted for this long.
+    pub drain_delay: Duration,
+    /// After that, requests in flight may finish for this long.
+    pub drain: Duration,
+    /// PEM file with certificate authorities that https backends may be signed by, besides the public ones.
+    pub upstream_ca: Option<PathBuf>,
+}
+
+/// Bounds of what callers may use.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Open client connections. At the limit, further ones wait in the kernel's backlog.
+    pub connections: usize,
+    /// Requests in progress. At the limit, further ones are refused with 503.
+    pub requests: usize,
+    /// Bytes of one request body.
+    pub body_bytes: usize,
+    /// Bytes of all request bodies that are held at one time.
+    pub total_body_bytes: usize,
+    /// Bytes of a request's header names and values together.
+    pub header_bytes: usize,
+    /// Number of request headers.
+    pub headers: usize,
+    /// Requests that wait for a backend without a ready endpoint.
+    pub held: usize,
+    /// From a connection's first byte to the end of a request head.
+    pub header_timeout: Duration,
+    /// From the end of a request head to the end of its body.
+    pub body_timeout: Duration,
+    /// A connection between two requests.
+    pub idle_timeout: Duration,
+    /// A caller that reads nothing of an answer that is ready to be sent.
+    pub write_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            // Two descriptors a connection (its own and one upstream) stay below the usual 20,000.
+            connections: 8192,
+            requests: 4096,
+            // Images travel as base64 inside the body: providers take up to about 50 MB in a request, few use more
+            // than 20.
+            body_bytes: 32 << 20,
+            total_body_bytes: 512 << 20,
+            // Twice what browsers and SDKs send with large bearer tokens.
+            header_bytes: 32 << 10,
+            headers: 100,
+            held: 1024,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            // Longer than the keep-alive of common clients (Go 90 s), so that they close first.
+            idle_timeout: Duration::from_mins(2),
+            write_timeout: Duration::from_mins(1),
+        }
+    }
+}
+
+impl Settings {
+    /// Defaults for one gateway.
+    pub fn new(gateway: Id) -> Self {
+        Self {
+            replica: gateway.name.clone(),
+            gateway,
+            workers: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            limits: Limits::default(),
+            hold: Duration::from_secs(30),
+            drain_delay: Duration::ZERO,
+            drain: Duration::from_mins(10),
+            upstream_ca: None,
+        }
+    }
+}

@@ -1,0 +1,839 @@
+//! `Snapshot`: a config, the endpoints and the credentials, resolved for the request path and swapped as a whole.
+//! Pure: [`Snapshot::build`] takes the previous one and carries live state (requests in flight, failures, pools,
+//! turns, caches) over by backend id and address. A request keeps what it resolved, never the snapshot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
+use penstock_core::config::{self, GatewayConfig, ModelMatch, Strategy, Target};
+use penstock_core::endpoints::Endpoints;
+use penstock_core::ids::{BackendId, Id};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::exact::{ExactCache, Maker};
+use crate::load::{BackendLedger, Ledger};
+use crate::metrics::{Metrics, RouteMetrics};
+use crate::openai::Api;
+use crate::outlier::Outlier;
+use crate::source::Credentials;
+use crate::upstream::Pool;
+
+/// What builds live state for backends that are new.
+#[derive(Clone, Copy)]
+pub struct Parts<'a> {
+    /// For the balancer and `GET /load`.
+    pub ledger: &'a Ledger,
+    /// For handles.
+    pub metrics: &'a Metrics,
+    /// Number of workers, which is the number of pools of an endpoint.
+    pub workers: usize,
+}
+
+/// Everything that a request may need, resolved.
+pub struct Snapshot {
+    /// The config it was made from.
+    pub config: Arc<GatewayConfig>,
+    /// Its digest.
+    pub digest: String,
+    /// Objects that are not served as the config says.
+    pub rejected: Vec<String>,
+    /// The answer to `GET /v1/models`.
+    pub models: Bytes,
+    rules: Vec<Arc<Rule>>,
+    /// Model → first rule with that exact name.
+    exact: HashMap<String, usize>,
+    /// Prefixes in rule order.
+    prefixes: Vec<(String, usize)>,
+    backends: BTreeMap<BackendId, Arc<Backend>>,
+    caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+}
+
+/// One rule.
+pub struct Rule {
+    /// `namespace/policy/rule`, for logs and metrics.
+    pub label: String,
+    /// Candidates by priority; never empty ones.
+    pub tiers: Vec<Tier>,
+    /// How to choose among equals.
+    pub strategy: Strategy,
+    /// Attempts in all.
+    pub attempts: usize,
+    /// To connect.
+    pub connect: Duration,
+    /// To the first byte of an answer's body.
+    pub first_byte: Duration,
+    /// Between two pieces of an answer.
+    pub idle: Duration,
+    /// Where answers are stored, with the cache's name.
+    pub cache: Option<(String, Arc<ExactCache>)>,
+}
+
+/// Candidates of equal priority.
+pub struct Tier {
+    /// Backends and how this rule uses them.
+    pub candidates: Vec<Candidate>,
+    /// Their weights, in the same order.
+    pub weights: Vec<u32>,
+    /// The balancer's state.
+    pub wheel: Arc<Mutex<Vec<i64>>>,
+}
+
+/// A backend as one rule uses it.
+pub struct Candidate {
+    /// The backend.
+    pub backend: Arc<Backend>,
+    /// The model asked of it as JSON text; `None` leaves the caller's.
+    pub model: Option<Bytes>,
+    /// What a stored answer must have been made by.
+    pub maker: Maker,
+    /// Handles.
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// Something that answers.
+pub struct Backend {
+    /// Its name.
+    pub id: BackendId,
+    /// Its name as text, for logs, headers and labels.
+    pub label: HeaderValue,
+    /// Those that may take new requests.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// What goes upstream as `Authorization`.
+    pub authorization: Authorization,
+    /// Requests in flight and waiting.
+    pub ledger: Arc<BackendLedger>,
+    /// Where the scan for the next endpoint begins.
+    pub turn: Arc<AtomicUsize>,
+    /// State of all known addresses, those that are not ready included.
+    lives: BTreeMap<Address, Arc<EndpointLive>>,
+}
+
+/// What goes upstream as `Authorization`.
+pub enum Authorization {
+    /// Nothing.
+    None,
+    /// This, marked sensitive.
+    Value(HeaderValue),
+    /// It should, but no value has arrived: the backend cannot be used.
+    Missing,
+}
+
+/// Where to connect.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Address {
+    /// A pod.
+    Socket(SocketAddr),
+    /// Scheme and authority of a provider.
+    Origin(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(address) => address.fmt(f),
+            Self::Origin(origin) => f.write_str(origin),
+        }
+    }
+}
+
+/// One address of a backend.
+pub struct Endpoint {
+    /// Where to connect.
+    pub address: Address,
+    /// The `Host` header.
+    pub host: HeaderValue,
+    /// Request targets by [`Api::index`].
+    pub uris: [Uri; 2],
+    /// What outlives snapshots.
+    pub live: Arc<EndpointLive>,
+}
+
+/// State of one address.
+pub struct EndpointLive {
+    /// Requests in flight from this gateway.
+    pub in_flight: AtomicU32,
+    /// Failures in a row.
+    pub outlier: Outlier,
+    /// Idle connections, one list a worker.
+    pub pool: Pool,
+}
+
+impl EndpointLive {
+    fn new(workers: usize) -> Self {
+        Self {
+            in_flight: AtomicU32::new(0),
+            outlier: Outlier::default(),
+            pool: Pool::new(workers),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Resolves everything. `digest` is the config's.
+    pub fn build(
+        config: Arc<GatewayConfig>,
+        digest: String,
+        endpoints: &Endpoints,
+        credentials: &Credentials,
+        previous: Option<&Self>,
+        parts: Parts<'_>,
+    ) -> Self {
+        let mut rejected = Vec::new();
+        let backends: BTreeMap<BackendId, Arc<Backend>> = config
+            .backends
+            .iter()
+            .map(|(id, backend)| {
+                let before = previous.and_then(|previous| previous.backends.get(id));
+                let built = match build_backend(id, backend, endpoints, credentials, before, parts)
+                {
+                    Ok(built) => Arc::new(built),
+                    Err(fallback) => {
+                        rejected.push(format!("LLMBackend/{id}"));
+                        before.map_or_else(|| Arc::new(*fallback), Arc::clone)
+                    }
+                };
+                (id.clone(), built)
+            })
+            .collect();
+        let caches = build_caches(&config, previous);
+        let old_rules: HashMap<&str, &Arc<Rule>> = previous
+            .iter()
+            .flat_map(|previous| &previous.rules)
+            .map(|rule| (rule.label.as_str(), rule))
+            .collect();
+        let rules: Vec<Arc<Rule>> = config
+            .rules
+            .iter()
+            .map(|rule| {
+                let label = format!("{}/{}", rule.policy, rule.name);
+                let before = old_rules.get(label.as_str()).copied();
+                if !is_resolved(rule, &config) {
+                    rejected.push(format!("RoutingPolicy/{}", rule.policy));
+                    if let Some(before) = before {
+                        return Arc::clone(before);
+                    }
+                }
+                let built = build_rule(
+                    label,
+                    rule,
+                    &config,
+                    &backends,
+                    &caches,
+                    before,
+                    parts.metrics,
+                );
+                Arc::new(built)
+            })
+            .collect();
+        rejected.dedup();
+        let (exact, prefixes) = build_matches(&config);
+        let models = models_answer(&config);
+        Self {
+            config,
+            digest,
+            rejected,
+            models,
+            rules,
+            exact,
+            prefixes,
+            backends,
+            caches,
+        }
+    }
+
+    /// The first rule in order that takes `model`.
+    pub fn rule_for(&self, model: &str) -> Option<&Arc<Rule>> {
+        let exact = self.exact.get(model).copied();
+        let prefix = self
+            .prefixes
+            .iter()
+            .take_while(|(_, index)| exact.is_none_or(|exact| *index < exact))
+            .find(|(prefix, _)| model.starts_with(prefix.as_str()))
+            .map(|(_, index)| *index);
+        self.rules.get(prefix.or(exact)?)
+    }
+
+    /// The rule of this label.
+    pub fn rule_named(&self, label: &str) -> Option<&Arc<Rule>> {
+        self.rules.iter().find(|rule| rule.label == label)
+    }
+
+    /// Every backend.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.backends.values()
+    }
+
+    /// Rule and backend labels that belong together.
+    pub fn routes(&self) -> BTreeSet<(&str, &str)> {
+        self.rules
+            .iter()
+            .flat_map(|rule| &rule.tiers)
+            .flat_map(|tier| &tier.candidates)
+            .map(|candidate| (candidate.metrics.rule(), candidate.metrics.backend()))
+            .collect()
+    }
+}
+
+impl Backend {
+    /// Every known address's state, those that are not ready included.
+    pub fn lives(&self) -> impl Iterator<Item = &Arc<EndpointLive>> {
+        self.lives.values()
+    }
+}
+
+/// A backend, or (as the error) a form of it that no request can use.
+fn build_backend(
+    id: &BackendId,
+    backend: &config::Backend,
+    endpoints: &Endpoints,
+    credentials: &Credentials,
+    previous: Option<&Arc<Backend>>,
+    parts: Parts<'_>,
+) -> Result<Backend, Box<Backend>> {
+    let label = id.to_string();
+    let mut built = Backend {
+        id: id.clone(),
+        label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
+        endpoints: Vec::new(),
+        authorization: authorization(backend, credentials),
+        ledger: parts.ledger.backend(id),
+        turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
+        lives: BTreeMap::new(),
+    };
+    let mut live = |address: &Address| {
+        let live = previous
+            .and_then(|previous| previous.lives.get(address))
+            .map_or_else(|| Arc::new(EndpointLive::new(parts.workers)), Arc::clone);
+        built.lives.insert(address.clone(), Arc::clone(&live));
+        live
+    };
+    let mut ready = Vec::new();
+    match &backend.target {
+        Target::Endpoints { service_port, .. } => {
+            for endpoint in endpoints.services.get(service_port).into_iter().flatten() {
+                let address = Address::Socket(endpoint.address);
+                let live = live(&address);
+                let host = HeaderValue::from_str(&endpoint.address.to_string());
+                if let (true, Ok(host), Some(uris)) = (endpoint.ready, host, uris("/v1")) {
+                    ready.push(Arc::new(Endpoint {
+                        address,
+                        host,
+                        uris,
+                        live,
+                    }));
+                }
+            }
+        }
+        Target::Url(url) => match origin(url) {
+            Some((origin, host, uris)) => {
+                let address = Address::Origin(origin);
+                let live = live(&address);
+                ready.push(Arc::new(Endpoint {
+                    address,
+                    host,
+                    uris,
+                    live,
+                }));
+            }
+            None => return Err(Box::new(built)),
+        },
+    }
+    built.endpoints = ready;
+    Ok(built)
+}
+
+fn uris(base: &str) -> Option<[Uri; 2]> {
+    let uri = |api: Api| {
+        PathAndQuery::try_from(format!("{base}{}", api.path()))
+            .ok()
+            .map(Uri::from)
+    };
+    Some([uri(Api::Chat)?, uri(Api::Completions)?])
+}
+
+/// Scheme and authority, `Host` header and request targets of a base URL.
+fn origin(url: &str) -> Option<(String, HeaderValue, [Uri; 2])> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri
+        .scheme_str()
+        .filter(|scheme| matches!(*scheme, "http" | "https"))?;
+    let authority = uri
+        .authority()
+        .filter(|authority| !authority.as_str().contains('@'))?;
+    let host = HeaderValue::from_str(authority.as_str()).ok()?;
+    let uris = uris(uri.path().trim_end_matches('/'))?;
+    Some((format!("{scheme}://{authority}"), host, uris))
+}
+
+/// An older version than the config names is used until the new one arrives.
+fn authorization(backend: &config::Backend, credentials: &Credentials) -> Authorization {
+    let Some(credential) = &backend.credential else {
+        return Authorization::None;
+    };
+    let value = credentials
+        .values
+        .get(&credential.id)
+        .and_then(|credential| {
+            // Secrets made from files often end in a line feed, which no header may hold.
+            HeaderValue::from_str(&format!(
+                "Bearer {}",
+                credential.value.expose().trim_ascii()
+            ))
+            .ok()
+        });
+    match value {
+        Some(mut value) => {
+            value.set_sensitive(true);
+            Authorization::Value(value)
+        }
+        None => Authorization::Missing,
+    }
+}
+
+fn build_caches(
+    config: &GatewayConfig,
+    previous: Option<&Snapshot>,
+) -> BTreeMap<Id, (config::Cache, Arc<ExactCache>)> {
+    config
+        .caches
+        .iter()
+        .map(|(id, cache)| {
+            let store = previous
+                .and_then(|previous| previous.caches.get(id))
+                .filter(|(before, _)| before == cache)
+                .map_or_else(
+                    || Arc::new(ExactCache::new(cache.max_bytes, cache.ttl_ms)),
+                    |(_, store)| Arc::clone(store),
+                );
+            (id.clone(), (cache.clone(), store))
+        })
+        .collect()
+}
+
+/// Whether the config has all that a rule names. The compiler sees to that; a rule that names more is served in its
+/// last good form, or refuses.
+fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
+    rule.backends
+        .iter()
+        .all(|candidate| config.backends.contains_key(&candidate.backend))
+        && rule
+            .cache
+            .as_ref()
+            .is_none_or(|cache| config.caches.contains_key(cache))
+}
+
+fn build_rule(
+    label: String,
+    rule: &config::Rule,
+    config: &GatewayConfig,
+    backends: &BTreeMap<BackendId, Arc<Backend>>,
+    caches: &BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+    previous: Option<&Arc<Rule>>,
+    metrics: &Metrics,
+) -> Rule {
+    let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
+    for candidate in &rule.backends {
+        by_priority
+            .entry(candidate.priority)
+            .or_default()
+            .push(candidate);
+    }
+    let tiers = by_priority
+        .into_values()
+        .enumerate()
+        .map(|(index, wanted)| {
+            let before = previous.and_then(|previous| previous.tiers.get(index));
+            build_tier(&label, &wanted, config, backends, before, metrics)
+        })
+        .filter(|tier| !tier.candidates.is_empty())
+        .collect();
+    let cache = rule.cache.as_ref().and_then(|id| {
+        caches
+            .get(id)
+            .map(|(_, store)| (id.to_string(), Arc::clone(store)))
+    });
+    Rule {
+        label,
+        tiers,
+        strategy: rule.strategy,
+        attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
+        connect: Duration::from_millis(rule.timeouts.connect_ms),
+        first_byte: Duration::from_millis(rule.timeouts.first_byte_ms),
+        idle: Duration::from_millis(rule.timeouts.idle_ms),
+        cache,
+    }
+}
+
+fn build_tier(
+    rule: &str,
+    wanted: &[&config::RuleBackend],
+    config: &GatewayConfig,
+    backends: &BTreeMap<BackendId, Arc<Backend>>,
+    previous: Option<&Tier>,
+    metrics: &Metrics,
+) -> Tier {
+    let mut candidates = Vec::new();
+    let mut weights = Vec::new();
+    for item in wanted {
+        let (Some(backend), Some(settings)) = (
+            backends.get(&item.backend),
+            config.backends.get(&item.backend),
+        ) else {
+            continue;
+        };
+        let model = item.model_override.as_ref().or(settings.model.as_ref());
+        let label = item.backend.to_string();
+        let handles = previous
+            .and_then(|tier| {
+                tier.candidates
+                    .iter()
+                    .find(|candidate| candidate.metrics.backend() == label)
+            })
+            .map_or_else(
+                || metrics.route(rule, &label),
+                |candidate| Arc::clone(&candidate.metrics),
+            );
+        candidates.push(Candidate {
+            backend: Arc::clone(backend),
+            model: model.map(|model| Bytes::from(json!(model).to_string())),
+            maker: maker(&settings.target, model),
+            metrics: handles,
+        });
+        weights.push(item.weight);
+    }
+    let same = previous.filter(|tier| {
+        tier.weights == weights
+            && tier
+                .candidates
+                .iter()
+                .map(|a| &a.backend.id)
+                .eq(candidates.iter().map(|b| &b.backend.id))
+    });
+    let wheel = same.map_or_else(
+        || Arc::new(Mutex::new(vec![0; weights.len()])),
+        |tier| Arc::clone(&tier.wheel),
+    );
+    Tier {
+        candidates,
+        weights,
+        wheel,
+    }
+}
+
+fn maker(target: &Target, model: Option<&String>) -> Maker {
+    let mut hash = Sha256::new();
+    hash.update(json!({"target": target, "model": model}).to_string());
+    hash.finalize().into()
+}
+
+fn build_matches(config: &GatewayConfig) -> (HashMap<String, usize>, Vec<(String, usize)>) {
+    let mut exact = HashMap::new();
+    let mut prefixes = Vec::new();
+    for (index, rule) in config.rules.iter().enumerate() {
+        for model in &rule.models {
+            match model {
+                ModelMatch::Exact(name) => {
+                    exact.entry(name.clone()).or_insert(index);
+                }
+                ModelMatch::Prefix(prefix) => prefixes.push((prefix.clone(), index)),
+            }
+        }
+    }
+    (exact, prefixes)
+}
+
+fn models_answer(config: &GatewayConfig) -> Bytes {
+    let models: BTreeSet<&str> = config
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.models)
+        .filter_map(|model| match model {
+            ModelMatch::Exact(name) => Some(name.as_str()),
+            ModelMatch::Prefix(_) => None,
+        })
+        .collect();
+    let data: Vec<_> = models
+        .into_iter()
+        .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "penstock"}))
+        .collect();
+    Bytes::from(json!({"object": "list", "data": data}).to_string())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use penstock_core::config::{Cache, CredentialRef, FORMAT, Retry, Strategy, Timeouts};
+    use penstock_core::endpoints::ServicePort;
+    use prometheus_client::registry::Registry;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::source::Credential;
+
+    pub(crate) fn backend(service: &str) -> config::Backend {
+        let service_port = ServicePort {
+            service: Id::new("ns", service),
+            port: 8000,
+        };
+        config::Backend {
+            target: Target::Endpoints {
+                service_port,
+                port_name: None,
+            },
+            model: None,
+            credential: None,
+        }
+    }
+
+    pub(crate) fn rule(
+        name: &str,
+        models: &[ModelMatch],
+        backends: &[(&str, u32, u32)],
+    ) -> config::Rule {
+        config::Rule {
+            policy: Id::new("ns", "p"),
+            name: name.to_owned(),
+            models: models.to_vec(),
+            backends: backends
+                .iter()
+                .map(|(name, weight, priority)| config::RuleBackend {
+                    backend: Id::new("ns", *name),
+                    weight: *weight,
+                    priority: *priority,
+                    model_override: None,
+                })
+                .collect(),
+            strategy: Strategy::LeastConnections,
+            retry: Retry { attempts: 3 },
+            timeouts: Timeouts {
+                connect_ms: 1000,
+                first_byte_ms: 1000,
+                idle_ms: 1000,
+            },
+            cache: None,
+        }
+    }
+
+    pub(crate) fn config(backends: &[&str], rules: Vec<config::Rule>) -> GatewayConfig {
+        GatewayConfig {
+            format: FORMAT,
+            gateway: Id::new("ns", "g"),
+            objects: BTreeMap::new(),
+            backends: backends
+                .iter()
+                .map(|name| (Id::new("ns", *name), backend(name)))
+                .collect(),
+            caches: BTreeMap::new(),
+            rules,
+        }
+    }
+
+    pub(crate) fn endpoints(services: &[(&str, &[u16])]) -> Endpoints {
+        let services = services
+            .iter()
+            .map(|(name, ports)| {
+                let endpoints = ports
+                    .iter()
+                    .map(|port| penstock_core::endpoints::Endpoint {
+                        address: SocketAddr::from(([10, 0, 0, 1], *port)),
+                        ready: true,
+                    })
+                    .collect();
+                (
+                    ServicePort {
+                        service: Id::new("ns", *name),
+                        port: 8000,
+                    },
+                    endpoints,
+                )
+            })
+            .collect();
+        Endpoints { services }
+    }
+
+    pub(crate) fn build(
+        config: GatewayConfig,
+        endpoints: &Endpoints,
+        credentials: &Credentials,
+        previous: Option<&Snapshot>,
+    ) -> Snapshot {
+        let ledger = Ledger::new(1);
+        let metrics = Metrics::register(&mut Registry::default());
+        let parts = Parts {
+            ledger: &ledger,
+            metrics: &metrics,
+            workers: 1,
+        };
+        let digest = config.digest().unwrap();
+        Snapshot::build(
+            Arc::new(config),
+            digest,
+            endpoints,
+            credentials,
+            previous,
+            parts,
+        )
+    }
+
+    fn exact(name: &str) -> ModelMatch {
+        ModelMatch::Exact(name.to_owned())
+    }
+
+    fn prefix(name: &str) -> ModelMatch {
+        ModelMatch::Prefix(name.to_owned())
+    }
+
+    #[test]
+    fn live_state_is_carried_over_by_backend_and_address() {
+        let config = config(&["a"], vec![rule("r", &[exact("m")], &[("a", 1, 0)])]);
+        let none = Credentials::default();
+        let first = build(config.clone(), &endpoints(&[("a", &[1, 2])]), &none, None);
+        let second = build(config, &endpoints(&[("a", &[2, 3])]), &none, Some(&first));
+        let live = |snapshot: &Snapshot, index: usize| {
+            Arc::clone(
+                &snapshot.rule_for("m").unwrap().tiers[0].candidates[0]
+                    .backend
+                    .endpoints[index]
+                    .live,
+            )
+        };
+        assert!(Arc::ptr_eq(&live(&first, 1), &live(&second, 0)));
+        assert!(!Arc::ptr_eq(&live(&first, 0), &live(&second, 1)));
+        assert!(Arc::ptr_eq(
+            &first.rules[0].tiers[0].wheel,
+            &second.rules[0].tiers[0].wheel
+        ));
+    }
+
+    #[test]
+    fn endpoints_that_are_not_ready_keep_their_state_but_get_no_request() {
+        let config = config(&["a"], vec![rule("r", &[exact("m")], &[("a", 1, 0)])]);
+        let mut some = endpoints(&[("a", &[1, 2])]);
+        some.services.values_mut().next().unwrap()[0].ready = false;
+        let snapshot = build(config, &some, &Credentials::default(), None);
+        let backend = snapshot.backends().next().unwrap();
+        assert_eq!((backend.endpoints.len(), backend.lives.len()), (1, 2));
+    }
+
+    #[test]
+    fn urls_become_origin_and_path_and_bad_ones_keep_the_last_good_backend() {
+        let mut config = config(&["a"], vec![rule("r", &[exact("m")], &[("a", 1, 0)])]);
+        let id = Id::new("ns", "a");
+        let with = |config: &mut GatewayConfig, url: &str| {
+            config.backends.get_mut(&id).unwrap().target = Target::Url(url.to_owned());
+        };
+        let (none, nowhere) = (Credentials::default(), Endpoints::default());
+        with(&mut config, "https://api.example.com:8443/openai/v1");
+        let good = build(config.clone(), &nowhere, &none, None);
+        let endpoint = Arc::clone(&good.backends().next().unwrap().endpoints[0]);
+        assert_eq!(endpoint.address.to_string(), "https://api.example.com:8443");
+        assert_eq!(endpoint.uris[0], "/openai/v1/chat/completions");
+        assert_eq!(endpoint.host, "api.example.com:8443");
+        for bad in ["ftp://x/v1", "not a url", "https://user:pass@x/v1"] {
+            with(&mut config, bad);
+            let kept = build(config.clone(), &nowhere, &none, Some(&good));
+            assert_eq!(kept.rejected, ["LLMBackend/ns/a"]);
+            assert!(Arc::ptr_eq(
+                &kept.backends().next().unwrap().endpoints[0],
+                &endpoint
+            ));
+            assert!(
+                build(config.clone(), &nowhere, &none, None)
+                    .backends()
+                    .next()
+                    .unwrap()
+                    .endpoints
+                    .is_empty()
+            );
+        }
+    }
+
+    #[test]
+    fn a_credential_that_has_not_arrived_makes_the_backend_unusable() {
+        let mut config = config(&["a"], vec![rule("r", &[exact("m")], &[("a", 1, 0)])]);
+        let reference = CredentialRef {
+            id: "ns.s.k".into(),
+            version: String::new(),
+        };
+        config.backends.values_mut().next().unwrap().credential = Some(reference);
+        let some = endpoints(&[("a", &[1])]);
+        let missing = build(config.clone(), &some, &Credentials::default(), None);
+        assert!(matches!(
+            missing.backends().next().unwrap().authorization,
+            Authorization::Missing
+        ));
+        let credentials = Credentials {
+            values: BTreeMap::from([("ns.s.k".to_owned(), Credential::new("sk-1\n"))]),
+        };
+        let arrived = build(config, &some, &credentials, Some(&missing));
+        let Authorization::Value(value) = &arrived.backends().next().unwrap().authorization else {
+            panic!()
+        };
+        assert_eq!(value, "Bearer sk-1");
+        assert!(value.is_sensitive());
+    }
+
+    #[test]
+    fn a_cache_is_kept_until_its_settings_change() {
+        let mut config = config(&["a"], vec![rule("r", &[exact("m")], &[("a", 1, 0)])]);
+        let id = Id::new("ns", "c");
+        config.caches.insert(
+            id.clone(),
+            Cache {
+                ttl_ms: 1,
+                max_bytes: 1,
+            },
+        );
+        config.rules[0].cache = Some(id.clone());
+        let (none, nowhere) = (Credentials::default(), Endpoints::default());
+        let store = |snapshot: &Snapshot| Arc::clone(&snapshot.rules[0].cache.as_ref().unwrap().1);
+        let first = build(config.clone(), &nowhere, &none, None);
+        let second = build(config.clone(), &nowhere, &none, Some(&first));
+        config.caches.get_mut(&id).unwrap().ttl_ms = 2;
+        let third = build(config, &nowhere, &none, Some(&second));
+        assert!(Arc::ptr_eq(&store(&first), &store(&second)));
+        assert!(!Arc::ptr_eq(&store(&second), &store(&third)));
+    }
+
+    #[test]
+    fn models_lists_exact_names_once() {
+        let rules = vec![
+            rule("r", &[exact("b"), prefix("gpt-")], &[("a", 1, 0)]),
+            rule("s", &[exact("a"), exact("b")], &[("a", 1, 0)]),
+        ];
+        let snapshot = build(
+            config(&["a"], rules),
+            &Endpoints::default(),
+            &Credentials::default(),
+            None,
+        );
+        let value: serde_json::Value = serde_json::from_slice(&snapshot.models).unwrap();
+        assert_eq!(value["data"].as_array().unwrap().len(), 2);
+        assert_eq!(value["data"][0]["id"], "a");
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_rule_in_order_takes_the_model(
+            rules in prop::collection::vec(prop::collection::vec((any::<bool>(), "[ab]{0,2}"), 1..3), 1..6),
+            model in "[ab]{1,3}",
+        ) {
+            let rules: Vec<config::Rule> = rules.iter().enumerate().map(|(index, models)| {
+                let models: Vec<ModelMatch> = models.iter().map(|(is_exact, name)| {
+                    if *is_exact { exact(name) } else { prefix(name) }
+                }).collect();
+                rule(&format!("r{index}"), &models, &[("a", 1, 0)])
+            }).collect();
+            let expected = rules.iter().find(|rule| rule.models.iter().any(|one| one.matches(&model))).map(|rule| format!("ns/p/{}", rule.name));
+            let snapshot = build(config(&["a"], rules), &Endpoints::default(), &Credentials::default(), None);
+            prop_assert_eq!(snapshot.rule_for(&model).map(|rule| rule.label.clone()), expected);
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Server-sent events, sans I/O: bytes in, events out, whatever the chunk boundaries. Bytes are only looked at, never
+//! changed; line ends may be LF, CRLF or CR (HTML standard, 9.2.6). An event without end is refused at
+//! [`MAX_EVENT_BYTES`], so a hostile upstream cannot make the gateway grow.
+
+use memchr::memchr2;
+
+/// Largest event that is kept when it comes in pieces. Real chunks are below 64 KiB; embeddings of tool calls and
+/// log probabilities stay below 1 MiB.
+pub const MAX_EVENT_BYTES: usize = 1 << 20;
+
+/// An event that never ends, or one larger than [`MAX_EVENT_BYTES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("an event is larger than {MAX_EVENT_BYTES} bytes")]
+pub struct EventTooLarge;
+
+/// Incremental decoder; one for each stream.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    /// A line whose end has not come yet.
+    line: Vec<u8>,
+    /// Data lines of the event so far, joined by LF.
+    data: Vec<u8>,
+    has_data: bool,
+    /// The last byte was CR: an LF that follows belongs to it.
+    after_cr: bool,
+    /// Some byte of an unfinished event was seen.
+    inside: bool,
+}
+
+impl Decoder {
+    /// Whether bytes of an unfinished event were seen.
+    pub fn is_inside_event(&self) -> bool {
+        self.inside
+    }
+
+    /// Takes the next bytes and calls `event` with the data of each event that they finish, and with the offset in
+    /// `chunk` behind it. Events without data (comments, heartbeats) are not reported.
+    pub fn feed(
+        &mut self,
+        chunk: &[u8],
+        mut event: impl FnMut(&[u8], usize),
+    ) -> Result<(), EventTooLarge> {
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        let mut position = 0;
+        if std::mem::take(&mut self.after_cr) && chunk.first() == Some(&b'\n') {
+            position = 1;
+        }
+        // The event's only data line, when it lies whole in this chunk: then nothing is copied.
+        let mut borrowed: Option<&[u8]> = None;
+        while position < chunk.len() {
+            let Some(length) = memchr2(b'\n', b'\r', &chunk[position..]) else {
+                break;
+            };
+            let end = position + length;
+            let mut next = end + 1;
+            if chunk[end] == b'\r' {
+                match chunk.get(next) {
+                    Some(b'\n') => next += 1,
+                    Some(_) => {}
+                    None => self.after_cr = true,
+                }
+            }
+            if !self.line.is_empty() {
+                self.grow(chunk.get(position..end).unwrap_or_default())?;
+                let line = std::mem::take(&mut self.line);
+                if let Some(value) = data_of(&line) {
+                    self.keep(borrowed.take())?;
+                    self.keep(Some(value))?;
+                }
+                self.line = line;
+                self.line.clear();
+                self.inside = true;
+            } else if length == 0 {
+                if let Some(data) = borrowed.take() {
+                    event(data, next);
+                } else if self.has_data {
+                    event(&self.data, next);
+                }
+                self.data.clear();
+                self.has_data = false;
+                self.inside = false;
+            } else {
+                self.inside = true;
+                if let Some(value) = data_of(&chunk[position..end]) {
+                    if self.has_data || borrowed.is_some() {
+                        self.keep(borrowed.take())?;
+                        self.keep(Some(value))?;
+                    } else {
+                        borrowed = Some(value);
+                    }
+                }
+            }
+            position = next;
+        }
+        self.keep(borrowed)?;
+        let rest = chunk.get(position..).unwrap_or_default();
+        if !rest.is_empty() {
+            self.inside = true;
+            self.grow(rest)?;
+        }
+        Ok(())
+    }
+
+    fn grow(&mut self, bytes: &[u8]) -> Result<(), EventTooLarge> {
+        if self.line.len() + self.data.len() + bytes.len() > MAX_EVENT_BYTES {
+            return Err(EventTooLarge);
+        }
+        self.line.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn keep(&mut self, value: Option<&[u8]>) -> Result<(), EventTooLarge> {
+        let Some(value) = value else { return Ok(()) };
+        if self.line.len() + self.data.len() + value.len() > MAX_EVENT_BYTES {
+            return Err(EventTooLarge);
+        }
+        if self.has_data {
+            self.data.push(b'\n');
+        }
+        self.has_data = true;
+        self.data.extend_from_slice(value);
+        Ok(())
+    }
+}
+
+/// The value of a `data` field; one space behind the colon is not part of it.
+fn data_of(line: &[u8]) -> Option<&[u8]> {
+    match line.strip_prefix(b"data")? {
+        [b':', b' ', value @ ..] | [b':', value @ ..] => Some(value),
+        [] => Some(&[]),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same by the book: whole text at once.
+    fn reference(text: &[u8]) -> Vec<Vec<u8>> {
+        let text: Vec<u8> = {
+            let mut out = Vec::new();
+            let mut bytes = text.iter().copied().peekable();
+            while let Some(byte) = bytes.next() {
+                if byte == b'\r' {
+                    bytes.next_if_eq(&b'\n');
+                    out.push(b'\n');
+                } else {
+                    out.push(byte);
+                }
+            }
+            out
+        };
+        let mut events = Vec::new();
+        let mut data: Option<Vec<u8>> = None;
+        let complete = text.split(|byte| *byte == b'\n').count() - 1;
+        for line in text.split(|byte| *byte == b'\n').take(complete) {
+            if line.is_empty() {
+                events.extend(data.take());
+            } else if let Some(value) = data_of(line) {
+                match &mut data {
+                    Some(data) => {
+                        data.push(b'\n');
+                        data.extend_from_slice(value);
+                    }
+                    None => data = Some(value.to_vec()),
+                }
+            }
+        }
+        events
+    }
+
+    fn decode(chunks: &[&[u8]]) -> Vec<Vec<u8>> {
+        let mut decoder = Decoder::default();
+        let mut events = Vec::new();
+        for chunk in chunks {
+            decoder
+                .feed(chunk, |data, end| {
+                    assert!(end <= chunk.len() && end > 0);
+                    events.push(data.to_vec());
+                })
+                .unwrap();
+        }
+        events
+    }
+
+    #[test]
+    fn line_ends_comments_and_fields_are_told_apart() {
+        let text = b": hi\n\ndata: a\n\ndata:b\r\n\r\nevent: x\rdata: c\rdata:  d\r\rid: 1\n\ndata\n\ndatax: no\n\n";
+        assert_eq!(decode(&[text]), [&b"a"[..], b"b", b"c\n d", b""]);
+    }
+
+    #[test]
+    fn an_unfinished_event_is_known_as_such() {
+        let mut decoder = Decoder::default();
+        decoder.feed(b"data: a\n\n", |_, _| {}).unwrap();
+        assert!(!decoder.is_inside_event());
+        decoder.feed(b"data: {\"x", |_, _| {}).unwrap();
+        assert!(decoder.is_inside_event());
+    }
+
+    #[test]
+    fn an_endless_event_is_refused_at_the_limit() {
+        let mut decoder = Decoder::default();
+        let chunk = vec![b'x'; 64 << 10];
+        let fed = (0..100)
+            .take_while(|_| decoder.feed(&chunk, |_, _| {}).is_ok())
+            .count();
+        assert_eq!(fed, MAX_EVENT_BYTES / chunk.len());
+        assert!(decoder.line.capacity() <= 2 * MAX_EVENT_BYTES);
+
+        let mut decoder = Decoder::default();
+        let lines = b"data: 0123456789abcdef\n".repeat(1000);
+        assert!(
+            (0..100).any(|_| decoder.feed(&lines, |_, _| {}).is_err()),
+            "lines without a blank one"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn events_do_not_depend_on_chunk_boundaries(
+            text in "(data: ?[a-z\\x{e9}]{0,6}|:c|event: e|data|\\n|\\r\\n|\\r|\\n\\n|x){0,24}",
+            cuts in prop::collection::vec(0_usize..200, 0..12),
+        ) {
+            let text = text.as_bytes();
+            let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let chunks: Vec<&[u8]> = cuts.windows(2).map(|pair| &text[pair[0]..pair[1]]).collect();
+            let whole = decode(&[text]);
+            prop_assert_eq!(&whole, &reference(text));
+            prop_assert_eq!(decode(&chunks), whole);
+            let single: Vec<&[u8]> = text.chunks(1).collect();
+            prop_assert_eq!(decode(&single), reference(text));
+        }
+    }
+}

@@ -1,0 +1,324 @@
+//! (IO) `AnswerBody`: what goes to the caller, piece by piece as it comes from the backend, with the request's record
+//! attached. Event streams are followed by a [`Meter`]; a stream that breaks ends in an error event, never in a clean
+//! `[DONE]`. Dropping the body closes the connection to the backend.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, SizeHint};
+
+use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
+use crate::meter::{Cut, Meter};
+use crate::process::Worker;
+use crate::record::{CLIENT_GONE, OK, Record, UPSTREAM_ERROR};
+use crate::reject::Broken;
+use crate::upstream::{BodyError, Exchange};
+
+/// A body that broke off where no error event can be sent: the connection to the caller is cut.
+#[derive(Debug, thiserror::Error)]
+#[error("the answer broke off")]
+pub(crate) struct BrokenOff;
+
+/// A body on its way to the caller.
+pub(crate) enum AnswerBody {
+    /// All of it is here.
+    Whole {
+        bytes: Option<Bytes>,
+        outcome: &'static str,
+        record: Box<Record>,
+    },
+    /// It is still coming.
+    Stream(Box<Stream>),
+}
+
+impl AnswerBody {
+    /// A body that is here as a whole; the request ends with `outcome` once it is taken.
+    pub(crate) fn whole(bytes: Bytes, outcome: &'static str, mut record: Box<Record>) -> Self {
+        if bytes.is_empty() {
+            record.ended(outcome);
+            return Self::Whole {
+                bytes: None,
+                outcome,
+                record,
+            };
+        }
+        Self::Whole {
+            bytes: Some(bytes),
+            outcome,
+            record,
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self.get_mut() {
+            Self::Whole {
+                bytes,
+                outcome,
+                record,
+            } => {
+                let bytes = bytes.take();
+                if bytes.is_some() {
+                    record.ended(outcome);
+                }
+                Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
+            }
+            Self::Stream(stream) => stream
+                .poll_next(cx)
+                .map(|next| next.map(|result| result.map(Frame::data))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole { bytes, .. } => bytes.is_none(),
+            Self::Stream(stream) => stream.is_over(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole { bytes, .. } => SizeHint::with_exact(
+                bytes
+                    .as_ref()
+                    .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
+            ),
+            Self::Stream(_) => SizeHint::default(),
+        }
+    }
+}
+
+/// An answer that is collected for the cache while it passes.
+pub(crate) struct Fill {
+    pub(crate) key: Key,
+    pub(crate) cache: Arc<ExactCache>,
+    /// Everything but the body.
+    pub(crate) entry: Entry,
+    bytes: Vec<u8>,
+    too_large: bool,
+}
+
+impl Fill {
+    pub(crate) fn new(key: Key, cache: Arc<ExactCache>, entry: Entry) -> Self {
+        Self {
+            key,
+            cache,
+            entry,
+            bytes: Vec::new(),
+            too_large: false,
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        if self.bytes.len() + bytes.len() > MAX_ENTRY_BYTES {
+            self.too_large = true;
+            self.bytes = Vec::new();
+        } else if !self.too_large {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+
+    fn store(self, now_ms: u64) {
+        if !self.too_large {
+            let entry = Entry {
+                body: Bytes::from(self.bytes),
+                ..self.entry
+            };
+            self.cache.put(self.key, entry, now_ms);
+        }
+    }
+}
+
+/// What follows the bytes that are ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// More from the backend.
+    Upstream,
+    /// The event that says how the stream broke.
+    Event(Broken),
+    /// Nothing.
+    End,
+}
+
+/// A body that is still coming.
+pub(crate) struct Stream {
+    worker: Arc<Worker>,
+    exchange: Option<Exchange>,
+    /// `None` for a body that is no event stream.
+    meter: Option<Meter>,
+    ready: Option<Bytes>,
+    next: Next,
+    idle: Duration,
+    fill: Option<Fill>,
+    record: Box<Record>,
+}
+
+/// An answer that has begun: `first` was read and, with a meter, followed already.
+pub(crate) struct Begun {
+    pub(crate) exchange: Exchange,
+    /// `None` for a body that is no event stream.
+    pub(crate) meter: Option<Meter>,
+    pub(crate) first: Bytes,
+    /// Where in `first` the backend gave up.
+    pub(crate) cut_at: Option<usize>,
+}
+
+impl Stream {
+    /// Goes on with an answer; `idle` bounds the wait for each further piece.
+    pub(crate) fn new(
+        worker: &Arc<Worker>,
+        begun: Begun,
+        idle: Duration,
+        record: Box<Record>,
+    ) -> Self {
+        let Begun {
+            exchange,
+            meter,
+            first,
+            cut_at,
+        } = begun;
+        let mut stream = Self {
+            worker: Arc::clone(worker),
+            exchange: Some(exchange),
+            meter,
+            ready: None,
+            next: Next::Upstream,
+            idle,
+            fill: None,
+            record,
+        };
+        stream.pass(first, cut_at);
+        stream
+    }
+
+    /// Stores the answer if it ends well.
+    pub(crate) fn fill(&mut self, mut fill: Fill) {
+        if let Some(bytes) = &self.ready {
+            fill.add(bytes);
+        }
+        self.fill = Some(fill);
+    }
+
+    fn is_over(&self) -> bool {
+        self.next == Next::End && self.ready.is_none()
+    }
+
+    /// Makes `bytes` ready to go out, up to where the backend gave up.
+    fn pass(&mut self, mut bytes: Bytes, cut_at: Option<usize>) {
+        if let Some(end) = cut_at {
+            bytes.truncate(end);
+            match self.meter.as_ref().and_then(Meter::cut) {
+                Some(Cut::Error) => self.end(UPSTREAM_ERROR),
+                Some(Cut::Abort) | None => self.break_off(Broken::Aborted),
+            }
+        }
+        if let Some(fill) = &mut self.fill {
+            fill.add(&bytes);
+        }
+        self.ready = Some(bytes);
+    }
+
+    fn end(&mut self, outcome: &'static str) {
+        self.next = Next::End;
+        self.exchange = None;
+        self.fill = self.fill.take().filter(|_| outcome == OK);
+        self.record.ended(outcome);
+    }
+
+    fn break_off(&mut self, broken: Broken) {
+        self.next = Next::Event(broken);
+        self.exchange = None;
+        self.fill = None;
+        self.record.broken(broken);
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        if let Some(bytes) = self.ready.take() {
+            return Poll::Ready(Some(Ok(bytes)));
+        }
+        match self.next {
+            Next::End => Poll::Ready(None),
+            Next::Event(broken) => {
+                self.next = Next::End;
+                let Some(meter) = &self.meter else {
+                    return Poll::Ready(Some(Err(BrokenOff)));
+                };
+                Poll::Ready(Some(Ok(Bytes::from(broken.event(meter.is_inside_event())))))
+            }
+            Next::Upstream => self.poll_upstream(cx),
+        }
+    }
+
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        let Some(exchange) = &mut self.exchange else {
+            return Poll::Ready(None);
+        };
+        match std::task::ready!(exchange.poll_frame(cx)) {
+            Ok(Some(bytes)) => {
+                let now = penstock_shell::clock::now();
+                exchange.set_deadline(now + self.idle);
+                let is_over = exchange.is_over();
+                self.take(bytes, now);
+                if is_over && self.next == Next::Upstream {
+                    self.finish(cx);
+                }
+            }
+            Ok(None) => self.finish(cx),
+            Err(BodyError::Broken) => self.break_off(Broken::Cut),
+            Err(BodyError::TimedOut) => self.break_off(Broken::Stalled),
+        }
+        self.poll_next(cx)
+    }
+
+    fn take(&mut self, bytes: Bytes, now: Instant) {
+        let seen = match &mut self.meter {
+            Some(meter) => match meter.feed(&bytes) {
+                Ok(seen) => {
+                    self.record.usage = meter.usage().or(self.record.usage);
+                    seen
+                }
+                Err(_too_large) => return self.break_off(Broken::Malformed),
+            },
+            None => crate::meter::Seen::default(),
+        };
+        self.record.tokens(seen.tokens, now);
+        self.pass(bytes, seen.cut_at);
+    }
+
+    /// The backend's body came to its end.
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut.
+        if self.meter.as_ref().is_some_and(|meter| !meter.is_done()) {
+            return self.break_off(Broken::Cut);
+        }
+        let now = penstock_shell::clock::now();
+        if let (Some(mut exchange), Some(in_flight)) =
+            (self.exchange.take(), &self.record.in_flight)
+        {
+            exchange.finish(cx, &in_flight.endpoint().live, self.worker.index, now);
+        }
+        if let Some(fill) = self.fill.take() {
+            fill.store(self.worker.process.ms(now));
+        }
+        self.end(OK);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // A broken or ended stream whose last bytes were not taken: the caller left first.
+        if self.next == Next::Upstream || self.ready.is_some() {
+            self.record.ended(CLIENT_GONE);
+        }
+    }
+}

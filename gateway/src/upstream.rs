@@ -1,0 +1,406 @@
+//! (IO) Connections to backends: connecting, pooling, one request and its answer.
+//!
+//! A connection is driven by the request that uses it and by nobody else: there is no task behind it, so dropping a
+//! request closes its connection at once and an idle connection costs no wake-ups. That a peer closed an idle
+//! connection is seen when it is taken out or swept.
+
+use std::fmt;
+use std::io::BufReader;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tower_service::Service as _;
+
+use crate::openai::Pieces;
+use crate::snapshot::{Address, EndpointLive};
+
+/// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
+const MAX_IDLE: Duration = Duration::from_secs(4);
+/// Idle connections for each endpoint and worker: bursts beyond it connect anew.
+const MAX_IDLE_CONNECTIONS: usize = 128;
+/// Read buffer of a connection, and so the largest frame and the largest answer head.
+const BUFFER_BYTES: usize = 64 << 10;
+
+/// What goes upstream.
+pub(crate) type RequestBody = Full<Pieces>;
+
+type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
+
+/// Certificates that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The file cannot be read.
+    #[error("read certificate authorities from {path}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        #[source]
+        err: std::io::Error,
+    },
+    /// The file holds something else.
+    #[error("{path} does not hold certificates in PEM form")]
+    Pem {
+        /// The file.
+        path: String,
+    },
+    /// rustls refuses its own defaults.
+    #[error("set up TLS")]
+    Setup(#[source] rustls::Error),
+}
+
+/// Makes connections.
+#[derive(Clone)]
+pub(crate) struct Connector {
+    https: HttpsConnector<HttpConnector>,
+}
+
+impl Connector {
+    /// Trusts the public authorities, and those in `extra` (PEM).
+    pub(crate) fn new(extra: Option<&Path>) -> Result<Self, TlsError> {
+        let mut roots = rustls::RootCertStore {
+            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+        };
+        if let Some(path) = extra {
+            let shown = path.display().to_string();
+            let file = std::fs::File::open(path).map_err(|err| TlsError::Read {
+                path: shown.clone(),
+                err,
+            })?;
+            let mut added = 0;
+            for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
+                let pem = || TlsError::Pem {
+                    path: shown.clone(),
+                };
+                roots
+                    .add(certificate.map_err(|_| pem())?)
+                    .map_err(|_| pem())?;
+                added += 1;
+            }
+            if added == 0 {
+                return Err(TlsError::Pem { path: shown });
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(TlsError::Setup)?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut http = HttpConnector::new();
+        http.set_nodelay(true);
+        http.enforce_http(false);
+        let https = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(http);
+        Ok(Self { https })
+    }
+
+    async fn open(&self, address: &Address) -> Result<Io, ConnectError> {
+        match address {
+            Address::Socket(address) => {
+                let stream = TcpStream::connect(address)
+                    .await
+                    .map_err(|_| ConnectError::Refused)?;
+                stream
+                    .set_nodelay(true)
+                    .map_err(|_| ConnectError::Refused)?;
+                Ok(MaybeHttpsStream::Http(TokioIo::new(stream)))
+            }
+            Address::Origin(origin) => {
+                let uri: Uri = origin.parse().map_err(|_| ConnectError::Refused)?;
+                self.https
+                    .clone()
+                    .call(uri)
+                    .await
+                    .map_err(|_| ConnectError::Refused)
+            }
+        }
+    }
+
+    /// A new connection, within `limit`. Cancel safe.
+    pub(crate) async fn connect(
+        &self,
+        address: &Address,
+        limit: Duration,
+    ) -> Result<Conn, ConnectError> {
+        let io = match tokio::time::timeout(limit, self.open(address)).await {
+            Ok(opened) => opened?,
+            Err(_) => return Err(ConnectError::TimedOut),
+        };
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES)
+            .handshake(io)
+            .await
+            .map_err(|_| ConnectError::Refused)?;
+        Ok(Conn {
+            sender,
+            connection: Box::new(connection),
+            deadline: Box::pin(tokio::time::sleep(limit)),
+            idle_since: penstock_shell::clock::now(),
+            reused: false,
+            closed: false,
+        })
+    }
+}
+
+/// Why there is no connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ConnectError {
+    /// Refused, unreachable, unknown host, failed handshake.
+    Refused,
+    /// Not within the limit.
+    TimedOut,
+}
+
+/// A connection that is ready for a request.
+pub struct Conn {
+    sender: SendRequest<RequestBody>,
+    connection: Box<Connection<Io, RequestBody>>,
+    /// One timer for all waits on this connection: moving it is cheaper than making another.
+    deadline: Pin<Box<Sleep>>,
+    idle_since: Instant,
+    reused: bool,
+    closed: bool,
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("reused", &self.reused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Conn {
+    /// Whether it carried a request before: then it may have been closed by the peer in the meantime.
+    pub fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        now.saturating_duration_since(self.idle_since) < MAX_IDLE
+            && !self.is_closed(cx)
+            && self.sender.is_ready()
+    }
+
+    /// Does what the socket allows and says whether the connection has ended.
+    fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        self.closed = self.closed || Pin::new(&mut *self.connection).poll(cx).is_ready();
+        self.closed
+    }
+
+    fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline.as_mut().reset(deadline.into());
+    }
+
+    /// Sends a request and waits for the head of its answer until `deadline`, which stays in force for the first
+    /// frame of the body. Dropping the future closes the connection.
+    pub async fn send(
+        mut self,
+        request: Request<RequestBody>,
+        deadline: Instant,
+    ) -> Result<(Response<()>, Exchange), SendError> {
+        self.set_deadline(deadline);
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let answer = std::future::poll_fn(|cx| {
+            let closed = self.is_closed(cx);
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(answer.map_err(|err| {
+                    // hyper hands the request back when not a byte of it was written.
+                    let unsent = err.message().is_some();
+                    SendError::Broken { unsent }
+                }));
+            }
+            if closed {
+                return Poll::Ready(Err(SendError::Broken { unsent: false }));
+            }
+            self.deadline
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(SendError::TimedOut))
+        })
+        .await?;
+        let (parts, body) = answer.into_parts();
+        Ok((
+            Response::from_parts(parts, ()),
+            Exchange {
+                conn: Some(self),
+                body,
+            },
+        ))
+    }
+}
+
+/// Why there is no head of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The connection ended, or what came is not HTTP.
+    Broken {
+        /// No byte of the request was written.
+        unsent: bool,
+    },
+    /// Not until the deadline.
+    TimedOut,
+}
+
+/// Why a body does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyError {
+    /// The connection ended early, or what came is not HTTP.
+    Broken,
+    /// Nothing came until the deadline.
+    TimedOut,
+}
+
+/// An answer whose head has come. Dropping it before its end closes the connection.
+pub struct Exchange {
+    conn: Option<Conn>,
+    body: Incoming,
+}
+
+impl fmt::Debug for Exchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Exchange")
+            .field("conn", &self.conn)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Exchange {
+    /// The next piece of the body; `None` at its proper end. Cancel safe.
+    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+        loop {
+            let closed = match &mut self.conn {
+                Some(conn) => conn.is_closed(cx),
+                None => true,
+            };
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers mean nothing here.
+                    let Ok(bytes) = frame.into_data() else {
+                        continue;
+                    };
+                    if bytes.is_empty() {
+                        continue;
+                    }
+                    return Poll::Ready(Ok(Some(bytes)));
+                }
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
+                Poll::Pending => {
+                    let Some(conn) = &mut self.conn else {
+                        return Poll::Ready(Err(BodyError::Broken));
+                    };
+                    return conn
+                        .deadline
+                        .as_mut()
+                        .poll(cx)
+                        .map(|()| Err(BodyError::TimedOut));
+                }
+            }
+        }
+    }
+
+    /// [`Self::poll_frame`] as a future. Cancel safe.
+    pub async fn frame(&mut self) -> Result<Option<Bytes>, BodyError> {
+        std::future::poll_fn(|cx| self.poll_frame(cx)).await
+    }
+
+    /// Until when the next piece may take.
+    pub fn set_deadline(&mut self, deadline: Instant) {
+        if let Some(conn) = &mut self.conn {
+            conn.set_deadline(deadline);
+        }
+    }
+
+    /// Whether nothing is left of the body.
+    pub fn is_over(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// The body was read to its end: gives the connection back, if it can carry another request.
+    pub fn finish(&mut self, cx: &mut Context<'_>, to: &EndpointLive, worker: usize, now: Instant) {
+        let Some(mut conn) = self.conn.take() else {
+            return;
+        };
+        conn.idle_since = now;
+        conn.reused = true;
+        if conn.is_usable(now, cx) {
+            to.pool.give(worker, conn);
+        }
+    }
+}
+
+/// Idle connections of one endpoint. A worker takes only what it gave: sockets and timers belong to its runtime.
+#[derive(Debug)]
+pub struct Pool {
+    shards: Box<[Mutex<Vec<Conn>>]>,
+}
+
+impl Pool {
+    /// An empty pool for `workers`.
+    pub fn new(workers: usize) -> Self {
+        Self {
+            shards: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// The connection that was used last, if it is still good.
+    pub fn take(&self, worker: usize, now: Instant, cx: &mut Context<'_>) -> Option<Conn> {
+        let shard = self.shards.get(worker)?;
+        loop {
+            let mut conn = shard.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+            if conn.is_usable(now, cx) {
+                return Some(conn);
+            }
+        }
+    }
+
+    fn give(&self, worker: usize, conn: Conn) {
+        let Some(shard) = self.shards.get(worker) else {
+            return;
+        };
+        let mut idle = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_IDLE_CONNECTIONS {
+            idle.push(conn);
+        }
+    }
+
+    /// Closes what is old or was closed by the peer.
+    pub fn sweep(&self, worker: usize, now: Instant) {
+        let Some(shard) = self.shards.get(worker) else {
+            return;
+        };
+        let mut cx = Context::from_waker(Waker::noop());
+        shard
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain_mut(|conn| conn.is_usable(now, &mut cx));
+    }
+
+    /// Closes everything.
+    pub fn clear(&self, worker: usize) {
+        if let Some(shard) = self.shards.get(worker) {
+            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! (IO) One worker: a thread with its own single-threaded runtime, sockets, pools and timers. Connections are handed
+//! to it and stay with it, so a request never crosses threads.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use tokio::net::TcpStream;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::guard::{self, Watch, WatchedIo};
+use crate::handle::handle;
+use crate::process::Worker;
+
+/// The longest time between two looks at the connections; shorter limits shorten it.
+const LONGEST_TICK: Duration = Duration::from_secs(1);
+const SHORTEST_TICK: Duration = Duration::from_millis(10);
+/// hyper refuses a head beyond its own bounds without a body; they lie this much above ours, so that callers who are
+/// a little over get an error that they can read.
+const HEAD_SLACK: usize = 4;
+const SMALLEST_HEAD_BYTES: usize = 16 << 10;
+
+/// A client connection on its way to a worker.
+pub(crate) struct Arrival {
+    pub(crate) stream: std::net::TcpStream,
+    pub(crate) permit: OwnedSemaphorePermit,
+}
+
+/// Signals that all workers follow.
+#[derive(Clone)]
+pub(crate) struct Signals {
+    /// End each connection after the request in progress.
+    pub(crate) drain: CancellationToken,
+    /// Drop what is left.
+    pub(crate) abort: CancellationToken,
+}
+
+/// Runs until no more connections can arrive and all have ended, or until told to abort.
+pub(crate) async fn run(
+    worker: Arc<Worker>,
+    mut arrivals: mpsc::UnboundedReceiver<Arrival>,
+    signals: Signals,
+) {
+    let mut connections = JoinSet::new();
+    let mut watches: Vec<Arc<Watch>> = Vec::new();
+    let limits = &worker.process.settings.limits;
+    let shortest = limits
+        .header_timeout
+        .min(limits.idle_timeout)
+        .min(limits.write_timeout);
+    let mut ticks = tokio::time::interval((shortest / 4).clamp(SHORTEST_TICK, LONGEST_TICK));
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut open = true;
+    let mut draining = false;
+    while open || !connections.is_empty() {
+        tokio::select! {
+            arrival = arrivals.recv(), if open => match arrival {
+                Some(arrival) => {
+                    let watch = Arc::new(Watch::new(&worker.clock));
+                    if draining {
+                        watch.drain();
+                    }
+                    watches.push(Arc::clone(&watch));
+                    connections.spawn(connection(Arc::clone(&worker), watch, arrival));
+                }
+                None => open = false,
+            },
+            Some(_ended) = connections.join_next(), if !connections.is_empty() => {}
+            _ = ticks.tick() => tick(&worker, &mut watches),
+            () = signals.drain.cancelled(), if !draining => {
+                draining = true;
+                for watch in &watches {
+                    watch.drain();
+                }
+            }
+            () = signals.abort.cancelled() => break,
+        }
+    }
+    connections.shutdown().await;
+    if let Some(snapshot) = &*worker.process.snapshot.load() {
+        for live in snapshot.backends().flat_map(|backend| backend.lives()) {
+            live.pool.clear(worker.index);
+        }
+    }
+}
+
+fn tick(worker: &Worker, watches: &mut Vec<Arc<Watch>>) {
+    let now = penstock_shell::clock::now();
+    let now_ms = worker.process.ms(now);
+    worker.clock.store(now_ms, Ordering::Relaxed);
+    // Only this list still knows a watch whose connection has ended.
+    watches.retain(|watch| Arc::strong_count(watch) > 1);
+    for watch in watches {
+        watch.check(now_ms, &worker.process.settings.limits);
+    }
+    if let Some(snapshot) = &*worker.process.snapshot.load() {
+        for live in snapshot.backends().flat_map(|backend| backend.lives()) {
+            live.pool.sweep(worker.index, now);
+        }
+    }
+}
+
+/// Counts a connection while it is open.
+struct Counted(Arc<Worker>);
+
+impl Counted {
+    fn new(worker: &Arc<Worker>) -> Self {
+        worker.process.metrics.connections.inc();
+        Self(Arc::clone(worker))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.process.metrics.connections.dec();
+    }
+}
+
+async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
+    let _counted = Counted::new(&worker);
+    let _permit = arrival.permit;
+    let Ok(stream) = TcpStream::from_std(arrival.stream) else {
+        return;
+    };
+    // Without it the last segment of each answer may wait 40 ms for the caller's delayed acknowledgement.
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
+    let limits = &worker.process.settings.limits;
+    let io = WatchedIo::new(stream, Arc::clone(&watch));
+    let service = {
+        let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
+        service_fn(move |request| handle(Arc::clone(&worker), Arc::clone(&watch), request))
+    };
+    let connection = http1::Builder::new()
+        // The worker's ticks do this without a timer for each request.
+        .header_read_timeout(None)
+        .max_headers(limits.headers.saturating_mul(2))
+        .max_buf_size(
+            limits
+                .header_bytes
+                .saturating_mul(HEAD_SLACK)
+                .max(SMALLEST_HEAD_BYTES),
+        )
+        .serve_connection(io, service);
+    let connection = std::pin::pin!(connection);
+    guard::run(connection, &watch, |connection| {
+        connection.graceful_shutdown();
+    })
+    .await;
+}
