@@ -1,0 +1,34 @@
+//! The operator: objects of the three kinds → pools, gateways and conditions.
+//!
+//! One flow for a namespace: watch → observe → \[plan\] → apply → \[conditions\] → patch status. Files in brackets are
+//! pure; files that talk to the API server or read a clock say `(IO)` in their first line.
+
+pub mod args;
+pub mod reconcile;
+pub mod run;
+
+mod acks;
+mod apply;
+mod autoscaler;
+mod compare;
+mod conditions;
+mod events;
+mod findings;
+mod index;
+mod lease;
+mod live;
+mod metrics;
+mod observe;
+mod observed;
+mod plan;
+mod pod;
+mod programmed;
+mod queue;
+mod replicas;
+mod secrets;
+mod status;
+mod watch;
+mod world;
+
+pub use args::{Args, Settings};
+pub use run::{Error, connect, run};
