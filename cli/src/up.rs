@@ -1,0 +1,142 @@
+//! (IO) `penstock up`: gateway, scaler and simulated engines in one process, from a folder of objects.
+//!
+//! The same compile step, gateway and scaler as in a cluster. What a cluster would do is done by one task, the
+//! [`fleet`]: it starts and stops engines, and tells the gateway and the scaler which there are. One loop per pool,
+//! the [`autoscaler`], asks the scaler over gRPC as KEDA and the HPA do.
+
+mod autoscaler;
+mod engine;
+mod fleet;
+mod folder;
+mod narrator;
+mod replica;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use penstock_core::config::{GatewayConfig, ModelMatch};
+use penstock_shell::listen;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::duration::parse_duration;
+use fleet::Fleet;
+use narrator::say;
+
+/// Runs gateway, scaler and simulated engines from a folder of objects, until Ctrl-C.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Folder of YAML files with LLMBackend, RoutingPolicy, SemanticCache and Secret objects. Changes are followed.
+    #[arg(short = 'f', long = "file", value_name = "DIR")]
+    folder: PathBuf,
+    /// Address for requests.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Address of the gateway's /metrics, /config and /load.
+    #[arg(long, default_value = "127.0.0.1:9090")]
+    admin_listen: SocketAddr,
+    /// Address of the scaler's gRPC service.
+    #[arg(long, default_value = "127.0.0.1:6000")]
+    scaler_listen: SocketAddr,
+    /// Address of the scaler's /metrics and /decisions.
+    #[arg(long, default_value = "127.0.0.1:9091")]
+    scaler_admin_listen: SocketAddr,
+    /// Where a Service is that a `service` backend names: NAMESPACE/NAME:PORT=ADDRESS:PORT. May be repeated.
+    #[arg(long = "service", value_name = "SERVICE=ADDRESS", value_parser = folder::parse_service)]
+    services: Vec<folder::ServiceAddress>,
+    /// Keep each pool at its minimum, whatever the scaler says.
+    #[arg(long)]
+    no_scaling: bool,
+    /// Time between two looks of the autoscaler at the metric (kube-controller-manager's
+    /// --horizontal-pod-autoscaler-sync-period).
+    #[arg(long, default_value = "15s", value_parser = parse_duration)]
+    hpa_sync_period: Duration,
+}
+
+/// Runs until the token is cancelled, then drains.
+#[expect(clippy::disallowed_methods, reason = "(IO) file")]
+pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
+    let started = std::time::Instant::now();
+    let folder = folder::load(&args.folder)?;
+    for problem in &folder.problems {
+        say(&format!("problem: {problem}"));
+    }
+    let data = listen::bind(args.listen, "--listen").await?;
+    let admin = listen::bind(args.admin_listen, "--admin-listen").await?;
+    let grpc = listen::bind(args.scaler_listen, "--scaler-listen").await?;
+    let scaler_admin = listen::bind(args.scaler_admin_listen, "--scaler-admin-listen").await?;
+    let (url, scaler) = (data.local_addr()?, grpc.local_addr()?);
+
+    let (publisher, sources) = penstock_gateway::source::channel();
+    let fleet = Fleet::new(publisher, &args.services, admin.local_addr()?);
+    let world = fleet.world();
+    // Data plane and scaler outlive the engines' drain: they stop when the fleet has ended.
+    let planes = CancellationToken::new();
+    let id = folder.config.gateway.clone();
+    let gateway_settings = penstock_gateway::Settings {
+        replica: url.to_string(),
+        ..penstock_gateway::Settings::new(id)
+    };
+    let gateway = penstock_gateway::run(gateway_settings, sources, data, admin, planes.clone());
+    let scaler_run = penstock_scaler::run(
+        penstock_scaler::args::Settings::default(),
+        world,
+        grpc,
+        scaler_admin,
+        planes.clone(),
+    );
+    let (load, loaded) = watch::channel(Arc::new(folder));
+    let scaling = (!args.no_scaling).then_some(autoscaler::Settings {
+        scaler,
+        sync_period: args.hpa_sync_period,
+    });
+    let model = first_model(&load.borrow().config);
+    let greeting = async || greet(url, &model, started.elapsed());
+    let fleet_run = async {
+        let result = fleet.run(loaded, scaling, greeting, stop.clone()).await;
+        planes.cancel();
+        result
+    };
+    let follow = folder::follow(args.folder.clone(), load, stop.clone());
+    tokio::try_join!(
+        async { gateway.await.context("gateway") },
+        async { scaler_run.await.context("scaler") },
+        async { fleet_run.await.context("engines") },
+        async { follow.await.context("follow the folder") },
+    )?;
+    say("stopped");
+    Ok(())
+}
+
+/// A model name that the first rule takes, for the example request.
+fn first_model(config: &GatewayConfig) -> String {
+    let exact = config
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.models)
+        .find_map(|model| match model {
+            ModelMatch::Exact(name) => Some(name.clone()),
+            ModelMatch::Prefix(_) => None,
+        });
+    exact.unwrap_or_else(|| "any".to_owned())
+}
+
+fn greet(url: SocketAddr, model: &str, took: Duration) {
+    say("send a request from another terminal:");
+    let body = serde_json::json!({
+        "model": model, "stream": true, "max_tokens": 32, "messages": [{"role": "user", "content": "Hello"}],
+    });
+    say(&format!(
+        "  curl -N http://{url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+    ));
+    say(&format!(
+        "or put it under load: penstock load --url http://{url} --model {model} --rate 1:20 --duration 2m"
+    ));
+    say(&format!(
+        "up: ready_s={:.1} url=http://{url}",
+        took.as_secs_f64()
+    ));
+}
