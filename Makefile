@@ -1,0 +1,54 @@
+# Everything that people and CI run. `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+PENSTOCK := target/$(HOST)/debug/penstock
+export PENSTOCK_BIN := $(CURDIR)/$(PENSTOCK)
+
+.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy crds fmt lint
+
+help: ## This list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build:
+	@tools/need cargo cc
+	@tools/heartbeat build $(CARGO) build -p penstock
+
+up: build ## Everything on this machine, without a cluster: gateway, scaler, simulated engines (Ctrl-C stops it)
+	@exec $(PENSTOCK) up -f examples/quickstart $(ARGS)
+
+test: ## What CI runs: fmt, clippy, tests, smoke, e2e stories
+	@tools/need cargo cc python3
+	@tools/test
+
+smoke: build ## The embedded default, with the openai SDK and a ramp that makes the pool grow and shrink
+	@tools/need python3
+	@e2e/smoke
+
+e2e: build ## User stories on a cluster: STORY=name for one, KUBECONFIG=… for your own cluster
+	@tools/need python3
+	@e2e/run $(STORY)
+
+prove: build ## Long stories and benchmarks; resumable; figures go to docs/performance.md
+	@tools/need python3
+	@tools/prove
+
+kind: ## A kind cluster with KEDA and metrics-server
+	@e2e/kind/up && e2e/kind/keda && e2e/kind/metrics-server
+
+kind-down: ## Takes the kind cluster away
+	@e2e/kind/down
+
+bench-proxy: ## CPU per request and added latency of the gateway beside a plain Envoy
+	@tools/need cargo cc python3
+	@bench/proxy/run
+
+crds: build ## Writes the CustomResourceDefinitions again after a change of the kinds
+	@$(PENSTOCK) crds --out crds/yaml && $(PENSTOCK) crds --out charts/penstock/crds
+
+fmt: ## Formats all code
+	@$(CARGO) fmt --all
+
+lint: ## Clippy as CI runs it
+	@$(CARGO) clippy --workspace --all-targets -- -D warnings
