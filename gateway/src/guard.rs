@@ -145,7 +145,8 @@ impl Read for WatchedIo {
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         match self.watch.phase.load(Ordering::Relaxed) {
             IDLE if result.is_ready() => self.watch.enter(HEAD),
-            BODY if result.is_pending() => {
+            // hyper asks for a body once before the handler knows that there is one, and then waits.
+            HEAD | BODY if result.is_pending() => {
                 // A caller with Nagle's algorithm on keeps the body back until the head is acknowledged, which Linux
                 // may delay by 40 ms. Not being able to is no reason to stop.
                 let _ = SockRef::from(self.io.inner()).set_tcp_quickack(true);

@@ -1,0 +1,137 @@
+//! Shares of backends and endpoints, seen from behind them.
+
+use penstock_core::config::Strategy;
+
+use crate::harness::*;
+
+#[tokio::test]
+async fn round_robin_follows_weights_exactly() {
+    let heavy = Upstream::always(|| json_answer("x")).await;
+    let light = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::new()
+        .backend("a", &[heavy.address], 3, 0)
+        .backend("b", &[light.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    for _ in 0..40 {
+        gateway.post(&chat(false)).await;
+    }
+    assert_eq!((heavy.count(), light.count()), (30, 10));
+}
+
+#[tokio::test]
+async fn round_robin_goes_round_the_endpoints_of_a_backend() {
+    let mut upstreams = Vec::new();
+    for _ in 0..3 {
+        upstreams.push(Upstream::always(|| json_answer("x")).await);
+    }
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let plan = Plan::new()
+        .backend("a", &addresses, 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    for _ in 0..12 {
+        gateway.post(&chat(false)).await;
+    }
+    assert_eq!(
+        upstreams.iter().map(Upstream::count).collect::<Vec<_>>(),
+        [4, 4, 4]
+    );
+}
+
+#[tokio::test]
+async fn least_connections_avoids_the_busy_endpoint() {
+    let slow = Upstream::always(|| Reply::Silent).await;
+    let quick = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::new().backend("a", &[slow.address, quick.address], 1, 0);
+    let gateway = Gateway::start(&plan).await;
+    // Requests go there in turn until one is stuck at the slow endpoint; all others go where nothing is in flight.
+    let mut stuck = gateway.client().await;
+    for number in 1.. {
+        stuck.post("", &chat(false)).await;
+        until("the request is upstream", || {
+            slow.count() + quick.count() == number
+        })
+        .await;
+        if slow.count() == 1 {
+            break;
+        }
+        assert_eq!(stuck.answer().await.status, 200);
+    }
+    let before = quick.count();
+    for _ in 0..20 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((slow.count(), quick.count()), (1, before + 20));
+    drop(stuck);
+    until("the slow endpoint is free", || slow.gone() == 1).await;
+    within("it takes its turn again", async {
+        while slow.count() == 1 {
+            let before = quick.count();
+            let mut client = gateway.client().await;
+            client.post("", &chat(false)).await;
+            until("upstream", || slow.count() == 2 || quick.count() > before).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn least_connections_fills_backends_by_weight() {
+    let heavy = Upstream::always(|| Reply::Silent).await;
+    let light = Upstream::always(|| Reply::Silent).await;
+    let plan =
+        Plan::new()
+            .backend("a", &[heavy.address], 3, 0)
+            .backend("b", &[light.address], 1, 0);
+    let gateway = Gateway::start(&plan).await;
+    let mut clients = Vec::new();
+    for number in 1..=12 {
+        let mut client = gateway.client().await;
+        client.post("", &chat(true)).await;
+        clients.push(client);
+        until("the request is upstream", || {
+            heavy.count() + light.count() == number
+        })
+        .await;
+    }
+    assert_eq!((heavy.count(), light.count()), (9, 3));
+}
+
+#[tokio::test]
+async fn endpoints_that_come_share_at_once_and_those_that_go_get_nothing() {
+    let mut upstreams = Vec::new();
+    for _ in 0..3 {
+        upstreams.push(Upstream::always(|| json_answer("x")).await);
+    }
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let mut plan = Plan::new()
+        .backend("a", &addresses[..1], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    let mut before = vec![0; 3];
+    for (number, (here, shares)) in [
+        (&addresses[..1], [6, 0, 0]),
+        (&addresses[..], [2, 2, 2]),
+        (&addresses[1..], [0, 3, 3]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        plan.set_endpoints("a", here);
+        // Another digest, so that the moment when the endpoints are in force is known.
+        plan.config.rules[0].retry.attempts = 1 + u32::try_from(number).unwrap();
+        gateway.apply(&plan).await;
+        for _ in 0..6 {
+            assert_eq!(gateway.post(&chat(false)).await.status, 200);
+        }
+        let now: Vec<usize> = upstreams.iter().map(Upstream::count).collect();
+        let got: Vec<usize> = now
+            .iter()
+            .zip(&before)
+            .map(|(now, before)| now - before)
+            .collect();
+        assert_eq!(got, shares);
+        before = now;
+    }
+}

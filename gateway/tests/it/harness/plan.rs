@@ -1,0 +1,147 @@
+//! Configs under construction.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use penstock_core::config::{
+    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, ModelMatch, Retry, Rule, RuleBackend,
+    Strategy, Target, Timeouts,
+};
+use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
+use penstock_core::ids::Id;
+
+/// A config under construction: backends `a`, `b`, … behind upstream addresses, one rule for model `chat`.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) config: GatewayConfig,
+    pub(crate) endpoints: Endpoints,
+}
+
+pub(crate) fn id(name: &str) -> Id {
+    Id::new("ns", name)
+}
+
+pub(crate) fn service(name: &str) -> ServicePort {
+    ServicePort {
+        service: id(name),
+        port: 8000,
+    }
+}
+
+impl Plan {
+    pub(crate) fn new() -> Self {
+        let rule = Rule {
+            policy: id("policy"),
+            name: "chat".to_owned(),
+            models: vec![ModelMatch::Exact("chat".to_owned())],
+            backends: Vec::new(),
+            strategy: Strategy::LeastConnections,
+            retry: Retry { attempts: 3 },
+            timeouts: Timeouts {
+                connect_ms: 2_000,
+                first_byte_ms: 20_000,
+                idle_ms: 20_000,
+            },
+            cache: None,
+        };
+        let config = GatewayConfig {
+            format: FORMAT,
+            gateway: id("gateway"),
+            objects: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            caches: BTreeMap::new(),
+            rules: vec![rule],
+        };
+        Self {
+            config,
+            endpoints: Endpoints::default(),
+        }
+    }
+
+    /// A backend with these endpoints, in the rule with this weight and priority.
+    pub(crate) fn backend(
+        mut self,
+        name: &str,
+        addresses: &[SocketAddr],
+        weight: u32,
+        priority: u32,
+    ) -> Self {
+        let target = Target::Endpoints {
+            service_port: service(name),
+            port_name: None,
+        };
+        self.config.backends.insert(
+            id(name),
+            Backend {
+                target,
+                model: None,
+                credential: None,
+            },
+        );
+        self.config.rules[0].backends.push(RuleBackend {
+            backend: id(name),
+            weight,
+            priority,
+            model_override: None,
+        });
+        self.set_endpoints(name, addresses);
+        self
+    }
+
+    /// Backends of rising priority number, one endpoint each.
+    pub(crate) fn chain(addresses: &[SocketAddr]) -> Self {
+        let names = ["a", "b", "c", "d", "e"];
+        names
+            .iter()
+            .zip(addresses)
+            .zip(0..)
+            .fold(Self::new(), |plan, ((name, address), priority)| {
+                plan.backend(name, &[*address], 1, priority)
+            })
+    }
+
+    /// A backend behind a base URL.
+    pub(crate) fn url(mut self, name: &str, url: &str) -> Self {
+        self = self.backend(name, &[], 1, 0);
+        let backend = self.config.backends.get_mut(&id(name)).unwrap();
+        backend.target = Target::Url(url.to_owned());
+        self
+    }
+
+    pub(crate) fn credential(mut self, name: &str, credential: &str) -> Self {
+        let backend = self.config.backends.get_mut(&id(name)).unwrap();
+        backend.credential = Some(CredentialRef {
+            id: credential.to_owned(),
+            version: String::new(),
+        });
+        self
+    }
+
+    pub(crate) fn set_endpoints(&mut self, name: &str, addresses: &[SocketAddr]) {
+        let endpoints = addresses
+            .iter()
+            .map(|address| Endpoint {
+                address: *address,
+                ready: true,
+            })
+            .collect();
+        self.endpoints.services.insert(service(name), endpoints);
+    }
+
+    pub(crate) fn rule(mut self, change: impl FnOnce(&mut Rule)) -> Self {
+        change(&mut self.config.rules[0]);
+        self
+    }
+
+    pub(crate) fn cached(self, ttl_ms: u64) -> Self {
+        self.cached_up_to(ttl_ms, 1 << 20)
+    }
+
+    pub(crate) fn cached_up_to(mut self, ttl_ms: u64, max_bytes: u64) -> Self {
+        self.config
+            .caches
+            .insert(id("cache"), Cache { ttl_ms, max_bytes });
+        self.config.rules[0].cache = Some(id("cache"));
+        self
+    }
+}

@@ -1,0 +1,15 @@
+//! The gateway over real sockets: scripted upstreams behind it, plain clients before it.
+#![cfg(test)]
+
+mod balance;
+mod cache;
+mod cluster;
+mod drain;
+mod failover;
+mod harness;
+mod limits;
+mod reload;
+mod report;
+mod stream;
+mod tls;
+mod workers;
