@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// A file with more lines than this, tests aside, is two ideas in one room.
 const MAX_LINES: usize = 600;
-const MAX_COLUMNS: usize = 100;
+const MAX_COLUMNS: usize = 120;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -76,8 +76,8 @@ fn source_files_are_short() {
             ));
         }
         for (number, line) in text.lines().enumerate() {
-            let comment_or_code = !line.contains("://") && !line.contains('"');
-            if comment_or_code && line.chars().count() > MAX_COLUMNS + 20 {
+            let comment = line.trim_start().starts_with("//") && !line.contains("://");
+            if comment && line.chars().count() > MAX_COLUMNS {
                 problems.push(format!(
                     "{}:{}: longer than {MAX_COLUMNS} columns",
                     name(&path),

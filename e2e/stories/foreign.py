@@ -2,7 +2,7 @@
 
 import os
 
-from client import load, wait_until
+from client import load, sdk, stream_chat, wait_until
 from cluster import SYSTEM
 
 
@@ -55,7 +55,7 @@ def run(story):
     wait_until("the HPA", lambda: story.list("hpa"), 60)
     story.wait_replicas("legacy", lambda number: number == 1, 60)
     url = story.expose("legacy", labels, 8000)
-    wait_until("the engine's NodePort", lambda: load(url, 30, model="legacy", rate=2, duration="1s", progress="0s")["ok"] > 0, 30)
+    wait_until("the engine's NodePort", lambda: stream_chat(sdk(url), "legacy", "Hello.", 8), 30)
     load(url, 150, model="legacy", rate="2:8", duration="60s", output_tokens="80:120", progress="0s", timeout="60s")
     number = story.wait_replicas("legacy", lambda number: number >= 2, 60)
     print(f"e2e: foreign: {number} replicas", flush=True)

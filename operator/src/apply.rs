@@ -279,21 +279,25 @@ impl Writer {
         if live.is_some_and(|live| live.is_terminating() || !is_ours(live, child)) {
             return self.ensure(observed, child, writes, applied).await;
         }
+        let disown = live.is_some_and(|live| {
+            [OPERATOR, REPLICAS]
+                .iter()
+                .all(|owner| live.replicas_owners.contains(*owner))
+        });
+        if disown {
+            self.patch(child.kind, namespace, name, OPERATOR, &child.object)
+                .await?;
+        }
         match replicas.step {
             Step::Create(count) => {
                 let found = self.read(child.kind, namespace, name).await?;
                 if found.is_none() {
-                    // The default would start one pod even where none is wanted: the first apply holds the number.
+                    // The default would start one pod even where none is wanted: the first apply holds the number,
+                    // until the next pass disowns it.
                     let mut with_count = child.object.clone();
                     with_count["spec"]["replicas"] = json!(count);
-                    self.patch(
-                        child.kind,
-                        namespace,
-                        name,
-                        OPERATOR,
-                        &compare::stamped(with_count),
-                    )
-                    .await?;
+                    self.patch(child.kind, namespace, name, OPERATOR, &with_count)
+                        .await?;
                     self.patch_replicas(namespace, name, REPLICAS, Some(count), None)
                         .await?;
                 }

@@ -1,6 +1,6 @@
-//! Whether a child must be written. Pure. A child is left alone when its stamp says that exactly this object was applied
-//! and everything that was applied is still there; what others added does not count. So nothing is written at rest, a
-//! hand edit is healed, and a value that the API server rewrites (`1000m` → `1`) does not become a loop.
+//! Whether a child must be written. Pure. A child is left alone when its stamp says that exactly this object was
+//! applied and everything that was applied is still there; what others added does not count. So nothing is written at
+//! rest, a hand edit is healed, and a value that the API server rewrites (`1000m` → `1`) does not become a loop.
 
 use std::time::{Duration, Instant};
 
@@ -79,7 +79,7 @@ pub(crate) fn decide(
     };
     let stamp = stamp_of(planned);
     if stamp_of(live) == stamp {
-        if covers(live, planned) {
+        if covers_all(live, planned) {
             return Verdict::Keep;
         }
         if let Some(written) = written
@@ -128,6 +128,19 @@ pub(crate) fn remember(
         at: now,
         streak,
     }
+}
+
+/// [`covers`] for whole objects. Items of a list say neither their kind nor its version.
+fn covers_all(live: &Value, planned: &Value) -> bool {
+    planned.as_object().is_some_and(|fields| {
+        fields
+            .iter()
+            .filter(|(key, _)| !matches!(key.as_str(), "apiVersion" | "kind"))
+            .all(|(key, planned)| match live.get(key) {
+                Some(live) => covers(live, planned),
+                None => is_empty(planned),
+            })
+    })
 }
 
 /// Whether everything in `planned` is in `live`; more may be there.
@@ -219,6 +232,7 @@ mod tests {
 
     fn planned() -> Value {
         stamped(json!({
+            "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": "x", "labels": {"a": "1"}},
             "spec": {"containers": [{"name": "c", "args": ["-v"], "resources": {"limits": {"cpu": "1000m"}}}]},
         }))
@@ -233,6 +247,10 @@ mod tests {
     fn equal_object_with_foreign_additions_is_kept() {
         let planned = planned();
         let mut live = planned.clone();
+        // As in a list.
+        live.as_object_mut()
+            .unwrap()
+            .retain(|key, _| key != "kind" && key != "apiVersion");
         live["metadata"]["labels"]["team"] = json!("blue");
         live["metadata"]["annotations"]["other"] = json!("x");
         live["spec"]["containers"]

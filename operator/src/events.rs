@@ -1,5 +1,5 @@
-//! (IO) Kubernetes Events about what changed, for `kubectl describe`. One for each change of a condition that people act
-//! on; repeated ones become a series; a storm is cut off and counted.
+//! (IO) Kubernetes Events about what changed, for `kubectl describe`. One for each change of a condition that people
+//! act on; repeated ones become a series; a storm is cut off and counted.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};

@@ -6,8 +6,8 @@ use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use penstock_core::names::GROUP;
 use serde_json::Value;
 
-/// Kinds of objects that the operator makes. The order is the order of writing: what a pod mounts, reads or may do comes
-/// before the pod; what points at a Deployment comes after it.
+/// Kinds of objects that the operator makes. The order is the order of writing: what a pod mounts, reads or may do
+/// comes before the pod; what points at a Deployment comes after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum ChildKind {
     /// `v1`

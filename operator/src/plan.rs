@@ -1,5 +1,5 @@
-//! `plan`: what should exist in a namespace, decided from what was observed. Pure, deterministic, and complete: carrying
-//! it out leaves nothing to decide. A broken object keeps the children that it has; the others go on.
+//! `plan`: what should exist in a namespace, decided from what was observed. Pure, deterministic, and complete:
+//! carrying it out leaves nothing to decide. A broken object keeps the children that it has; the others go on.
 
 pub(crate) mod access;
 pub(crate) mod config_map;

@@ -1,8 +1,8 @@
 //! Which gateway replicas serve which state of an object. Pure.
 //!
 //! An object is programmed when at least one replica of each gateway that carries it is ready, and every ready one that
-//! is not leaving has accepted some config with this very state of the object. An edit elsewhere changes the digest, not
-//! the object's hash, so it changes nothing here.
+//! is not leaving has accepted some config with this very state of the object. An edit elsewhere changes the digest,
+//! not the object's hash, so it changes nothing here.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

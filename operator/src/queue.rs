@@ -1,5 +1,5 @@
-//! `Queue`: which namespace is reconciled when. Pure: time comes in. A burst of changes becomes one pass, a namespace is
-//! never in work twice at once, and one that fails waits longer each time without holding up the others.
+//! `Queue`: which namespace is reconciled when. Pure: time comes in. A burst of changes becomes one pass, a namespace
+//! is never in work twice at once, and one that fails waits longer each time without holding up the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};

@@ -15,8 +15,8 @@ pub struct Args {
     /// Where `/healthz`, `/readyz`, `/metrics`, `/decisions` and `/state` are served.
     #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:9090")]
     pub admin_listen: SocketAddr,
-    /// A Prometheus server that ScaledObjects may name, as a base URL; repeat for more. Default: none, so that nobody who
-    /// can write a ScaledObject can make the scaler send requests anywhere.
+    /// A Prometheus server that ScaledObjects may name, as a base URL; repeat for more. Default: none, so that nobody
+    /// who can write a ScaledObject can make the scaler send requests anywhere.
     #[arg(long, value_name = "URL")]
     pub allowed_prometheus: Vec<String>,
     /// Host and admin port under which DNS lists the other replicas (a headless Service): a starting replica copies

@@ -5,8 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::inputs::{Inputs, Ledger, Rates, Ttft};
 use crate::metadata::TargetSpec;
-use crate::window::{Inputs, Ledger, Rates, Ttft};
 
 /// Share of first tokens that must be in time.
 pub const ATTAINMENT: f64 = 0.90;
@@ -299,8 +299,8 @@ fn ttft_replicas(inputs: &Inputs, learned: &mut Learned, ordered: u32, now_ms: u
     }
 }
 
-/// `ceil(demand / (0.85 · least remembered rate per pod))`, by requests and by prompt tokens, whichever is less: it must
-/// keep a known breach from coming back, not punish a change of the mix.
+/// `ceil(demand / (0.85 · least remembered rate per pod))`, by requests and by prompt tokens, whichever is less: it
+/// must keep a known breach from coming back, not punish a change of the mix.
 fn memory_replicas(inputs: &Inputs, learned: &mut Learned, now_ms: u64) -> Option<u32> {
     learned
         .capacities
@@ -382,11 +382,15 @@ pub fn value_for(wanted: u32, current: Option<u32>, tolerance_percent: u32) -> f
 /// "No" needs positive evidence: everything heard, and nothing asked for over a whole window.
 fn is_active(inputs: &Inputs, bounds: Bounds) -> bool {
     let wanted_now = inputs.held + inputs.in_flight + inputs.running + inputs.waiting > 0.0;
-    if bounds.min >= 1 || wanted_now || inputs.busy {
+    if bounds.min >= 1 || wanted_now {
         return true;
     }
+    // Without a pod there is nothing to keep, whatever was asked for lately.
     if bounds.ordered == Some(0) {
         return false;
+    }
+    if inputs.busy {
+        return true;
     }
     let heard =
         inputs.fresh == inputs.counted && (inputs.counted > 0 || inputs.ledger == Ledger::Fresh);
@@ -401,8 +405,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::inputs::TtftSource;
     use crate::metadata::Source;
-    use crate::window::TtftSource;
 
     const NOW: u64 = 1_000_000_000;
 

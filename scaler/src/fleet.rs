@@ -1,6 +1,7 @@
 //! Every target that KEDA asks about: what to collect for it, its window, what was learned, its newest decision.
 //!
-//! Pure: readings, the world and the time come in; scrape lists and decisions go out. Every map is bounded by [`Limits`].
+//! Pure: readings, the world and the time come in; scrape lists and decisions go out. Every map is
+//! bounded by [`Limits`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -12,12 +13,11 @@ use penstock_core::load::{BackendLoad, LoadReport};
 use serde::{Deserialize, Serialize};
 
 use crate::decide::{self, Bounds, Decision, Learned};
+use crate::inputs::{Inputs, Ledger, Ttft, TtftSource};
 use crate::metadata::{self, Queries, Source, TargetSpec};
 use crate::parse::Sample;
 use crate::selector;
-use crate::window::{
-    Inputs, Ledger, Member, PROMETHEUS_FRESH_MS, Ttft, TtftSource, View, WINDOW_S, Window,
-};
+use crate::window::{Member, PROMETHEUS_FRESH_MS, View, WINDOW_S, Window};
 use crate::world::{Gateway, Pod, Target, World};
 
 /// A target that nobody asked about for this long is forgotten. KEDA asks at least once per `pollingInterval`.
@@ -970,7 +970,7 @@ mod tests {
         register(&mut fleet, &chat, START);
         let spec = Spec {
             min: 1,
-            max: 8,
+            max: 32,
             behavior: Some(Behavior::default()),
             tolerance: 0.0,
         };
@@ -1008,14 +1008,6 @@ mod tests {
                 }
             }
             history.push(pool.ready_at.len());
-            if std::env::var_os("TRACE").is_some() && (second % 15 == 0) {
-                eprintln!(
-                    "{second} n={} w={:.0} value={value} {:?}",
-                    pool.ready_at.len(),
-                    pool.waiting,
-                    decision(&mut fleet, &chat, now_ms).reasons
-                );
-            }
         }
         history
     }
@@ -1032,8 +1024,8 @@ mod tests {
         assert_eq!(history[119], 1);
         let most = *history.iter().max().unwrap();
         assert!(
-            (3..=6).contains(&most),
-            "3 pods carry it, the backlog may add some: {most}"
+            (3..=10).contains(&most),
+            "3 pods carry it; while the backlog is worked off, twice that many and a few: {most}"
         );
         assert_eq!(history[1499], 1);
     }

@@ -1,8 +1,8 @@
 //! The arithmetic of the Kubernetes HorizontalPodAutoscaler for external metrics, for forms that run without a cluster.
 //!
 //! Follows kubernetes v1.34 `pkg/controller/podautoscaler` (`replica_calculator.go`, `horizontal.go`) and
-//! `pkg/apis/autoscaling/v2/defaults.go` step by step, quirks included; tests reproduce upstream's own tables. Times are
-//! ms of any clock that does not go back. Metric values are thousandths, as the API carries them.
+//! `pkg/apis/autoscaling/v2/defaults.go` step by step, quirks included; tests reproduce upstream's own tables. Times
+//! are ms of any clock that does not go back. Metric values are thousandths, as the API carries them.
 
 use std::time::Duration;
 
@@ -810,7 +810,8 @@ mod tests {
     #[expect(clippy::type_complexity, reason = "a table")]
     fn stabilisation_is_that_of_upstreams_tests() {
         const MINUTE: u64 = 60_000;
-        // Recommendations, current, wanted, up window, down window, expected (TestNormalizeDesiredReplicasWithBehavior).
+        // Recommendations, current, wanted, up window, down window, expected
+        // (TestNormalizeDesiredReplicasWithBehavior).
         let cases: [(&[(u64, i32)], i32, i32, u32, u32, i32); 8] = [
             (&[], 100, 5, 0, 0, 5),
             (&[(2, 4), (1, 5)], 100, 3, 0, 180, 5),

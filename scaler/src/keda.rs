@@ -1,5 +1,5 @@
-//! KEDA's own arithmetic for one ScaledObject: how it turns a scaler's answer into a metric for the HPA, and how it moves a
-//! target between zero and its minimum, which the HPA does not.
+//! KEDA's own arithmetic for one ScaledObject: how it turns a scaler's answer into a metric for the HPA, and how it
+//! moves a target between zero and its minimum, which the HPA does not.
 //!
 //! Follows KEDA v2.21.0 `pkg/scaling/executor/scale_scaledobjects.go`, `pkg/scalers/scaler.go` and
 //! `apis/keda/v1alpha1/scaledobject_types.go`. Not modelled: `fallback`, pausing, forced activation.

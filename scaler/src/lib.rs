@@ -1,8 +1,8 @@
 //! Tells KEDA how many replicas a pool of LLM engines needs.
 //!
-//! Flow: `collect` (engine pods, gateways, Prometheus, the cluster) → `parse` → `window` → `decide` → `service`
-//! (gRPC to KEDA). `fleet` holds the windows and what was learned; it, `parse`, `window`, `decide`, `metadata`, `hpa` and
-//! `keda` are pure: time and data come in, values go out. CPU load is not read anywhere.
+//! Flow: `collect` (engine pods, gateways, Prometheus, the cluster) → `parse` → `window` → `inputs` → `decide` →
+//! `service` (gRPC to KEDA). `fleet` holds the windows and what was learned; it, `parse`, `window`, `decide`,
+//! `metadata`, `hpa` and `keda` are pure: time and data come in, values go out. CPU load is not read anywhere.
 
 pub mod admin;
 pub mod args;
@@ -10,6 +10,7 @@ pub mod collect;
 pub mod decide;
 pub mod fleet;
 pub mod hpa;
+pub mod inputs;
 pub mod keda;
 pub mod metadata;
 pub mod metrics;

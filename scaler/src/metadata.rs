@@ -1,7 +1,7 @@
 //! Reads a trigger's metadata, as KEDA passes it with every call, into a [`TargetSpec`].
 //!
-//! Every problem is reported, not the first alone; an unknown key is refused and the closest known one is named, so that
-//! a typing error never means "the default".
+//! Every problem is reported, not the first alone; an unknown key is refused and the closest known one is named, so
+//! that a typing error never means "the default".
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -429,6 +429,15 @@ fn prometheus(
     if queries.kv_cache.is_none() && queries.ttft_attainment.is_none() && queries.ttft_p90.is_none()
     {
         problems.push(Problem::NoQuery);
+    }
+    if queries.waiting.is_some() && queries.running.is_none() {
+        problems.push(wrong(
+            WAITING_QUERY,
+            "",
+            format!(
+                "needs {RUNNING_QUERY}: what a waiting request will use is what a running one does"
+            ),
+        ));
     }
     Some(Source::Prometheus { server, queries })
 }

@@ -305,7 +305,10 @@ impl Brain {
             }
         }
         for key in before.keys().filter(|key| !decisions.contains_key(*key)) {
-            self.metrics.forget(key);
+            // Another trigger of the same ScaledObject writes the same series.
+            if !decisions.keys().any(|other| other.object == key.object) {
+                self.metrics.forget(key);
+            }
         }
         self.metrics.set_targets(decisions.len());
         self.board.send_replace(Arc::new(decisions));

@@ -18,7 +18,8 @@ use crate::text::DurationText;
 const MAX_CHILD_NAME: usize = 63;
 /// The HPA's own bound for a stabilization window.
 const MAX_SCALE_DOWN_DELAY: Duration = Duration::from_hours(1);
-const MAX_TTFT: Duration = Duration::from_hours(1);
+/// The scaler's own bound: beyond it none of its windows could hold evidence.
+const MAX_TTFT: Duration = Duration::from_mins(1);
 const MAX_DRAIN: Duration = Duration::from_hours(24);
 
 struct Check<'a> {

@@ -478,6 +478,10 @@ pub(crate) fn policy(gateway: &str, backend: &str) -> Value {
 
 /// The two are equal, or what differs.
 pub(crate) fn assert_same<T: PartialEq + Debug>(before: &[T], after: &[T]) {
-    let changed: Vec<_> = after.iter().filter(|item| !before.contains(item)).collect();
-    assert!(before == after, "changed: {changed:#?}");
+    let new: Vec<_> = after.iter().filter(|item| !before.contains(item)).collect();
+    let gone: Vec<_> = before.iter().filter(|item| !after.contains(item)).collect();
+    assert!(
+        before == after,
+        "new: {new:#?}\ngone: {gone:#?}\nnow: {after:#?}"
+    );
 }

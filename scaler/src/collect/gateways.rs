@@ -64,6 +64,7 @@ pub async fn follow(
 ) {
     let mut followed: BTreeMap<Gateway, CancellationToken> = BTreeMap::new();
     let mut tasks = JoinSet::new();
+    let mut too_many = false;
     loop {
         let now = Arc::clone(&world.borrow_and_update());
         followed.retain(|gateway, stop| {
@@ -73,16 +74,19 @@ pub async fn follow(
             }
             stays
         });
+        if now.gateways.len() > max && !too_many {
+            tracing::warn!(
+                gateways = now.gateways.len(),
+                max,
+                "more gateways than may be followed: what the others serve is not scaled in (--max-gateways)"
+            );
+        }
+        too_many = now.gateways.len() > max;
         for gateway in &now.gateways {
             if followed.contains_key(gateway) {
                 continue;
             }
             if followed.len() >= max {
-                tracing::warn!(
-                    gateways = now.gateways.len(),
-                    max,
-                    "more gateways than may be followed: nothing is scaled in (--max-gateways)"
-                );
                 break;
             }
             let stop = shutdown.child_token();

@@ -2,6 +2,8 @@
 //! [`World`]. Objects are cut down to the needed fields as they arrive; a lost watch freezes the picture, never empties
 //! it. Rights: list and watch pods, scaledobjects.keda.sh and horizontalpodautoscalers; get scale. Nothing is written.
 
+mod table;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,6 +23,8 @@ use serde::Deserialize;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use self::table::Table;
 
 use crate::decide::DEFAULT_TOLERANCE_PERCENT;
 use crate::world::{Gateway, Pod, Target, World};
@@ -342,87 +346,6 @@ fn is_not_found(err: &watcher::Error) -> bool {
     matches!(err, kube::Error::Api(status) if status.code == 404)
 }
 
-/// Objects of one kind, cut down, by namespace and name.
-struct Table<T> {
-    what: &'static str,
-    max: usize,
-    live: BTreeMap<Id, T>,
-    listing: Option<BTreeMap<Id, T>>,
-    synced: bool,
-    full: bool,
-}
-
-impl<T: PartialEq> Table<T> {
-    fn new(what: &'static str, max: usize) -> Self {
-        Self {
-            what,
-            max,
-            live: BTreeMap::new(),
-            listing: None,
-            synced: false,
-            full: false,
-        }
-    }
-
-    /// Takes in an event; an object that `cut` does not want is not kept. True if anything changed.
-    fn take<K: Resource>(
-        &mut self,
-        event: watcher::Event<K>,
-        cut: impl Fn(K) -> Option<T>,
-    ) -> bool {
-        match event {
-            watcher::Event::Init => {
-                self.listing = Some(BTreeMap::new());
-                false
-            }
-            watcher::Event::InitApply(object) => {
-                let mut listing = self.listing.take().unwrap_or_default();
-                self.put(&mut listing, object, cut);
-                self.listing = Some(listing);
-                false
-            }
-            watcher::Event::InitDone => {
-                self.live = self.listing.take().unwrap_or_default();
-                self.synced = true;
-                true
-            }
-            watcher::Event::Apply(object) => {
-                let mut live = std::mem::take(&mut self.live);
-                let changed = self.put(&mut live, object, cut);
-                self.live = live;
-                changed
-            }
-            watcher::Event::Delete(object) => self.live.remove(&id(&object)).is_some(),
-        }
-    }
-
-    fn put<K: Resource>(
-        &mut self,
-        table: &mut BTreeMap<Id, T>,
-        object: K,
-        cut: impl Fn(K) -> Option<T>,
-    ) -> bool {
-        let id = id(&object);
-        let Some(kept) = cut(object) else {
-            return table.remove(&id).is_some();
-        };
-        if table.len() >= self.max && !table.contains_key(&id) {
-            if !self.full {
-                tracing::warn!(
-                    what = self.what,
-                    max = self.max,
-                    "more objects than are kept: some are not seen"
-                );
-            }
-            self.full = true;
-            return false;
-        }
-        let changed = table.get(&id) != Some(&kept);
-        table.insert(id, kept);
-        changed
-    }
-}
-
 fn id(object: &impl Resource) -> Id {
     Id::new(
         object.meta().namespace.clone().unwrap_or_default(),
@@ -497,6 +420,7 @@ struct ScaledObjectSpec {
     #[serde(default)]
     scale_target_ref: ScaleTargetRef,
     min_replica_count: Option<i32>,
+    idle_replica_count: Option<i32>,
     max_replica_count: Option<i32>,
     #[serde(default)]
     triggers: Vec<Trigger>,
@@ -556,7 +480,8 @@ fn cut_scaled_object(object: DynamicObject) -> Option<ScaledObject> {
     };
     let target = Target {
         scale_target: format!("{kind}/{name}"),
-        min: count(body.spec.min_replica_count),
+        // Below the minimum KEDA keeps the idle count while the scaler says "not active".
+        min: count(body.spec.idle_replica_count.or(body.spec.min_replica_count)),
         max: body
             .spec
             .max_replica_count
