@@ -2,13 +2,13 @@
 
 import json
 import os
+import secrets
 import subprocess
 
 from client import Failed, check, wait_until
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SYSTEM = "penstock-system"
-CLEAN_TIMEOUT_S = 120
 
 
 class Skipped(Exception):
@@ -47,13 +47,12 @@ class Cluster:
             "--set", f"image.pullPolicy={policy}",
             timeout_s=240,
         )  # fmt: skip
-        # Helm leaves CRDs alone once they are there: a changed one is applied by hand, as docs/install.md says.
+        # Helm leaves CRDs alone once they are there: a changed one is applied by hand.
         kubectl("apply", "--server-side", "--force-conflicts", "-f", os.path.join(ROOT, "charts/penstock/crds"))
 
     def story(self, name):
         """A fresh namespace, restricted, for one story."""
-        namespace = namespace_of(name)
-        self.clean(name)
+        namespace = f"e2e-{name.replace('_', '-')}-{secrets.token_hex(2)}"
         manifest = {
             "apiVersion": "v1",
             "kind": "Namespace",
@@ -62,16 +61,13 @@ class Cluster:
         kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
         return Story(self, namespace)
 
-    def clean(self, name):
-        """Takes the story's namespace away."""
-        kubectl(
-            "delete", "namespace", namespace_of(name), "--ignore-not-found", f"--timeout={CLEAN_TIMEOUT_S}s",
-            timeout_s=CLEAN_TIMEOUT_S + 10, ok=False,
-        )  # fmt: skip
+    def clean(self, namespace):
+        """Starts to take a story's namespace away. Its name does not come again, so nobody waits for it: a namespace
+        with pods takes half of their grace period to go, however soon the pods end."""
+        kubectl("delete", "namespace", namespace, "--wait=false", ok=False)
 
-    def describe(self, name):
+    def describe(self, namespace):
         """Prints what a person would look at after a failure."""
-        namespace = namespace_of(name)
         for words in (
             ["get", "penstock,pods,deployments,scaledobjects,hpa,services", "-o", "wide"],
             ["get", "penstock", "-o", "jsonpath={range .items[*]}{.kind}/{.metadata.name}: {.status.conditions}{\"\\n\"}{end}"],
@@ -88,11 +84,6 @@ class Cluster:
         if not self.kind:
             raise Skipped("needs to stop parts of a node: only a kind cluster lets it")
         return command("docker", "exec", f"{self.kind}-{node}", *words, timeout_s=timeout_s, ok=ok)
-
-
-def namespace_of(name):
-    """The story's namespace."""
-    return f"e2e-{name.replace('_', '-')}"
 
 
 class Story:

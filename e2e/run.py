@@ -26,8 +26,9 @@ def main(names):
         story = importlib.import_module(f"stories.{name}")
         print(f"e2e: {name}: {story.__doc__.strip().splitlines()[0]}", flush=True)
         start = time.monotonic()
+        own = cluster.story(name)
         try:
-            story.run(cluster.story(name))
+            story.run(own)
             results[name] = "passed"
             detail = ""
         except Skipped as reason:
@@ -36,9 +37,9 @@ def main(names):
             results[name], detail = "failed", f": {error}"
             if not isinstance(error, Failed):
                 traceback.print_exc()
-            cluster.describe(name)
+            cluster.describe(own.namespace)
         finally:
-            cluster.clean(name)
+            cluster.clean(own.namespace)
         print(f"e2e: {name}: {results[name]} in {time.monotonic() - start:.0f} s{detail}", flush=True)
     count = {outcome: sum(value == outcome for value in results.values()) for outcome in ("passed", "failed", "skipped")}
     print(

@@ -6,7 +6,9 @@ import threading
 from client import check, load, load_command, parse_summary, sdk, stream_chat, wait_until
 from cluster import policy, pool, rule
 
-SMALL = ["--max-num-seqs=8", "--num-gpu-blocks-override=256", "--max-model-len=2048", "--startup-delay=3s"]
+# A slow engine: few tokens a second fill it, so that the load itself leaves the machine's cores alone.
+SLOW = "--profile=qwen3-32b-rtxpro6000-tp2"
+SMALL = [SLOW, "--max-num-seqs=8", "--num-gpu-blocks-override=256", "--max-model-len=2048", "--startup-delay=3s"]
 SCALING = {"minReplicas": 1, "maxReplicas": 4, "scaleDownDelay": "15s"}
 BURN_LIMITS = {"requests": {"cpu": "50m", "memory": "32Mi"}, "limits": {"cpu": "100m", "memory": "256Mi"}}
 
@@ -65,7 +67,7 @@ def grow_and_shrink(story, url):
     """Load that delays the first token takes the pool to 3; its end takes it back to 1; no stream is cut on the way."""
     common = {"model": "chat", "prompt_tokens": "150:300", "progress": "0s", "timeout": "180s", "max_concurrency": 400}
     heavy = subprocess.Popen(
-        load_command(url, rate="3:14", duration="100s", output_tokens="60:120", seed=1, **common),
+        load_command(url, rate="2:14", duration="100s", output_tokens="60:120", seed=1, **common),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     # Long answers all the time, so that streams are under way whenever a replica goes.
