@@ -14,7 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TARGET_MS = 500  # ttftP90 of examples/quickstart
 RAMP = {
     "model": "chat",
-    "rate": "1:12",
+    "rate": "1:10",
     "duration": "60s",
     "prompt_tokens": "200:400",
     "output_tokens": "60:120",
