@@ -133,7 +133,7 @@ fn greet(url: SocketAddr, model: &str, took: Duration) {
         "  curl -N http://{url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
     ));
     say(&format!(
-        "or put it under load: penstock load --url http://{url} --model {model} --rate 1:20 --duration 2m"
+        "or put it under load: penstock load --url http://{url} --model {model} --rate 1:10 --duration 2m"
     ));
     say(&format!(
         "up: ready_s={:.1} url=http://{url}",

@@ -22,7 +22,9 @@ def run(story):
     try:
         without_operator(story, url)
     finally:
-        kubectl("-n", SYSTEM, "scale", "deployment/penstock-operator", "--replicas=1")
+        # An API server that has just started refuses its admin until it has read its roles.
+        scale = ["-n", SYSTEM, "scale", "deployment/penstock-operator", "--replicas=1"]
+        wait_until("the operator to be scaled up", lambda: kubectl(*scale, ok=False).returncode == 0, 60)
 
     # A change made meanwhile is programmed within 30 s.
     start = time.monotonic()
