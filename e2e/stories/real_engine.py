@@ -53,7 +53,8 @@ def behind_a_service(story, image):
         backend("plain", service={"name": "plain", "port": 80, "model": "tiny"}),
         policy("plain", rule("plain", "plain")),
     )
-    story.wait_ready(("llmbackend", "plain"), ("routingpolicy", "plain"), timeout_s=START_S)
+    story.wait_replicas("plain", lambda number: number == 1, START_S)
+    story.wait_ready(("llmbackend", "plain"), ("routingpolicy", "plain"))
     ready_s = time.monotonic() - start
     client = sdk(story.gateway_url())
     wait_until("the gateway's NodePort", lambda: client.models.list().data, 30)

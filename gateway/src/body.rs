@@ -47,9 +47,8 @@ async fn collect(
     max_bytes: usize,
     mut body: Incoming,
 ) -> Result<(Bytes, BodyLease), Reject> {
-    let mut lease = process
-        .lease_body(length.unwrap_or(0))
-        .ok_or(Reject::Overloaded)?;
+    // What has come takes room, not what was announced: callers that announce much and send nothing keep nobody out.
+    let mut lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
     let mut first: Option<Bytes> = None;
     let mut all: Option<BytesMut> = None;
     while let Some(frame) = body.frame().await {
@@ -65,10 +64,8 @@ async fn collect(
         if now > max_bytes {
             return Err(Reject::BodyTooLarge { max_bytes });
         }
-        if length.is_none() {
-            drop(lease);
-            lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
-        }
+        drop(lease);
+        lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
         match (&mut all, first.take()) {
             (Some(all), _) => all.extend_from_slice(&bytes),
             (None, None) => first = Some(bytes),

@@ -123,6 +123,21 @@ async fn all_bodies_together_are_bounded() {
 }
 
 #[tokio::test]
+async fn caller_that_announces_a_large_body_and_is_silent_keeps_nobody_out() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let mut settings = settings();
+    settings.limits.total_body_bytes = 150 << 10;
+    let gateway = Gateway::start_with(&Plan::chain(&[upstream.address]), settings).await;
+    let mut silent = gateway.client().await;
+    silent
+        .send("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9000000\r\n\r\n")
+        .await;
+    assert_eq!(silent.head().await.0, 100, "its body is awaited");
+    let body = format!("{{\"model\":\"chat\",\"x\":\"{}\"}}", "x".repeat(192 << 10));
+    assert_eq!(gateway.post(&body).await.status, 200);
+}
+
+#[tokio::test]
 async fn headers_beyond_the_limits_are_refused() {
     let upstream = Upstream::always(|| json_answer("x")).await;
     let mut settings = settings();
