@@ -1,5 +1,5 @@
 //! What a gateway may do: its ServiceAccount, Role and RoleBinding. The whole of a gateway's rights is here
-//! (DESIGN.md, "How it reaches a gateway"); the operator holds each of them itself, or it could not grant them.
+//! (ARCHITECTURE.md); the operator holds each of them itself, or it could not grant them.
 
 use penstock_core::config::FORMAT;
 use penstock_core::names;

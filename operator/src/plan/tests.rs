@@ -267,15 +267,15 @@ fn grace_period_covers_pre_stop_drain_and_exit() {
         |name: &str| child(&plan, ChildKind::Deployment, name)["spec"]["template"]["spec"].clone();
     assert_eq!(
         pod("soup-pool")["terminationGracePeriodSeconds"],
-        json!(5 + 120 + 10)
+        json!(5 + 120 + 30)
     );
     assert_eq!(
         pod("salad-pool")["terminationGracePeriodSeconds"],
-        json!(5 + 600 + 10)
+        json!(5 + 600 + 30)
     );
     assert_eq!(
         pod("counter-gateway")["terminationGracePeriodSeconds"],
-        json!(5 + 600 + 10)
+        json!(5 + 600 + 30)
     );
 }
 
