@@ -333,7 +333,9 @@ fn ready(findings: &Findings<'_>, others: [&Draft; 3]) -> Draft {
             "ScaledToZero",
             "there are no replicas, as the spec asks",
         ),
-        _ => draft("Ready", Status::True, "Ready", "it answers"),
+        Workload::Answers => draft("Ready", Status::True, "Ready", "it answers"),
+        // What Penstock does not run it does not look at either: whether that answers, requests show.
+        _ => draft("Ready", Status::True, "Ready", "gateways use it"),
     }
 }
 
