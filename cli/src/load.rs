@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use penstock_core::duration;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use tokio::task::JoinSet;
@@ -21,8 +22,6 @@ use tokio_util::sync::CancellationToken;
 use arrivals::{Arrivals, Rate};
 use report::Report;
 use request::{Plan, Target};
-
-use crate::duration::parse_duration;
 
 /// Requests at a rate or a ramp, with lengths of your choice; prints latencies, goodput and errors by kind.
 #[derive(Clone, Debug, clap::Args)]
@@ -37,7 +36,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "1", value_parser = arrivals::parse_rate)]
     rate: Rate,
     /// How long requests are started, such as 30s or 5m.
-    #[arg(long, default_value = "30s", value_parser = parse_duration)]
+    #[arg(long, default_value = "30s", value_parser = duration::parse)]
     duration: Duration,
     /// Time between arrivals: poisson (exponential, independent) or constant.
     #[arg(long, default_value = "poisson")]
@@ -55,16 +54,16 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1024)]
     max_concurrency: usize,
     /// How long one request may take in all.
-    #[arg(long, default_value = "10m", value_parser = parse_duration)]
+    #[arg(long, default_value = "10m", value_parser = duration::parse)]
     timeout: Duration,
     /// Target for the time to the first token.
-    #[arg(long, default_value = "500ms", value_parser = parse_duration)]
+    #[arg(long, default_value = "500ms", value_parser = duration::parse)]
     slo_ttft: Duration,
     /// Target for the mean time per output token after the first.
-    #[arg(long, default_value = "50ms", value_parser = parse_duration)]
+    #[arg(long, default_value = "50ms", value_parser = duration::parse)]
     slo_tpot: Duration,
     /// Time between progress lines; 0s for none.
-    #[arg(long, default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, default_value = "5s", value_parser = duration::parse)]
     progress: Duration,
     /// API key, sent as Authorization: Bearer.
     #[arg(long, env = "OPENAI_API_KEY", hide_env_values = true)]

@@ -2,7 +2,6 @@
 
 mod check;
 mod crds;
-mod duration;
 mod load;
 mod process;
 mod up;

@@ -18,11 +18,11 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use penstock_core::config::{GatewayConfig, ModelMatch};
+use penstock_core::duration;
 use penstock_shell::listen;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::duration::parse_duration;
 use fleet::Fleet;
 use narrator::say;
 
@@ -52,7 +52,7 @@ pub(crate) struct Args {
     no_scaling: bool,
     /// Time between two looks of the autoscaler at the metric (kube-controller-manager's
     /// --horizontal-pod-autoscaler-sync-period).
-    #[arg(long, default_value = "15s", value_parser = parse_duration)]
+    #[arg(long, default_value = "15s", value_parser = duration::parse)]
     hpa_sync_period: Duration,
 }
 

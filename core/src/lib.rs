@@ -5,6 +5,7 @@
 
 pub mod acks;
 pub mod config;
+pub mod duration;
 pub mod endpoints;
 pub mod histogram;
 pub mod ids;

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use http::StatusCode;
+use penstock_core::duration;
 
 use crate::model::{LimitsError, PROFILES, Profile};
 use crate::settings::{
@@ -120,18 +121,6 @@ fn known_profiles() -> String {
     PROFILES.map(|profile| profile.name).join(", ")
 }
 
-/// A whole number and `ms`, `s` or `m`.
-fn duration(text: &str) -> Option<Duration> {
-    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit());
-    let number: u64 = text.strip_suffix(unit)?.parse().ok()?;
-    match unit {
-        "ms" => Some(Duration::from_millis(number)),
-        "s" => Some(Duration::from_secs(number)),
-        "m" => Some(Duration::from_secs(number.checked_mul(60)?)),
-        _ => None,
-    }
-}
-
 impl Args {
     /// Checks everything and reports all that is wrong together.
     pub fn settings(self) -> Result<Settings, InvalidArgs> {
@@ -144,7 +133,7 @@ impl Args {
         if address.is_err() {
             problems.push(Problem::Host(self.host));
         }
-        let startup_delay = duration(&self.startup_delay);
+        let startup_delay = duration::parse(&self.startup_delay).ok();
         if startup_delay.is_none() {
             problems.push(Problem::StartupDelay(self.startup_delay));
         }
@@ -273,26 +262,6 @@ mod tests {
             ]
         );
         assert_eq!(error.to_string().lines().count(), 7);
-    }
-
-    #[test]
-    fn durations_have_a_whole_number_and_a_unit() {
-        assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(duration("30s"), Some(Duration::from_secs(30)));
-        assert_eq!(duration("2m"), Some(Duration::from_mins(2)));
-        for wrong in [
-            "",
-            "s",
-            "5",
-            "1.5s",
-            "-1s",
-            "5 s",
-            "5h",
-            "99999999999999999999s",
-            "999999999999999999m",
-        ] {
-            assert_eq!(duration(wrong), None, "{wrong}");
-        }
     }
 
     #[test]

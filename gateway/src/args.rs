@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use penstock_core::duration;
 use penstock_core::ids::Id;
 use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT};
 
@@ -121,10 +122,8 @@ impl Args {
     pub fn settings(self) -> Result<GatewayArgs, ArgsError> {
         let mut problems = Vec::new();
         let mut duration = |flag: &str, text: &str| {
-            parse_duration(text).unwrap_or_else(|| {
-                problems.push(format!(
-                    "{flag}: '{text}' is not a duration such as 500ms, 10s, 5m or 1h"
-                ));
+            duration::parse(text).unwrap_or_else(|err| {
+                problems.push(format!("{flag}: {err}"));
                 Duration::ZERO
             })
         };
@@ -200,21 +199,6 @@ impl Args {
             admin_listen: self.admin_listen,
         })
     }
-}
-
-/// A whole number and `ms`, `s`, `m` or `h`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let unit = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(unit);
-    let number: u64 = number.parse().ok()?;
-    let ms = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return None,
-    };
-    number.checked_mul(ms).map(Duration::from_millis)
 }
 
 #[cfg(test)]
