@@ -75,6 +75,15 @@ impl CallError {
         }
     }
 
+    /// Nothing can be made in a namespace that is being deleted (`NamespaceTerminatingCause` of k8s.io/api/core/v1).
+    fn is_namespace_going(&self) -> bool {
+        let details = self.status().and_then(|status| status.details.as_ref());
+        details.is_some_and(|details| {
+            let mut causes = details.causes.iter();
+            causes.any(|cause| cause.reason == "NamespaceTerminating")
+        })
+    }
+
     /// The API server understood and said no, and will say so again: what it said.
     fn refusal(&self) -> Option<&str> {
         let status = self.status()?;
@@ -189,6 +198,11 @@ impl Writer {
             match result {
                 Ok(()) => {}
                 Err(WriteError::NotLeader) => return Err(WriteError::NotLeader),
+                Err(err) if err.call().is_some_and(CallError::is_namespace_going) => {
+                    // Its objects go with it; each one's end comes through the watch.
+                    tracing::debug!(namespace = %observed.namespace, "being deleted: nothing more is made in it");
+                    return Ok(applied);
+                }
                 Err(err) => applied.note(&child.owner, child.kind, &err),
             }
         }
@@ -552,6 +566,22 @@ mod tests {
                 .is_some()
         );
         assert_eq!(CallError::Deadline.refusal(), None);
+    }
+
+    #[test]
+    fn namespace_that_is_being_deleted_is_known_by_its_cause() {
+        // As a kube-apiserver 1.35 answers a create.
+        let answer = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden",
+            "message": "services \"s\" is forbidden: unable to create new content in namespace n because it is being terminated",
+            "details": {
+                "name": "s", "kind": "services",
+                "causes": [{"reason": "NamespaceTerminating", "message": "namespace n is being terminated", "field": "metadata.namespace"}],
+            },
+        });
+        let going = serde_json::from_value(answer).unwrap();
+        assert!(CallError::Api(kube::Error::Api(Box::new(going))).is_namespace_going());
+        assert!(!status(403, "is forbidden").is_namespace_going());
     }
 
     #[test]

@@ -230,6 +230,32 @@ async fn hand_edits_are_healed_and_lost_children_come_back() {
 }
 
 #[tokio::test]
+async fn nothing_is_made_again_in_a_namespace_that_is_being_deleted() {
+    let Some(world) = World::new(cluster(), "going").await else {
+        return;
+    };
+    world.own("LLMBackend", "soup", simulated()).await;
+    let operator = world.operator("one").await;
+    world
+        .exists("policy/v1", "PodDisruptionBudget", "soup-pool")
+        .await;
+    let before = world.settled().await.len();
+
+    // Nothing here finalises namespaces, so this one stays as it is: being deleted.
+    world.delete_namespace().await;
+    world.delete("v1", "Service", "soup-pool").await;
+    until("the operator to see it gone", async || {
+        (world.writes().len() > before).then_some(())
+    })
+    .await;
+    // One attempt, whose answer tells that the namespace is going. A refusal would be told in the status and tried
+    // again.
+    let writes = world.settled().await.split_off(before);
+    assert_eq!(writes, ["patch services soup-pool"]);
+    operator.stop().await;
+}
+
+#[tokio::test]
 async fn what_objects_no_longer_ask_for_goes() {
     let Some(world) = World::new(cluster(), "prune").await else {
         return;

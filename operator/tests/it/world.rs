@@ -283,6 +283,14 @@ impl World {
             .unwrap();
     }
 
+    pub(crate) async fn delete_namespace(&self) {
+        let namespaces: Api<Namespace> = Api::all(self.admin.clone());
+        namespaces
+            .delete(&self.namespace, &kube::api::DeleteParams::default())
+            .await
+            .unwrap();
+    }
+
     /// A condition of one of our objects as (status, reason, message).
     pub(crate) async fn condition(
         &self,
