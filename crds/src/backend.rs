@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::text::DurationText;
+use crate::text::{DurationText, QuantityText};
 
 /// Exactly one of `pool`, `service` and `external`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -121,10 +121,10 @@ pub struct Accelerator {
 pub struct Resources {
     /// What the scheduler reserves.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub requests: BTreeMap<String, String>,
+    pub requests: BTreeMap<String, QuantityText>,
     /// What the container may use at most.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub limits: BTreeMap<String, String>,
+    pub limits: BTreeMap<String, QuantityText>,
 }
 
 /// When replicas are added and taken away.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use penstock_core::ids::Id;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::object::{Kind, ObjectRef, Objects};
+use crate::shape;
 use crate::yaml;
 use crate::{LLMBackend, RoutingPolicy, SemanticCache};
 
@@ -154,7 +154,7 @@ impl Reader {
 
     fn object<T>(&mut self, file: &File, kind: Kind, id: &Id, document: Value) -> Option<T>
     where
-        T: DeserializeOwned + Serialize,
+        T: DeserializeOwned,
     {
         let object = ObjectRef::new(kind, id.clone());
         if let Some(first) = self.manifests.origins.get(&object) {
@@ -162,8 +162,13 @@ impl Reader {
             self.refuse(file, object.to_string(), "", message);
             return None;
         }
+        let misfits = shape::misfits(kind, &document["spec"]);
+        for (path, message) in &misfits {
+            self.refuse(file, object.to_string(), path, message.clone());
+        }
         let typed: T = match serde_path_to_error::deserialize(&document) {
             Ok(typed) => typed,
+            Err(_) if !misfits.is_empty() => return None,
             Err(err) => {
                 let path = err.path().to_string();
                 let path = if path == "." { String::new() } else { path };
@@ -171,17 +176,6 @@ impl Reader {
                 return None;
             }
         };
-        let kept = serde_json::to_value(&typed).unwrap_or_default();
-        let mut unknown = Vec::new();
-        find_unknown(&document["spec"], &kept["spec"], "spec", &mut unknown);
-        for path in unknown {
-            self.refuse(
-                file,
-                object.to_string(),
-                &path,
-                "unknown field: correct its spelling or remove it".to_owned(),
-            );
-        }
         self.manifests.origins.insert(object, file.path.clone());
         Some(typed)
     }
@@ -208,31 +202,6 @@ impl Reader {
             self.refuse(file, format!("Secret/{id}"), "data", message);
         }
         self.manifests.secrets.insert(id, keys);
-    }
-}
-
-/// Members of `written` that reading and writing again lost: fields that the type does not have.
-fn find_unknown(written: &Value, kept: &Value, path: &str, unknown: &mut Vec<String>) {
-    match (written, kept) {
-        (Value::Object(written), Value::Object(kept)) => {
-            for (key, value) in written {
-                let path = format!("{path}.{key}");
-                let empty = value.is_null()
-                    || value.as_array().is_some_and(Vec::is_empty)
-                    || value.as_object().is_some_and(serde_json::Map::is_empty);
-                match kept.get(key) {
-                    Some(kept) => find_unknown(value, kept, &path, unknown),
-                    None if empty => {}
-                    None => unknown.push(path),
-                }
-            }
-        }
-        (Value::Array(written), Value::Array(kept)) => {
-            for (index, (written, kept)) in written.iter().zip(kept).enumerate() {
-                find_unknown(written, kept, &format!("{path}[{index}]"), unknown);
-            }
-        }
-        _ => {}
     }
 }
 

@@ -1,4 +1,4 @@
-//! Values that specs hold as text: durations such as `500ms`.
+//! Values that specs hold as text: durations such as `500ms` and quantities such as `16Gi`.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -36,5 +36,80 @@ impl DurationText {
 impl From<&str> for DurationText {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
+    }
+}
+
+/// An amount of a resource, as Kubernetes writes it: `4`, `0.5`, `500m`, `16Gi`. A whole number needs no quotes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "IntOrString")]
+pub struct QuantityText(pub String);
+
+impl QuantityText {
+    /// Kubernetes' form without sign and exponent.
+    const PATTERN: &'static str = r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[numkMGTPE])?$";
+    const SUFFIXES: [&'static str; 16] = [
+        "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
+    ];
+
+    /// Whether it is one.
+    pub fn is_valid(&self) -> bool {
+        let end = self.0.find(|c: char| c.is_ascii_alphabetic());
+        let (number, suffix) = self.0.split_at(end.unwrap_or(self.0.len()));
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        digits(whole) && digits(fraction) && Self::SUFFIXES.contains(&suffix)
+    }
+}
+
+/// `x-kubernetes-int-or-string`, with Kubernetes' own range of integers.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum IntOrString {
+    Int(i64),
+    String(String),
+}
+
+impl From<IntOrString> for QuantityText {
+    fn from(value: IntOrString) -> Self {
+        Self(match value {
+            IntOrString::Int(number) => number.to_string(),
+            IntOrString::String(text) => text,
+        })
+    }
+}
+
+impl JsonSchema for QuantityText {
+    fn schema_name() -> Cow<'static, str> {
+        "Quantity".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": Self::PATTERN, "maxLength": 32 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantity_is_a_whole_number_or_text() {
+        let read = |json: &str| serde_json::from_str::<QuantityText>(json).unwrap().0;
+        assert_eq!(read("34359738368"), "34359738368");
+        assert_eq!(read("\"16Gi\""), "16Gi");
+    }
+
+    #[test]
+    fn quantities_are_told_from_other_text() {
+        for text in ["4", "0.5", "500m", "16Gi", "2Ei", "3k"] {
+            assert!(QuantityText(text.into()).is_valid(), "{text}");
+        }
+        for text in ["", "lots", "-1", "1.", ".5", "16GB", "1e3", "1 Gi", "Gi"] {
+            assert!(!QuantityText(text.into()).is_valid(), "{text}");
+        }
     }
 }

@@ -117,6 +117,25 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
     if let Some(accelerator) = &pool.accelerator {
         check.within("spec.pool.accelerator.count", accelerator.count, 1, 64);
     }
+    let resources = pool.resources.iter();
+    for (list, quantities) in
+        resources.flat_map(|r| [("requests", &r.requests), ("limits", &r.limits)])
+    {
+        for (name, quantity) in quantities
+            .iter()
+            .filter(|(_, quantity)| !quantity.is_valid())
+        {
+            let message = format!(
+                "'{}' is not a quantity: write one such as 4, 500m or 16Gi",
+                quantity.0
+            );
+            check.refuse(
+                &format!("spec.pool.resources.{list}.{name}"),
+                Reason::InvalidValue,
+                message,
+            );
+        }
+    }
     if let Some(scaling) = &pool.scaling {
         if pool.replicas.is_some() {
             let message = "set replicas or scaling, not both: with scaling, the autoscaler owns the number of replicas";

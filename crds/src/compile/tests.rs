@@ -183,6 +183,19 @@ fn service_port_is_checked_and_its_name_taken_when_services_are_known() {
 }
 
 #[test]
+fn resources_are_quantities() {
+    let text = backend(
+        "chat",
+        "{pool: {model: m, resources: {requests: {cpu: 4}, limits: {memory: 16GB}}}}",
+    );
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        ["LLMBackend/default/chat spec.pool.resources.limits.memory InvalidValue"]
+    );
+}
+
+#[test]
 fn credential_carries_the_version_and_never_the_value() {
     let spec = "{external: {url: 'https://a/v1', credential: {secret: keys, key: token}}}";
     let text = backend("chat", spec) + &policy("p", &rule("r", "chat", "chat"));

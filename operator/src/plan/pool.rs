@@ -8,7 +8,7 @@ use kube::ResourceExt as _;
 use penstock_core::names;
 use penstock_crds::LLMBackend;
 use penstock_crds::backend::{Engine, Pool};
-use penstock_crds::text::DurationText;
+use penstock_crds::text::{DurationText, QuantityText};
 use serde_json::{Map, Value, json};
 
 use super::scaled_object::Decision;
@@ -270,7 +270,8 @@ fn resources(pool: &Pool) -> Value {
     let (requests, mut limits) = (given.requests, given.limits);
     if let Some(accelerator) = &pool.accelerator {
         // Extended resources are limits; the API server sets the equal request.
-        limits.insert(accelerator.resource.clone(), accelerator.count.to_string());
+        let count = QuantityText(accelerator.count.to_string());
+        limits.insert(accelerator.resource.clone(), count);
     }
     let mut resources = Map::new();
     for (key, quantities) in [("limits", limits), ("requests", requests)] {

@@ -40,7 +40,7 @@ fn soup() -> Value {
     json!({"pool": {
         "model": "hf://grandma/soup-7b",
         "accelerator": {"resource": "example.com/oven", "count": 2},
-        "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "32Gi"}},
+        "resources": {"requests": {"cpu": 4}, "limits": {"memory": "32Gi"}},
         "scaling": {"minReplicas": 2, "maxReplicas": 6, "ttftP90": "750ms", "scaleDownDelay": "90s"},
         "args": ["--max-model-len", "4096"],
         "env": {"HF_HUB_OFFLINE": "1"},

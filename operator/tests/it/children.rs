@@ -51,6 +51,11 @@ async fn api_server_refuses_what_no_object_may_say() {
             json!({"pool": {"model": "m", "replicas": 2, "scaling": {"maxReplicas": 2}}}),
             "replicas or scaling, not both",
         ),
+        (
+            "LLMBackend",
+            json!({"pool": {"model": "m", "resources": {"limits": {"memory": "16GB"}}}}),
+            "spec.pool.resources.limits.memory",
+        ),
         ("RoutingPolicy", json!({"rules": []}), "spec.rules"),
         (
             "RoutingPolicy",
