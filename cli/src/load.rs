@@ -114,6 +114,12 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let mut out = std::io::stdout().lock();
     write!(out, "{}", summary.table(args.slo_ttft, args.slo_tpot))?;
     writeln!(out, "{}", summary.last_line())?;
+    if summary.nothing_worked() {
+        bail!(
+            "no request to {} was answered: see the errors above",
+            args.url
+        );
+    }
     Ok(())
 }
 
@@ -141,7 +147,7 @@ async fn send_all(
                 let Some(plan) = plans.next() else { continue };
                 report.sent += 1;
                 if running.len() >= args.max_concurrency {
-                    report.fail("client_limit");
+                    report.fail("client_limit".into());
                     continue;
                 }
                 let (client, target, timeout) = (client.clone(), Arc::clone(&target), args.timeout);

@@ -19,8 +19,26 @@ pub(crate) enum Outcome {
         /// From its due time to the last byte.
         whole: Duration,
     },
-    /// Not answered, or not whole; the kind is from a closed list.
-    Failed(&'static str),
+    /// Not answered, or not whole.
+    Failed(Failure),
+}
+
+/// Why a request failed.
+#[derive(Clone, Debug)]
+pub(crate) struct Failure {
+    /// From a closed list.
+    pub(crate) kind: &'static str,
+    /// In the words of who said so; may be empty.
+    pub(crate) detail: String,
+}
+
+impl From<&'static str> for Failure {
+    fn from(kind: &'static str) -> Self {
+        Self {
+            kind,
+            detail: String::new(),
+        }
+    }
 }
 
 /// Microseconds, three digits.
@@ -80,6 +98,8 @@ pub(crate) struct Report {
     pub(crate) elapsed: Duration,
     answers: Vec<(Duration, Duration)>,
     errors: BTreeMap<&'static str, u64>,
+    /// Details of each kind's first failure.
+    details: BTreeMap<&'static str, String>,
     ttft: Durations,
     itl: Durations,
     whole: Durations,
@@ -93,6 +113,8 @@ pub(crate) struct Summary {
     sent: u64,
     ok: u64,
     errors: BTreeMap<&'static str, u64>,
+    #[serde(skip)]
+    details: BTreeMap<&'static str, String>,
     elapsed_s: f64,
     output_tokens_per_s: f64,
     ttft_ms: Quantiles,
@@ -106,7 +128,7 @@ impl Report {
     /// Counts one end.
     pub(crate) fn add(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Failed(kind) => self.fail(kind),
+            Outcome::Failed(failure) => self.fail(failure),
             Outcome::Answered { ttft, gaps, whole } => {
                 self.ttft.record(ttft);
                 self.recent_ttft.record(ttft);
@@ -123,8 +145,9 @@ impl Report {
     }
 
     /// Counts one failure.
-    pub(crate) fn fail(&mut self, kind: &'static str) {
-        *self.errors.entry(kind).or_default() += 1;
+    pub(crate) fn fail(&mut self, failure: Failure) {
+        *self.errors.entry(failure.kind).or_default() += 1;
+        self.details.entry(failure.kind).or_insert(failure.detail);
     }
 
     /// A line for people; the quantile covers the time since the last line.
@@ -165,6 +188,7 @@ impl Report {
             sent: self.sent,
             ok: u64::try_from(self.answers.len()).unwrap_or(u64::MAX),
             errors: self.errors.clone(),
+            details: self.details.clone(),
             elapsed_s,
             output_tokens_per_s: if elapsed_s > 0.0 {
                 tokens / elapsed_s
@@ -181,6 +205,11 @@ impl Report {
 }
 
 impl Summary {
+    /// Whether requests were due and none of them was answered whole.
+    pub(crate) fn nothing_worked(&self) -> bool {
+        self.sent > 0 && self.ok == 0
+    }
+
     /// Several lines for people.
     pub(crate) fn table(&self, slo_ttft: Duration, slo_tpot: Duration) -> String {
         let mut text = format!(
@@ -193,6 +222,10 @@ impl Summary {
             ("whole answer", self.request_ms),
         ];
         for (name, q) in rows {
+            if q.p99 <= 0.0 {
+                let _ = writeln!(text, "{name:<22}{0:>9}{0:>9}{0:>9}{0:>9}{0:>9}", "-");
+                continue;
+            }
             // Writing to a String cannot fail.
             let _ = writeln!(
                 text,
@@ -208,7 +241,12 @@ impl Summary {
             self.ttft_attainment * 100.0
         );
         for (kind, count) in &self.errors {
-            let _ = writeln!(text, "error {kind}: {count}");
+            let _ = match self.details.get(kind) {
+                Some(detail) if !detail.is_empty() => {
+                    writeln!(text, "error {kind}: {count}, the first: {detail}")
+                }
+                _ => writeln!(text, "error {kind}: {count}"),
+            };
         }
         text
     }
@@ -254,11 +292,32 @@ mod tests {
         report.add(answered(100, 10));
         report.add(answered(900, 10));
         report.add(answered(100, 90));
-        report.add(Outcome::Failed("status_503"));
+        report.add(Outcome::Failed("status_503".into()));
         let summary = report.summary(Duration::from_millis(500), Duration::from_millis(50));
         assert!((summary.goodput - 0.25).abs() < 1e-9);
         assert!((summary.ttft_attainment - 0.5).abs() < 1e-9);
         assert!(summary.last_line().contains("errors=1"));
+    }
+
+    #[test]
+    fn first_failure_of_a_kind_is_told_in_its_own_words() {
+        let mut report = Report {
+            sent: 2,
+            ..Report::default()
+        };
+        for detail in ["no model nope", "another"] {
+            let detail = detail.to_owned();
+            let kind = "status_404";
+            report.fail(Failure { kind, detail });
+        }
+        let summary = report.summary(Duration::from_millis(1), Duration::from_millis(1));
+        let table = summary.table(Duration::from_millis(1), Duration::from_millis(1));
+        assert!(
+            table.contains("error status_404: 2, the first: no model nope\n"),
+            "{table}"
+        );
+        assert!(table.contains("time to first token           -"), "{table}");
+        assert!(summary.nothing_worked());
     }
 
     #[test]

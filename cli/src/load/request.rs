@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use bytes::{Buf as _, Bytes};
 use http::{HeaderValue, Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
@@ -13,12 +13,14 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use rand::{Rng, RngExt as _};
 use tokio::time::Instant;
 
-use super::report::Outcome;
+use super::report::{Failure, Outcome};
 
 pub(super) type HttpClient = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 /// One line of an answer may be this long; a longer one is a broken answer.
 const MAX_LINE_BYTES: usize = 1024 * 1024;
+/// Longest part of an error message that is kept.
+const MAX_DETAIL_CHARS: usize = 300;
 /// Words of filler: one is about one token of 4 bytes.
 const WORD: &str = "flow ";
 
@@ -149,8 +151,8 @@ pub(super) async fn send(
     )
     .await
     {
-        Err(_) => Outcome::Failed("timeout"),
-        Ok(Err(kind)) => Outcome::Failed(kind),
+        Err(_) => Outcome::Failed("timeout".into()),
+        Ok(Err(failure)) => Outcome::Failed(failure),
         Ok(Ok(outcome)) => outcome,
     }
 }
@@ -160,7 +162,7 @@ async fn exchange(
     target: &Target,
     plan: &Plan,
     due: Instant,
-) -> Result<Outcome, &'static str> {
+) -> Result<Outcome, Failure> {
     let mut request =
         Request::post(target.uri.clone()).header(header::CONTENT_TYPE, "application/json");
     if let Some(authorization) = &target.authorization {
@@ -169,14 +171,36 @@ async fn exchange(
     let request = request
         .body(Full::new(plan.body(&target.model)))
         .map_err(|_| "bad_request")?;
-    let response = client
-        .request(request)
-        .await
-        .map_err(|err| if err.is_connect() { "connect" } else { "reset" })?;
+    let response = client.request(request).await.map_err(|err| Failure {
+        kind: if err.is_connect() { "connect" } else { "reset" },
+        detail: last_cause(&err),
+    })?;
     if response.status() != StatusCode::OK {
-        return Err(status_kind(response.status()));
+        return Err(Failure {
+            kind: status_kind(response.status()),
+            detail: error_message(response.into_body()).await,
+        });
     }
-    read_stream(response.into_body(), due).await
+    Ok(read_stream(response.into_body(), due).await?)
+}
+
+/// What lies under an error, such as "Connection refused".
+fn last_cause(err: &dyn std::error::Error) -> String {
+    let mut cause = err;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// The message of an OpenAI-shaped error; empty if the body is no such thing.
+async fn error_message(body: Incoming) -> String {
+    let Ok(body) = Limited::new(body, MAX_LINE_BYTES).collect().await else {
+        return String::new();
+    };
+    let value: serde_json::Value = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    let message = value["error"]["message"].as_str().unwrap_or_default();
+    message.chars().take(MAX_DETAIL_CHARS).collect()
 }
 
 #[expect(
