@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use arrivals::{Arrivals, Rate};
 use report::Report;
-use request::{Plan, Target};
+use request::{Plan, SharedPrefixes, Target};
 
 /// Requests at a rate or a ramp, with lengths of your choice; prints latencies, goodput and errors by kind.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,9 +47,12 @@ pub(crate) struct Args {
     /// Answer length in tokens (max_tokens with ignore_eos): a number, or FROM:TO to draw evenly.
     #[arg(long, default_value = "64", value_parser = request::parse_range)]
     output_tokens: (u32, u32),
-    /// Tokens at the beginning of each prompt that are the same for all.
+    /// Tokens at the beginning of each prompt that it shares with others.
     #[arg(long, default_value_t = 0)]
     shared_prefix_tokens: u32,
+    /// How many different such beginnings there are, drawn evenly.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    shared_prefixes: u32,
     /// Requests in flight at most; an arrival above it is not sent and counts as the error `client_limit`.
     #[arg(long, default_value_t = 1024)]
     max_concurrency: usize,
@@ -95,7 +98,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
                 at,
                 args.prompt_tokens,
                 args.output_tokens,
-                args.shared_prefix_tokens,
+                SharedPrefixes {
+                    tokens: args.shared_prefix_tokens,
+                    count: args.shared_prefixes,
+                },
                 &mut rng,
             )
         })

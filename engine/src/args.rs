@@ -67,6 +67,9 @@ pub struct Args {
     /// Burn one core whatever the load: what an autoscaler that looks at CPU takes for demand.
     #[arg(long)]
     pub busy_loop: bool,
+    /// Take this many times as long for each step: a gray failure to test balancing with.
+    #[arg(long, value_name = "FACTOR", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub fault_slowdown: u32,
     /// Answer every generation with this status, 400 to 599, while health and metrics stay fine: a fault to test
     /// failover with.
     #[arg(long, value_name = "STATUS")]
@@ -177,6 +180,7 @@ impl Args {
         settings.shutdown_timeout = Duration::from_secs(self.shutdown_timeout);
         settings.api_keys = self.api_key;
         settings.busy_loop = self.busy_loop;
+        settings.slowdown = self.fault_slowdown;
         match (address, startup_delay) {
             (Ok(address), Some(startup_delay)) if problems.is_empty() => {
                 settings.listen = SocketAddr::new(address, self.port);

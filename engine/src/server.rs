@@ -39,7 +39,8 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
-    let model = Model::new(settings.limits, settings.profile.step_time).map_err(Error::Limits)?;
+    let step_time = settings.profile.step_time.slowed(settings.slowdown);
+    let model = Model::new(settings.limits, step_time).map_err(Error::Limits)?;
     let app = Arc::new(App::new(settings.clone()));
     let (abort, close) = (CancellationToken::new(), CancellationToken::new());
     let mut tasks = JoinSet::new();

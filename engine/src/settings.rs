@@ -40,6 +40,8 @@ pub struct Settings {
     pub api_keys: Vec<String>,
     /// Burn one core while serving, whatever the load.
     pub busy_loop: bool,
+    /// How many times as long as the profile's each step takes.
+    pub slowdown: u32,
     /// Answer every generation with this error status instead.
     pub fault_status: Option<StatusCode>,
 }
@@ -57,6 +59,7 @@ impl fmt::Debug for Settings {
             .field("shutdown_timeout", &self.shutdown_timeout)
             .field("api_keys", &self.api_keys.len())
             .field("busy_loop", &self.busy_loop)
+            .field("slowdown", &self.slowdown)
             .field("fault_status", &self.fault_status)
             .finish()
     }
@@ -79,6 +82,7 @@ impl Settings {
             shutdown_timeout: Duration::ZERO,
             api_keys: Vec::new(),
             busy_loop: false,
+            slowdown: 1,
             fault_status: None,
         }
     }

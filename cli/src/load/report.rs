@@ -74,18 +74,20 @@ impl Durations {
             p90: at(0.9),
             p95,
             p99: at(0.99),
+            mean: self.0.mean() / 1000.0,
             p95_over_p50: if p50 > 0.0 { p95 / p50 } else { 0.0 },
         }
     }
 }
 
-/// Milliseconds at four quantiles; zeros without samples.
+/// Milliseconds at four quantiles and on average; zeros without samples.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Quantiles {
     p50: f64,
     p90: f64,
     p95: f64,
     p99: f64,
+    mean: f64,
     p95_over_p50: f64,
 }
 

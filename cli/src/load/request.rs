@@ -92,9 +92,20 @@ pub(super) fn parse_range(text: &str) -> Result<(u32, u32), String> {
 pub(super) struct Plan {
     pub(super) at: Duration,
     id: u64,
+    /// Which of the shared prefixes.
+    prefix: u32,
     shared_prefix_tokens: u32,
     prompt_tokens: u32,
     output_tokens: u32,
+}
+
+/// Prompts that begin alike, as those of one application do.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SharedPrefixes {
+    /// Length of each.
+    pub(super) tokens: u32,
+    /// How many different ones.
+    pub(super) count: u32,
 }
 
 impl Plan {
@@ -102,13 +113,14 @@ impl Plan {
         at: Duration,
         prompt: (u32, u32),
         output: (u32, u32),
-        shared_prefix_tokens: u32,
+        shared: SharedPrefixes,
         rng: &mut impl Rng,
     ) -> Self {
         Self {
             at,
             id: rng.random(),
-            shared_prefix_tokens,
+            prefix: rng.random_range(0..shared.count.max(1)),
+            shared_prefix_tokens: shared.tokens,
             prompt_tokens: rng.random_range(prompt.0..=prompt.1),
             output_tokens: rng.random_range(output.0..=output.1),
         }
@@ -120,7 +132,8 @@ impl Plan {
         let shared = self.shared_prefix_tokens.min(self.prompt_tokens);
         // The number comes right after the shared part: what follows it is cached nowhere.
         let content = format!(
-            "{}{:016x} {}",
+            "{:04x} {}{:016x} {}",
+            self.prefix,
             words(shared),
             self.id,
             words(self.prompt_tokens - shared)
@@ -322,6 +335,7 @@ mod tests {
         let plan = |id| Plan {
             at: Duration::ZERO,
             id,
+            prefix: 0,
             shared_prefix_tokens: 100,
             prompt_tokens: 400,
             output_tokens: 1,

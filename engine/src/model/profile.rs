@@ -19,6 +19,18 @@ pub struct StepTime {
 }
 
 impl StepTime {
+    /// The same, with every step `factor` times as long.
+    #[must_use]
+    pub fn slowed(self, factor: u32) -> Self {
+        let factor = u64::from(factor);
+        Self {
+            base_ns: self.base_ns.saturating_mul(factor),
+            prefill_token_ns: self.prefill_token_ns.saturating_mul(factor),
+            kv_token_ns: self.kv_token_ns.saturating_mul(factor),
+            sequence_ns: self.sequence_ns.saturating_mul(factor),
+        }
+    }
+
     /// The duration of a step with these contents.
     pub fn of(&self, prefill_tokens: u64, kv_tokens: u64, sequences: u64) -> Duration {
         Duration::from_nanos(
