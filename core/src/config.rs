@@ -158,7 +158,14 @@ pub enum Strategy {
     /// Smooth weighted round robin (as in nginx: proportional and evenly spread).
     RoundRobin,
     /// The fewest requests in flight per weight; round robin breaks ties.
-    LeastConnections,
+    LeastRequests,
+    /// Of two endpoints drawn by weight the one with fewer requests in flight.
+    PowerOfTwo,
+    /// Of two endpoints drawn by weight the one that is expected to begin its answer sooner.
+    PeakEwma,
+    /// The endpoint that was sent more than half of the prompt, as long as it is not saturated; `PeakEwma` for short
+    /// prompts.
+    PrefixAffinity,
 }
 
 /// When a failed attempt is followed by another one.

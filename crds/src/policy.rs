@@ -65,7 +65,7 @@ pub struct RuleSpec {
     /// Candidates, at least one.
     #[schemars(length(min = 1, max = 16))]
     pub backends: Vec<RuleBackendSpec>,
-    /// How one of several equal candidates is chosen. Default `LeastConnections`.
+    /// How one of several equal candidates is chosen. Default `PeakEwma`.
     #[serde(default)]
     pub strategy: StrategySpec,
     /// When a failed attempt is repeated elsewhere.
@@ -116,9 +116,17 @@ fn one() -> i32 {
 /// How one candidate is chosen among those of equal priority, and one pod among those of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StrategySpec {
-    /// The fewest requests in flight, relative to weight.
+    /// Of two endpoints drawn by weight, the one that is expected to begin its answer sooner, by its recent latency and
+    /// the work that waits there. Slow endpoints get little.
     #[default]
-    LeastConnections,
+    PeakEwma,
+    /// Of two endpoints drawn by weight, the one with fewer requests in flight.
+    PowerOfTwo,
+    /// The fewest requests in flight, relative to weight.
+    LeastRequests,
+    /// The endpoint that was sent more than half of the prompt before and so holds it in its KV cache, as long as it is
+    /// not saturated; `PeakEwma` for prompts under 64 tokens.
+    PrefixAffinity,
     /// In turn, proportional to weight.
     RoundRobin,
 }

@@ -12,9 +12,9 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use rand::RngExt as _;
 
-use crate::choose::{Choice, Nowhere, Pass, Tried, choose};
+use crate::choose::{Choice, Nowhere, Pass, Tried, Wish, choose};
 use crate::hold;
-use crate::load::Ticket;
+use crate::load::{BYTES_PER_TOKEN, Ticket};
 use crate::meter::{self, Cut, Meter, Usage};
 use crate::openai::{self, Api, Call, Pieces};
 use crate::outbound;
@@ -22,7 +22,7 @@ use crate::outlier::CONNECT_WEIGHT;
 use crate::process::Worker;
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
-use crate::snapshot::{Authorization, Candidate, Endpoint};
+use crate::snapshot::{Authorization, Candidate, Endpoint, Rule};
 use crate::stream::Begun;
 use crate::upstream::{BodyError, Conn, ConnectError, Exchange, SendError};
 
@@ -44,6 +44,34 @@ pub(crate) struct Job<'a> {
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: &'a Bytes,
     pub(crate) call: &'a Call<'a>,
+    /// Hashes of the prompt's leading blocks, if the rule's strategy asks for them.
+    pub(crate) blocks: Vec<u64>,
+}
+
+impl Job<'_> {
+    /// The endpoint for the next attempt.
+    pub(crate) fn choose(
+        &self,
+        rule: &Rule,
+        tried: &[Tried],
+        now: Instant,
+    ) -> Result<Choice, Nowhere> {
+        choose(rule, tried, self.wish(now), &mut rand::rng())
+    }
+
+    fn wish(&self, now: Instant) -> Wish<'_> {
+        Wish {
+            now_ms: self.worker.process.ms(now),
+            stream: self.call.stream,
+            prompt_tokens: self.prompt_tokens(),
+            blocks: &self.blocks,
+        }
+    }
+
+    /// About how many tokens the prompt has.
+    fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.call.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
+    }
 }
 
 /// The beginning of an answer, or all of it.
@@ -144,8 +172,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             return Err(Reject::NotConfigured);
         };
         let now = penstock_shell::clock::now();
-        let process = &job.worker.process;
-        let choice = match choose(&rule, &record.tried, process.ms(now)) {
+        let choice = match job.choose(&rule, &record.tried, now) {
             Ok(choice) if record.attempts < rule.attempts => choice,
             Err(Nowhere::NoEndpoint) if last.is_none() => {
                 record.rule = Some(hold::until_ready(job, &rule, record).await?);
@@ -157,17 +184,25 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         if choice.pass == Pass::Again {
             back_off(record.attempts).await;
         }
-        let Some(candidate) = rule
+        let Some((tier, candidate)) = rule
             .tiers
             .get(choice.tier)
-            .and_then(|tier| tier.candidates.get(choice.candidate))
+            .and_then(|tier| Some((tier, tier.candidates.get(choice.candidate)?)))
         else {
             return Err(Reject::NoEndpoint);
         };
+        if !job.blocks.is_empty() {
+            tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
+        }
+        let entered = penstock_shell::clock::now();
+        let work = job.wish(entered).work_at(&choice.endpoint);
         enter(job, record, candidate, &choice);
         match once(job, record, candidate, &choice.endpoint).await {
             Ok(answer) => {
                 choice.endpoint.live.outlier.succeeded();
+                if !matches!(answer, Answer::Refused { .. }) {
+                    observe(job, &choice.endpoint, entered, work);
+                }
                 return Ok(answer);
             }
             Err(failure) => {
@@ -187,12 +222,31 @@ async fn back_off(attempts: usize) {
     tokio::time::sleep(BACKOFF.saturating_mul(attempts).mul_f64(jitter)).await;
 }
 
+/// Tells the balancer how long the endpoint took to begin a stream, per unit of work that it had before it, or to give
+/// another answer whole.
+fn observe(job: &Job<'_>, endpoint: &Endpoint, since: Instant, work: f32) {
+    let now = penstock_shell::clock::now();
+    let took_ms = now.saturating_duration_since(since).as_secs_f32() * 1000.0;
+    let sample_ms = if job.call.stream {
+        took_ms / work
+    } else {
+        took_ms
+    };
+    let latency = endpoint.live.latency(job.call.stream);
+    latency.observe(sample_ms, job.worker.process.ms(now));
+}
+
 /// Moves the request to its next endpoint in the ledger and the record.
 fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Choice) {
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);
     record.in_flight = None;
-    record.in_flight = Some(InFlight::enter(&choice.endpoint));
+    let waiting_tokens = if job.call.stream {
+        job.prompt_tokens()
+    } else {
+        0
+    };
+    record.in_flight = Some(InFlight::enter(&choice.endpoint, waiting_tokens));
     let ledger = &candidate.backend.ledger;
     match &mut record.ticket {
         Some(ticket) if ticket.is_of(ledger) => ticket.release(),

@@ -1,16 +1,20 @@
 //! Which endpoint gets the next attempt of a request. Pure but for the balancer's counters, which are passed in with
-//! the rule.
+//! the rule; time and randomness come in.
 //!
-//! Order: lower priority numbers first; within one priority a backend by the rule's strategy, within it an endpoint
-//! by the same strategy. Endpoints that were tried for this request, or that keep failing, come after all others.
+//! Order: lower priority numbers first; within one priority by the rule's strategy: `RoundRobin` and `LeastRequests`
+//! take a backend and then one of its endpoints, the others take an endpoint of any backend. Endpoints that were
+//! tried for this request, or that keep failing, come after all others.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use penstock_core::config::Strategy;
+use rand::Rng;
 
-use crate::balance;
-use crate::snapshot::{Authorization, Candidate, Endpoint, Rule, Tier};
+use crate::balance::peak_ewma::Work;
+use crate::balance::prefix_affinity::Seen;
+use crate::balance::{self, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin};
+use crate::snapshot::{Authorization, Candidate, Endpoint, Rule, Slot, Tier};
 
 /// An attempt that failed.
 pub struct Tried {
@@ -71,8 +75,56 @@ pub enum Nowhere {
     Spent,
 }
 
+/// What a strategy may know of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// Now, in the process's ms.
+    pub now_ms: u64,
+    /// Whether an event stream is asked for: its first token tells of a queue, other answers come when all is done.
+    pub stream: bool,
+    /// About how many tokens its prompt has.
+    pub prompt_tokens: u32,
+    /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
+    pub blocks: &'a [u64],
+}
+
+impl Wish<'_> {
+    /// What an average of the endpoint's latency is to be multiplied with.
+    pub fn work_at(&self, endpoint: &Endpoint) -> f32 {
+        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
+        if self.stream {
+            let work = Work {
+                in_flight,
+                waiting_tokens: endpoint.live.waiting_tokens.load(Ordering::Relaxed),
+                prompt_tokens: self.prompt_tokens,
+            };
+            work.until_first_token()
+        } else {
+            sharing(in_flight)
+        }
+    }
+
+    fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
+        let average_ms = endpoint.live.latency(self.stream).at(self.now_ms);
+        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
+        peak_ewma::cost(average_ms, self.work_at(endpoint), in_flight, slot.share)
+    }
+}
+
+/// Requests that share an endpoint, one more included.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^23")]
+fn sharing(in_flight: u32) -> f32 {
+    in_flight as f32 + 1.0
+}
+
 /// Chooses the next endpoint.
-pub fn choose(rule: &Rule, tried: &[Tried], now_ms: u64) -> Result<Choice, Nowhere> {
+pub fn choose(
+    rule: &Rule,
+    tried: &[Tried],
+    wish: Wish<'_>,
+    rng: &mut impl Rng,
+) -> Result<Choice, Nowhere> {
+    let now_ms = wish.now_ms;
     let passes: &[Pass] = if tried.is_empty() {
         &[Pass::Fresh, Pass::Failing]
     } else {
@@ -93,7 +145,15 @@ pub fn choose(rule: &Rule, tried: &[Tried], now_ms: u64) -> Result<Choice, Nowhe
                     _ => false,
                 }
             };
-            if let Some((candidate, endpoint)) = pick(rule.strategy, group, fits) {
+            let picked = match rule.strategy {
+                Strategy::RoundRobin => in_two_steps(group, false, fits),
+                Strategy::LeastRequests => in_two_steps(group, true, fits),
+                Strategy::PowerOfTwo => cheaper_of_two(group, None, rng, fits),
+                Strategy::PeakEwma => cheaper_of_two(group, Some(wish), rng, fits),
+                Strategy::PrefixAffinity => by_prefix(group, wish, fits)
+                    .or_else(|| cheaper_of_two(group, Some(wish), rng, fits)),
+            };
+            if let Some((candidate, endpoint)) = picked {
                 return Ok(Choice {
                     tier,
                     candidate,
@@ -126,9 +186,84 @@ fn has_credential(candidate: &Candidate) -> bool {
     !matches!(candidate.backend.authorization, Authorization::Missing)
 }
 
-fn pick(
-    strategy: Strategy,
+/// The cheaper of two endpoints of the tier: by its latency for such requests, or by requests in flight alone.
+fn cheaper_of_two(
     tier: &Tier,
+    latency_for: Option<Wish<'_>>,
+    rng: &mut impl Rng,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    let at = |index: usize| {
+        let slot = tier.slots.get(index)?;
+        let candidate = tier.candidates.get(slot.candidate)?;
+        let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
+        Some((slot, candidate, endpoint))
+    };
+    let eligible = |index: usize| {
+        at(index).is_some_and(|(slot, candidate, endpoint)| {
+            has_credential(candidate) && fits(slot.candidate, endpoint)
+        })
+    };
+    let cost = |index: usize| {
+        at(index).map_or(f32::INFINITY, |(slot, _, endpoint)| {
+            let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
+            match latency_for {
+                Some(wish) => {
+                    let average_ms = endpoint.live.latency(wish.stream).at(wish.now_ms);
+                    peak_ewma::cost(average_ms, wish.work_at(endpoint), in_flight, slot.share)
+                }
+                None => peak_ewma::cost(1.0, sharing(in_flight), in_flight, slot.share),
+            }
+        })
+    };
+    let index = power_of_two::pick(&tier.cumulative, rng, eligible, cost)?;
+    at(index).map(|(slot, _, endpoint)| (slot.candidate, Arc::clone(endpoint)))
+}
+
+/// The endpoint that knows most of the prompt and has room.
+fn by_prefix(
+    tier: &Tier,
+    wish: Wish<'_>,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    if wish.blocks.is_empty() {
+        return None;
+    }
+    let fitting: Vec<(&Slot, &Arc<Endpoint>)> = tier
+        .slots
+        .iter()
+        .filter_map(|slot| {
+            let candidate = tier.candidates.get(slot.candidate)?;
+            let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
+            (has_credential(candidate) && fits(slot.candidate, endpoint))
+                .then_some((slot, endpoint))
+        })
+        .collect();
+    let total: f32 = fitting.iter().map(|(slot, _)| slot.share).sum();
+    let seen: Vec<Seen> = fitting
+        .iter()
+        .map(|(slot, endpoint)| Seen {
+            owner: endpoint.live.id,
+            in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
+            share: slot.share / total,
+            name: slot.name,
+        })
+        .collect();
+    let cost = |index: usize| {
+        let fitting = fitting.get(index);
+        fitting.map_or(f32::INFINITY, |(slot, endpoint)| {
+            wish.cost_at(slot, endpoint)
+        })
+    };
+    let index = prefix_affinity::pick(wish.blocks, &tier.prefixes, &seen, cost)?;
+    let (slot, endpoint) = fitting.get(index)?;
+    Some((slot.candidate, Arc::clone(endpoint)))
+}
+
+/// A backend, then one of its endpoints; in turn, or the one with the fewest requests in flight.
+fn in_two_steps(
+    tier: &Tier,
+    by_load: bool,
     fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
 ) -> Option<(usize, Arc<Endpoint>)> {
     let eligible = |index: usize| {
@@ -145,16 +280,14 @@ fn pick(
         Some(0).filter(|&only| eligible(only))
     } else {
         let mut wheel = tier.wheel.lock().unwrap_or_else(PoisonError::into_inner);
-        match strategy {
-            Strategy::RoundRobin => balance::smooth(&mut wheel, &tier.weights, eligible),
-            Strategy::LeastConnections => {
-                let in_flight = |index: usize| {
-                    tier.candidates
-                        .get(index)
-                        .map_or(0, |candidate| candidate.backend.ledger.in_flight())
-                };
-                balance::least(&mut wheel, &tier.weights, in_flight, eligible)
-            }
+        let in_flight = |index: usize| {
+            let candidate = tier.candidates.get(index);
+            candidate.map_or(0, |candidate| candidate.backend.ledger.in_flight())
+        };
+        if by_load {
+            least_requests::pick(&mut wheel, &tier.weights, in_flight, eligible)
+        } else {
+            round_robin::pick(&mut wheel, &tier.weights, eligible)
         }
     }?;
     let backend = &tier.candidates.get(index)?.backend;
@@ -163,11 +296,9 @@ fn pick(
     } else {
         0
     };
-    let load = |endpoint: usize| match strategy {
-        Strategy::RoundRobin => 0,
-        Strategy::LeastConnections => backend.endpoints.get(endpoint).map_or(0, |endpoint| {
-            endpoint.live.in_flight.load(Ordering::Relaxed)
-        }),
+    let load = |index: usize| match backend.endpoints.get(index) {
+        Some(endpoint) if by_load => endpoint.live.in_flight.load(Ordering::Relaxed),
+        _ => 0,
     };
     let fits = |endpoint: usize| {
         backend
@@ -183,6 +314,8 @@ fn pick(
 mod tests {
     use penstock_core::config::{ModelMatch, Strategy};
     use proptest::prelude::*;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
 
     use super::*;
     use crate::outlier::FAILURES;
@@ -206,6 +339,17 @@ mod tests {
         )
     }
 
+    const WISH: Wish<'_> = Wish {
+        now_ms: 0,
+        stream: true,
+        prompt_tokens: 100,
+        blocks: &[],
+    };
+
+    fn rng() -> StdRng {
+        StdRng::seed_from_u64(7)
+    }
+
     fn tried(choice: &Choice, again: bool) -> Tried {
         let endpoint = Arc::clone(&choice.endpoint);
         Tried {
@@ -222,7 +366,7 @@ mod tests {
         let mut failed = Vec::new();
         let mut order = Vec::new();
         for _ in 0..attempts {
-            let Ok(choice) = choose(rule, &failed, 0) else {
+            let Ok(choice) = choose(rule, &failed, WISH, &mut rng()) else {
                 break;
             };
             order.push((
@@ -241,7 +385,7 @@ mod tests {
         let snapshot = snapshot(
             &[("a", 1, 0), ("b", 1, 1)],
             &[("a", &[1, 2]), ("b", &[3])],
-            Strategy::LeastConnections,
+            Strategy::LeastRequests,
         );
         let order = all(&snapshot, true, 4);
         assert_eq!(
@@ -276,6 +420,36 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_endpoint_gets_little_and_is_tried_again_when_that_is_long_ago() {
+        let snapshot = snapshot(&[("a", 1, 0)], &[("a", &[1, 2, 3])], Strategy::PeakEwma);
+        let rule = snapshot.rule_for("m").unwrap();
+        let endpoints = &rule.tiers[0].candidates[0].backend.endpoints;
+        for (endpoint, ms) in endpoints.iter().zip([100.0, 100.0, 1_000.0]) {
+            endpoint.live.latency(true).observe(ms, 1);
+        }
+        let mut rng = rng();
+        let mut share_of_slow = |wish: Wish<'_>| {
+            let slow = |choice: Choice| Arc::ptr_eq(&choice.endpoint, &endpoints[2]);
+            let picks = (0..300).map(|_| slow(choose(rule, &[], wish, &mut rng).ok().unwrap()));
+            picks.filter(|slow| *slow).count()
+        };
+        assert_eq!(share_of_slow(WISH), 0);
+        let whole = Wish {
+            stream: false,
+            ..WISH
+        };
+        assert!(
+            share_of_slow(whole) > 50,
+            "of answers that are not streamed nothing is known"
+        );
+        let later = Wish {
+            now_ms: 300_000,
+            ..WISH
+        };
+        assert!(share_of_slow(later) > 50);
+    }
+
+    #[test]
     fn backends_without_endpoints_are_passed_over() {
         let snapshot = snapshot(
             &[("a", 100, 0), ("b", 1, 0)],
@@ -290,13 +464,13 @@ mod tests {
         let rule_of = |snapshot: &Snapshot| Arc::clone(snapshot.rule_for("m").unwrap());
         let empty = snapshot(&[("a", 1, 0)], &[], Strategy::RoundRobin);
         assert_eq!(
-            choose(&rule_of(&empty), &[], 0).err(),
+            choose(&rule_of(&empty), &[], WISH, &mut rng()).err(),
             Some(Nowhere::NoEndpoint)
         );
         let one = snapshot(&[("a", 1, 0)], &[("a", &[1])], Strategy::RoundRobin);
-        let choice = choose(&rule_of(&one), &[], 0).ok().unwrap();
+        let choice = choose(&rule_of(&one), &[], WISH, &mut rng()).ok().unwrap();
         assert_eq!(
-            choose(&rule_of(&one), &[tried(&choice, false)], 0).err(),
+            choose(&rule_of(&one), &[tried(&choice, false)], WISH, &mut rng()).err(),
             Some(Nowhere::Spent)
         );
     }
@@ -311,16 +485,21 @@ mod tests {
             let rule = snapshot.rule_for("m").unwrap();
             let mut counts = vec![0; weights.len()];
             for _ in 0..weights.iter().sum::<u32>() {
-                counts[choose(rule, &[], 0).ok().unwrap().candidate] += 1;
+                counts[choose(rule, &[], WISH, &mut rng()).ok().unwrap().candidate] += 1;
             }
             prop_assert_eq!(counts, weights);
         }
 
         #[test]
-        fn every_endpoint_is_tried_before_any_is_tried_again(a in 0_u16..4, b in 0_u16..4, priority in 0_u32..2) {
+        fn every_endpoint_is_tried_before_any_is_tried_again(
+            a in 0_u16..4,
+            b in 0_u16..4,
+            priority in 0_u32..2,
+            strategy in prop::sample::select(vec![Strategy::RoundRobin, Strategy::LeastRequests, Strategy::PrefixAffinity, Strategy::PeakEwma]),
+        ) {
             let ports = |from: u16, count: u16| (from..from + count).collect::<Vec<_>>();
             let (first, second) = (ports(1, a), ports(100, b));
-            let snapshot = snapshot(&[("a", 1, 0), ("b", 2, priority)], &[("a", &first), ("b", &second)], Strategy::LeastConnections);
+            let snapshot = snapshot(&[("a", 1, 0), ("b", 2, priority)], &[("a", &first), ("b", &second)], strategy);
             let order = all(&snapshot, true, usize::from(a + b));
             let distinct: std::collections::BTreeSet<_> = order.iter().map(|step| step.2.clone()).collect();
             prop_assert_eq!(distinct.len(), usize::from(a + b));

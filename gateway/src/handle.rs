@@ -8,9 +8,11 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use penstock_core::config::Strategy;
 use penstock_core::names::{BACKEND_HEADER, CACHE_HEADER, ENGINE_HEADER};
 
 use crate::attempt::{self, Answer, Job};
+use crate::balance::prefix_affinity;
 use crate::body;
 use crate::cache::exact::{self, Entry, Key};
 use crate::guard::Watch;
@@ -149,12 +151,17 @@ async fn serve(
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
+    let blocks = match rule.strategy {
+        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
+        _ => Vec::new(),
+    };
     let job = Job {
         worker,
         api,
         headers: &head.headers,
         body: &body,
         call: &call,
+        blocks,
     };
     let answer = attempt::run(&job, record).await?;
     Ok(Done::Answer(answer, store))

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use crate::attempt::Job;
-use crate::choose::{Nowhere, choose};
+use crate::choose::Nowhere;
 use crate::load::Ticket;
 use crate::process::Process;
 use crate::record::Record;
@@ -67,10 +67,7 @@ pub(crate) async fn until_ready(
             .as_ref()
             .and_then(|snapshot| snapshot.rule_named(&rule.label).cloned());
         if let Some(newest) = newest
-            && !matches!(
-                choose(&newest, &[], process.ms(now)),
-                Err(Nowhere::NoEndpoint)
-            )
+            && !matches!(job.choose(&newest, &[], now), Err(Nowhere::NoEndpoint))
         {
             return Ok(newest);
         }

@@ -16,7 +16,7 @@ use penstock_core::load::{BackendLoad, LoadReport, MAX_AGES};
 use tokio::sync::watch;
 
 /// Bytes of a request body that count as one prompt token: English text in common tokenizers, JSON included.
-pub const BYTES_PER_TOKEN: u64 = 4;
+pub const BYTES_PER_TOKEN: u32 = 4;
 /// A frame with more tokens than this counts as this many gaps.
 const MAX_GAPS_PER_FRAME: u32 = 64;
 
@@ -227,7 +227,7 @@ impl Ticket {
         now: Instant,
     ) -> Self {
         ledger.arrivals.fetch_add(1, Ordering::Relaxed);
-        let tokens = u64::try_from(body_bytes).unwrap_or(u64::MAX) / BYTES_PER_TOKEN;
+        let tokens = u64::try_from(body_bytes).unwrap_or(u64::MAX) / u64::from(BYTES_PER_TOKEN);
         ledger.prompt_tokens.fetch_add(tokens, Ordering::Relaxed);
         let before = ledger.in_flight.fetch_add(1, Ordering::Relaxed);
         if before == 0 && ledger.demand.listeners.load(Ordering::Relaxed) > 0 {

@@ -59,6 +59,8 @@ pub struct Call<'a> {
     pub model_at: Range<usize>,
     /// Whether an event stream is asked for.
     pub stream: bool,
+    /// The JSON text of `messages` or `prompt`; empty if there is neither.
+    pub prompt: &'a [u8],
 }
 
 /// Why a body cannot be used.
@@ -81,6 +83,10 @@ struct View<'a> {
     model: Option<&'a RawValue>,
     #[serde(default)]
     stream: Option<bool>,
+    #[serde(borrow, default)]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt: Option<&'a RawValue>,
 }
 
 impl<'a> Call<'a> {
@@ -122,6 +128,10 @@ impl<'a> Call<'a> {
             model,
             model_at,
             stream: view.stream.unwrap_or(false),
+            prompt: view
+                .messages
+                .or(view.prompt)
+                .map_or(&[], |raw| raw.get().as_bytes()),
         })
     }
 }
@@ -180,6 +190,7 @@ mod tests {
         assert_eq!(call.model, "chat");
         assert!(call.stream);
         assert_eq!(&body[call.model_at], br#""chat""#);
+        assert!(call.prompt.starts_with(br#"[{"role":"user""#) && call.prompt.ends_with(b"}]"));
     }
 
     #[test]

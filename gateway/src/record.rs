@@ -40,22 +40,43 @@ pub(crate) const UPSTREAM_ERROR: &str = "upstream_error";
 const CACHED: &str = "cached";
 
 /// A request at an endpoint; counted there until dropped.
-pub(crate) struct InFlight(Arc<Endpoint>);
+pub(crate) struct InFlight {
+    endpoint: Arc<Endpoint>,
+    /// Prompt tokens that count as waiting there.
+    waiting_tokens: u32,
+}
 
 impl InFlight {
-    pub(crate) fn enter(endpoint: &Arc<Endpoint>) -> Self {
-        endpoint.live.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(endpoint))
+    /// `waiting_tokens` count until [`Self::begun`].
+    pub(crate) fn enter(endpoint: &Arc<Endpoint>, waiting_tokens: u32) -> Self {
+        let live = &endpoint.live;
+        live.in_flight.fetch_add(1, Ordering::Relaxed);
+        live.waiting_tokens
+            .fetch_add(waiting_tokens, Ordering::Relaxed);
+        Self {
+            endpoint: Arc::clone(endpoint),
+            waiting_tokens,
+        }
     }
 
     pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.0
+        &self.endpoint
+    }
+
+    /// Its first token is here.
+    fn begun(&mut self) {
+        let tokens = std::mem::take(&mut self.waiting_tokens);
+        self.endpoint
+            .live
+            .waiting_tokens
+            .fetch_sub(tokens, Ordering::Relaxed);
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.live.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.begun();
+        self.endpoint.live.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -176,6 +197,9 @@ impl Record {
         self.last_token = Some(now);
         if self.first_token.is_none() {
             self.first_token = Some(now);
+            if let Some(in_flight) = &mut self.in_flight {
+                in_flight.begun();
+            }
         }
         if let Some(ticket) = &mut self.ticket {
             ticket.tokens(count, now);

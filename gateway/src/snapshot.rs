@@ -2,28 +2,26 @@
 //! Pure: [`Snapshot::build`] takes the previous one and carries live state (requests in flight, failures, pools,
 //! turns, caches) over by backend id and address. A request keeps what it resolved, never the snapshot.
 
+mod build;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, ModelMatch, Strategy, Target};
-use penstock_core::endpoints::Endpoints;
+use penstock_core::config::{self, GatewayConfig, Strategy};
 use penstock_core::ids::{BackendId, Id};
-use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
+use crate::balance::peak_ewma::PeakEwma;
+use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::cache::exact::{ExactCache, Maker};
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
-use crate::openai::Api;
 use crate::outlier::Outlier;
-use crate::source::Credentials;
 use crate::upstream::Pool;
 
 /// What builds live state for backends that are new.
@@ -84,6 +82,25 @@ pub struct Tier {
     pub weights: Vec<u32>,
     /// The balancer's state.
     pub wheel: Arc<Mutex<Vec<i64>>>,
+    /// The endpoints of all candidates.
+    pub slots: Vec<Slot>,
+    /// Sums of the shares up to and with each slot.
+    pub cumulative: Vec<f32>,
+    /// Which endpoint was sent which prompts.
+    pub prefixes: Arc<PrefixIndex>,
+}
+
+/// An endpoint of a tier.
+pub struct Slot {
+    /// Position of its candidate.
+    pub candidate: usize,
+    /// Its position in the candidate's backend.
+    pub endpoint: usize,
+    /// Which part of its tier's traffic it is meant to get, above 0: its backend's weight, divided among the
+    /// backend's endpoints.
+    pub share: f32,
+    /// Hash of its address, the same in all replicas.
+    pub name: u64,
 }
 
 /// A backend as one rule uses it.
@@ -158,97 +175,48 @@ pub struct Endpoint {
 
 /// State of one address.
 pub struct EndpointLive {
+    /// Different for each address that this process has known; never 0.
+    pub id: Owner,
     /// Requests in flight from this gateway.
     pub in_flight: AtomicU32,
+    /// Prompt tokens of the streams among them that have no first token yet.
+    pub waiting_tokens: AtomicU32,
     /// Failures in a row.
     pub outlier: Outlier,
+    /// Until the first token of a stream, per unit of work that lay before it.
+    to_first_token: PeakEwma,
+    /// Until the end of any other answer.
+    to_end: PeakEwma,
     /// Idle connections, one list a worker.
     pub pool: Pool,
 }
 
 impl EndpointLive {
     fn new(workers: usize) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
         Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             in_flight: AtomicU32::new(0),
+            waiting_tokens: AtomicU32::new(0),
             outlier: Outlier::default(),
+            to_first_token: PeakEwma::default(),
+            to_end: PeakEwma::default(),
             pool: Pool::new(workers),
+        }
+    }
+
+    /// How long callers waited here lately: for a stream to begin, per unit of work before it; for another answer to be
+    /// whole.
+    pub fn latency(&self, stream: bool) -> &PeakEwma {
+        if stream {
+            &self.to_first_token
+        } else {
+            &self.to_end
         }
     }
 }
 
 impl Snapshot {
-    /// Resolves everything. `digest` is the config's.
-    pub fn build(
-        config: Arc<GatewayConfig>,
-        digest: String,
-        endpoints: &Endpoints,
-        credentials: &Credentials,
-        previous: Option<&Self>,
-        parts: Parts<'_>,
-    ) -> Self {
-        let mut rejected = Vec::new();
-        let backends: BTreeMap<BackendId, Arc<Backend>> = config
-            .backends
-            .iter()
-            .map(|(id, backend)| {
-                let before = previous.and_then(|previous| previous.backends.get(id));
-                let built = match build_backend(id, backend, endpoints, credentials, before, parts)
-                {
-                    Ok(built) => Arc::new(built),
-                    Err(fallback) => {
-                        rejected.push(format!("LLMBackend/{id}"));
-                        before.map_or_else(|| Arc::new(*fallback), Arc::clone)
-                    }
-                };
-                (id.clone(), built)
-            })
-            .collect();
-        let caches = build_caches(&config, previous);
-        let old_rules: HashMap<&str, &Arc<Rule>> = previous
-            .iter()
-            .flat_map(|previous| &previous.rules)
-            .map(|rule| (rule.label.as_str(), rule))
-            .collect();
-        let rules: Vec<Arc<Rule>> = config
-            .rules
-            .iter()
-            .map(|rule| {
-                let label = format!("{}/{}", rule.policy, rule.name);
-                let before = old_rules.get(label.as_str()).copied();
-                if !is_resolved(rule, &config) {
-                    rejected.push(format!("RoutingPolicy/{}", rule.policy));
-                    if let Some(before) = before {
-                        return Arc::clone(before);
-                    }
-                }
-                let built = build_rule(
-                    label,
-                    rule,
-                    &config,
-                    &backends,
-                    &caches,
-                    before,
-                    parts.metrics,
-                );
-                Arc::new(built)
-            })
-            .collect();
-        rejected.dedup();
-        let (exact, prefixes) = build_matches(&config);
-        let models = models_answer(&config);
-        Self {
-            config,
-            digest,
-            rejected,
-            models,
-            rules,
-            exact,
-            prefixes,
-            backends,
-            caches,
-        }
-    }
-
     /// The first rule in order that takes `model`.
     pub fn rule_for(&self, model: &str) -> Option<&Arc<Rule>> {
         let exact = self.exact.get(model).copied();
@@ -289,293 +257,17 @@ impl Backend {
     }
 }
 
-/// A backend, or (as the error) a form of it that no request can use.
-fn build_backend(
-    id: &BackendId,
-    backend: &config::Backend,
-    endpoints: &Endpoints,
-    credentials: &Credentials,
-    previous: Option<&Arc<Backend>>,
-    parts: Parts<'_>,
-) -> Result<Backend, Box<Backend>> {
-    let label = id.to_string();
-    let mut built = Backend {
-        id: id.clone(),
-        label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
-        endpoints: Vec::new(),
-        authorization: authorization(backend, credentials),
-        ledger: parts.ledger.backend(id),
-        turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
-        lives: BTreeMap::new(),
-    };
-    let mut live = |address: &Address| {
-        let live = previous
-            .and_then(|previous| previous.lives.get(address))
-            .map_or_else(|| Arc::new(EndpointLive::new(parts.workers)), Arc::clone);
-        built.lives.insert(address.clone(), Arc::clone(&live));
-        live
-    };
-    let mut ready = Vec::new();
-    match &backend.target {
-        Target::Endpoints { service_port, .. } => {
-            for endpoint in endpoints.services.get(service_port).into_iter().flatten() {
-                let address = Address::Socket(endpoint.address);
-                let live = live(&address);
-                let host = HeaderValue::from_str(&endpoint.address.to_string());
-                if let (true, Ok(host), Some(uris)) = (endpoint.ready, host, uris("/v1")) {
-                    ready.push(Arc::new(Endpoint {
-                        address,
-                        host,
-                        uris,
-                        live,
-                    }));
-                }
-            }
-        }
-        Target::Url(url) => match origin(url) {
-            Some((origin, host, uris)) => {
-                let address = Address::Origin(origin);
-                let live = live(&address);
-                ready.push(Arc::new(Endpoint {
-                    address,
-                    host,
-                    uris,
-                    live,
-                }));
-            }
-            None => return Err(Box::new(built)),
-        },
-    }
-    built.endpoints = ready;
-    Ok(built)
-}
-
-fn uris(base: &str) -> Option<[Uri; 2]> {
-    let uri = |api: Api| {
-        PathAndQuery::try_from(format!("{base}{}", api.path()))
-            .ok()
-            .map(Uri::from)
-    };
-    Some([uri(Api::Chat)?, uri(Api::Completions)?])
-}
-
-/// Scheme and authority, `Host` header and request targets of a base URL.
-fn origin(url: &str) -> Option<(String, HeaderValue, [Uri; 2])> {
-    let uri: Uri = url.parse().ok()?;
-    let scheme = uri
-        .scheme_str()
-        .filter(|scheme| matches!(*scheme, "http" | "https"))?;
-    let authority = uri
-        .authority()
-        .filter(|authority| !authority.as_str().contains('@'))?;
-    let host = HeaderValue::from_str(authority.as_str()).ok()?;
-    let uris = uris(uri.path().trim_end_matches('/'))?;
-    Some((format!("{scheme}://{authority}"), host, uris))
-}
-
-/// An older version than the config names is used until the new one arrives.
-fn authorization(backend: &config::Backend, credentials: &Credentials) -> Authorization {
-    let Some(credential) = &backend.credential else {
-        return Authorization::None;
-    };
-    let value = credentials
-        .values
-        .get(&credential.id)
-        .and_then(|credential| {
-            // Secrets made from files often end in a line feed, which no header may hold.
-            HeaderValue::from_str(&format!(
-                "Bearer {}",
-                credential.value.expose().trim_ascii()
-            ))
-            .ok()
-        });
-    match value {
-        Some(mut value) => {
-            value.set_sensitive(true);
-            Authorization::Value(value)
-        }
-        None => Authorization::Missing,
-    }
-}
-
-fn build_caches(
-    config: &GatewayConfig,
-    previous: Option<&Snapshot>,
-) -> BTreeMap<Id, (config::Cache, Arc<ExactCache>)> {
-    config
-        .caches
-        .iter()
-        .map(|(id, cache)| {
-            let store = previous
-                .and_then(|previous| previous.caches.get(id))
-                .filter(|(before, _)| before == cache)
-                .map_or_else(
-                    || Arc::new(ExactCache::new(cache.max_bytes, cache.ttl_ms)),
-                    |(_, store)| Arc::clone(store),
-                );
-            (id.clone(), (cache.clone(), store))
-        })
-        .collect()
-}
-
-/// Whether the config has all that a rule names. The compiler sees to that; a rule that names more is served in its
-/// last good form, or refuses.
-fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
-    rule.backends
-        .iter()
-        .all(|candidate| config.backends.contains_key(&candidate.backend))
-        && rule
-            .cache
-            .as_ref()
-            .is_none_or(|cache| config.caches.contains_key(cache))
-}
-
-fn build_rule(
-    label: String,
-    rule: &config::Rule,
-    config: &GatewayConfig,
-    backends: &BTreeMap<BackendId, Arc<Backend>>,
-    caches: &BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
-    previous: Option<&Arc<Rule>>,
-    metrics: &Metrics,
-) -> Rule {
-    let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
-    for candidate in &rule.backends {
-        by_priority
-            .entry(candidate.priority)
-            .or_default()
-            .push(candidate);
-    }
-    let tiers = by_priority
-        .into_values()
-        .enumerate()
-        .map(|(index, wanted)| {
-            let before = previous.and_then(|previous| previous.tiers.get(index));
-            build_tier(&label, &wanted, config, backends, before, metrics)
-        })
-        .filter(|tier| !tier.candidates.is_empty())
-        .collect();
-    let cache = rule.cache.as_ref().and_then(|id| {
-        caches
-            .get(id)
-            .map(|(_, store)| (id.to_string(), Arc::clone(store)))
-    });
-    Rule {
-        label,
-        tiers,
-        strategy: rule.strategy,
-        attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
-        connect: Duration::from_millis(rule.timeouts.connect_ms),
-        first_byte: Duration::from_millis(rule.timeouts.first_byte_ms),
-        idle: Duration::from_millis(rule.timeouts.idle_ms),
-        cache,
-    }
-}
-
-fn build_tier(
-    rule: &str,
-    wanted: &[&config::RuleBackend],
-    config: &GatewayConfig,
-    backends: &BTreeMap<BackendId, Arc<Backend>>,
-    previous: Option<&Tier>,
-    metrics: &Metrics,
-) -> Tier {
-    let mut candidates = Vec::new();
-    let mut weights = Vec::new();
-    for item in wanted {
-        let (Some(backend), Some(settings)) = (
-            backends.get(&item.backend),
-            config.backends.get(&item.backend),
-        ) else {
-            continue;
-        };
-        let model = item.model_override.as_ref().or(settings.model.as_ref());
-        let label = item.backend.to_string();
-        let handles = previous
-            .and_then(|tier| {
-                tier.candidates
-                    .iter()
-                    .find(|candidate| candidate.metrics.backend() == label)
-            })
-            .map_or_else(
-                || metrics.route(rule, &label),
-                |candidate| Arc::clone(&candidate.metrics),
-            );
-        candidates.push(Candidate {
-            backend: Arc::clone(backend),
-            model: model.map(|model| Bytes::from(json!(model).to_string())),
-            maker: maker(&settings.target, model),
-            metrics: handles,
-        });
-        weights.push(item.weight);
-    }
-    let same = previous.filter(|tier| {
-        tier.weights == weights
-            && tier
-                .candidates
-                .iter()
-                .map(|a| &a.backend.id)
-                .eq(candidates.iter().map(|b| &b.backend.id))
-    });
-    let wheel = same.map_or_else(
-        || Arc::new(Mutex::new(vec![0; weights.len()])),
-        |tier| Arc::clone(&tier.wheel),
-    );
-    Tier {
-        candidates,
-        weights,
-        wheel,
-    }
-}
-
-fn maker(target: &Target, model: Option<&String>) -> Maker {
-    let mut hash = Sha256::new();
-    hash.update(json!({"target": target, "model": model}).to_string());
-    hash.finalize().into()
-}
-
-fn build_matches(config: &GatewayConfig) -> (HashMap<String, usize>, Vec<(String, usize)>) {
-    let mut exact = HashMap::new();
-    let mut prefixes = Vec::new();
-    for (index, rule) in config.rules.iter().enumerate() {
-        for model in &rule.models {
-            match model {
-                ModelMatch::Exact(name) => {
-                    exact.entry(name.clone()).or_insert(index);
-                }
-                ModelMatch::Prefix(prefix) => prefixes.push((prefix.clone(), index)),
-            }
-        }
-    }
-    (exact, prefixes)
-}
-
-fn models_answer(config: &GatewayConfig) -> Bytes {
-    let models: BTreeSet<&str> = config
-        .rules
-        .iter()
-        .flat_map(|rule| &rule.models)
-        .filter_map(|model| match model {
-            ModelMatch::Exact(name) => Some(name.as_str()),
-            ModelMatch::Prefix(_) => None,
-        })
-        .collect();
-    let data: Vec<_> = models
-        .into_iter()
-        .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "penstock"}))
-        .collect();
-    Bytes::from(json!({"object": "list", "data": data}).to_string())
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
-    use penstock_core::config::{Cache, CredentialRef, FORMAT, Retry, Strategy, Timeouts};
-    use penstock_core::endpoints::ServicePort;
+    use penstock_core::config::{
+        Cache, CredentialRef, FORMAT, ModelMatch, Retry, Strategy, Target, Timeouts,
+    };
+    use penstock_core::endpoints::{Endpoints, ServicePort};
     use prometheus_client::registry::Registry;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::source::Credential;
+    use crate::source::{Credential, Credentials};
 
     pub(crate) fn backend(service: &str) -> config::Backend {
         let service_port = ServicePort {
@@ -610,7 +302,7 @@ pub(crate) mod tests {
                     model_override: None,
                 })
                 .collect(),
-            strategy: Strategy::LeastConnections,
+            strategy: Strategy::LeastRequests,
             retry: Retry { attempts: 3 },
             timeouts: Timeouts {
                 connect_ms: 1000,

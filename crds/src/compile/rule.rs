@@ -162,7 +162,10 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         models: Vec::new(),
         backends,
         strategy: match spec.strategy {
-            StrategySpec::LeastConnections => Strategy::LeastConnections,
+            StrategySpec::LeastRequests => Strategy::LeastRequests,
+            StrategySpec::PeakEwma => Strategy::PeakEwma,
+            StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
+            StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
             StrategySpec::RoundRobin => Strategy::RoundRobin,
         },
         retry: Retry {

@@ -51,7 +51,7 @@ fn pool_and_rule_become_a_route_to_the_pools_service() {
     assert_eq!(messages(&compiled), [] as [&str; 0]);
     let config = only(&compiled);
     assert_eq!(config.rules[0].models, [ModelMatch::Exact("chat".into())]);
-    assert_eq!(config.rules[0].strategy, Strategy::LeastConnections);
+    assert_eq!(config.rules[0].strategy, Strategy::PeakEwma);
     let target = &config.backends[&Id::new("default", "chat")].target;
     assert!(
         matches!(target, Target::Endpoints { service_port, .. } if service_port.to_string() == "default/chat-pool:8000")

@@ -1,5 +1,7 @@
 //! Shares of backends and endpoints, seen from behind them.
 
+use std::time::Duration;
+
 use penstock_core::config::Strategy;
 
 use crate::harness::*;
@@ -40,7 +42,7 @@ async fn round_robin_goes_round_the_endpoints_of_a_backend() {
 }
 
 #[tokio::test]
-async fn least_connections_avoids_the_busy_endpoint() {
+async fn least_requests_avoids_the_busy_endpoint() {
     let slow = Upstream::always(|| Reply::Silent).await;
     let quick = Upstream::always(|| json_answer("x")).await;
     let plan = Plan::new().backend("a", &[slow.address, quick.address], 1, 0);
@@ -77,7 +79,7 @@ async fn least_connections_avoids_the_busy_endpoint() {
 }
 
 #[tokio::test]
-async fn least_connections_fills_backends_by_weight() {
+async fn least_requests_fills_backends_by_weight() {
     let heavy = Upstream::always(|| Reply::Silent).await;
     let light = Upstream::always(|| Reply::Silent).await;
     let plan =
@@ -133,5 +135,50 @@ async fn endpoints_that_come_share_at_once_and_those_that_go_get_nothing() {
             .collect();
         assert_eq!(got, shares);
         before = now;
+    }
+}
+
+#[tokio::test]
+async fn peak_ewma_leaves_a_slow_endpoint_aside() {
+    let quick = Upstream::always(|| json_answer("x")).await;
+    let late = || Reply::Late(Duration::from_millis(300), "{}".to_owned());
+    let slow = Upstream::always(late).await;
+    let plan = Plan::new()
+        .backend("a", &[slow.address, quick.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::PeakEwma);
+    let gateway = Gateway::start(&plan).await;
+    for _ in 0..60 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    // One to get to know it; nothing says that more are needed.
+    assert!(slow.count() <= 2, "{}", slow.count());
+}
+
+#[tokio::test]
+async fn prefix_affinity_sends_what_begins_alike_to_one_endpoint() {
+    let mut upstreams = Vec::new();
+    for _ in 0..3 {
+        upstreams.push(Upstream::always(|| json_answer("x")).await);
+    }
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let plan = Plan::new()
+        .backend("a", &addresses, 1, 0)
+        .rule(|rule| rule.strategy = Strategy::PrefixAffinity);
+    let gateway = Gateway::start(&plan).await;
+    for tenant in ["red", "green", "blue", "white"] {
+        let before: Vec<_> = upstreams.iter().map(Upstream::count).collect();
+        let manual = tenant.repeat(200);
+        for turn in 0..5 {
+            let body = format!(
+                r#"{{"model":"chat","messages":[{{"role":"system","content":"{manual}"}},{{"role":"user","content":"{turn}"}}]}}"#
+            );
+            assert_eq!(gateway.post(&body).await.status, 200);
+        }
+        let of_tenant: Vec<_> = upstreams
+            .iter()
+            .zip(before)
+            .map(|(upstream, before)| upstream.count() - before)
+            .collect();
+        assert!(of_tenant.contains(&5), "{of_tenant:?}");
     }
 }

@@ -35,7 +35,7 @@ impl Plan {
             name: "chat".to_owned(),
             models: vec![ModelMatch::Exact("chat".to_owned())],
             backends: Vec::new(),
-            strategy: Strategy::LeastConnections,
+            strategy: Strategy::LeastRequests,
             retry: Retry { attempts: 3 },
             timeouts: Timeouts {
                 connect_ms: 2_000,

@@ -48,6 +48,8 @@ pub(crate) enum Reply {
     Raw(String),
     /// The connection is reset.
     Reset,
+    /// A whole answer after a time.
+    Late(Duration, String),
     /// Nothing, for ever.
     Silent,
     /// What the test says.
@@ -169,6 +171,10 @@ async fn serve(
         };
         match script(number, &received) {
             Reply::Json(status, body) => whole(&mut stream, status, "", &body).await?,
+            Reply::Late(wait, body) => {
+                tokio::time::sleep(wait).await;
+                whole(&mut stream, 200, "", &body).await?;
+            }
             Reply::Headers(status, headers, body) => {
                 whole(&mut stream, status, headers, &body).await?;
             }

@@ -1,0 +1,410 @@
+//! From config, endpoints and credentials to what requests use. Live state of what was there before is kept.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Uri};
+use penstock_core::config::{self, GatewayConfig, ModelMatch, Target};
+use penstock_core::endpoints::Endpoints;
+use penstock_core::ids::{BackendId, Id};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::{
+    Address, Authorization, Backend, Candidate, Endpoint, EndpointLive, Parts, Rule, Slot,
+    Snapshot, Tier,
+};
+use crate::cache::exact::{ExactCache, Maker};
+use crate::metrics::Metrics;
+use crate::openai::Api;
+use crate::source::Credentials;
+
+impl Snapshot {
+    /// Resolves everything. `digest` is the config's.
+    pub fn build(
+        config: Arc<GatewayConfig>,
+        digest: String,
+        endpoints: &Endpoints,
+        credentials: &Credentials,
+        previous: Option<&Self>,
+        parts: Parts<'_>,
+    ) -> Self {
+        let mut rejected = Vec::new();
+        let backends: BTreeMap<BackendId, Arc<Backend>> = config
+            .backends
+            .iter()
+            .map(|(id, backend)| {
+                let before = previous.and_then(|previous| previous.backends.get(id));
+                let built = match build_backend(id, backend, endpoints, credentials, before, parts)
+                {
+                    Ok(built) => Arc::new(built),
+                    Err(fallback) => {
+                        rejected.push(format!("LLMBackend/{id}"));
+                        before.map_or_else(|| Arc::new(*fallback), Arc::clone)
+                    }
+                };
+                (id.clone(), built)
+            })
+            .collect();
+        let caches = build_caches(&config, previous);
+        let old_rules: HashMap<&str, &Arc<Rule>> = previous
+            .iter()
+            .flat_map(|previous| &previous.rules)
+            .map(|rule| (rule.label.as_str(), rule))
+            .collect();
+        let rules: Vec<Arc<Rule>> = config
+            .rules
+            .iter()
+            .map(|rule| {
+                let label = format!("{}/{}", rule.policy, rule.name);
+                let before = old_rules.get(label.as_str()).copied();
+                if !is_resolved(rule, &config) {
+                    rejected.push(format!("RoutingPolicy/{}", rule.policy));
+                    if let Some(before) = before {
+                        return Arc::clone(before);
+                    }
+                }
+                let built = build_rule(
+                    label,
+                    rule,
+                    &config,
+                    &backends,
+                    &caches,
+                    before,
+                    parts.metrics,
+                );
+                Arc::new(built)
+            })
+            .collect();
+        rejected.dedup();
+        let (exact, prefixes) = build_matches(&config);
+        let models = models_answer(&config);
+        Self {
+            config,
+            digest,
+            rejected,
+            models,
+            rules,
+            exact,
+            prefixes,
+            backends,
+            caches,
+        }
+    }
+}
+
+/// A backend, or (as the error) a form of it that no request can use.
+fn build_backend(
+    id: &BackendId,
+    backend: &config::Backend,
+    endpoints: &Endpoints,
+    credentials: &Credentials,
+    previous: Option<&Arc<Backend>>,
+    parts: Parts<'_>,
+) -> Result<Backend, Box<Backend>> {
+    let label = id.to_string();
+    let mut built = Backend {
+        id: id.clone(),
+        label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
+        endpoints: Vec::new(),
+        authorization: authorization(backend, credentials),
+        ledger: parts.ledger.backend(id),
+        turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
+        lives: BTreeMap::new(),
+    };
+    let mut live = |address: &Address| {
+        let live = previous
+            .and_then(|previous| previous.lives.get(address))
+            .map_or_else(|| Arc::new(EndpointLive::new(parts.workers)), Arc::clone);
+        built.lives.insert(address.clone(), Arc::clone(&live));
+        live
+    };
+    let mut ready = Vec::new();
+    match &backend.target {
+        Target::Endpoints { service_port, .. } => {
+            for endpoint in endpoints.services.get(service_port).into_iter().flatten() {
+                let address = Address::Socket(endpoint.address);
+                let live = live(&address);
+                let host = HeaderValue::from_str(&endpoint.address.to_string());
+                if let (true, Ok(host), Some(uris)) = (endpoint.ready, host, uris("/v1")) {
+                    ready.push(Arc::new(Endpoint {
+                        address,
+                        host,
+                        uris,
+                        live,
+                    }));
+                }
+            }
+        }
+        Target::Url(url) => match origin(url) {
+            Some((origin, host, uris)) => {
+                let address = Address::Origin(origin);
+                let live = live(&address);
+                ready.push(Arc::new(Endpoint {
+                    address,
+                    host,
+                    uris,
+                    live,
+                }));
+            }
+            None => return Err(Box::new(built)),
+        },
+    }
+    built.endpoints = ready;
+    Ok(built)
+}
+
+fn uris(base: &str) -> Option<[Uri; 2]> {
+    let uri = |api: Api| {
+        PathAndQuery::try_from(format!("{base}{}", api.path()))
+            .ok()
+            .map(Uri::from)
+    };
+    Some([uri(Api::Chat)?, uri(Api::Completions)?])
+}
+
+/// Scheme and authority, `Host` header and request targets of a base URL.
+fn origin(url: &str) -> Option<(String, HeaderValue, [Uri; 2])> {
+    let uri: Uri = url.parse().ok()?;
+    let scheme = uri
+        .scheme_str()
+        .filter(|scheme| matches!(*scheme, "http" | "https"))?;
+    let authority = uri
+        .authority()
+        .filter(|authority| !authority.as_str().contains('@'))?;
+    let host = HeaderValue::from_str(authority.as_str()).ok()?;
+    let uris = uris(uri.path().trim_end_matches('/'))?;
+    Some((format!("{scheme}://{authority}"), host, uris))
+}
+
+/// An older version than the config names is used until the new one arrives.
+fn authorization(backend: &config::Backend, credentials: &Credentials) -> Authorization {
+    let Some(credential) = &backend.credential else {
+        return Authorization::None;
+    };
+    let value = credentials
+        .values
+        .get(&credential.id)
+        .and_then(|credential| {
+            // Secrets made from files often end in a line feed, which no header may hold.
+            HeaderValue::from_str(&format!(
+                "Bearer {}",
+                credential.value.expose().trim_ascii()
+            ))
+            .ok()
+        });
+    match value {
+        Some(mut value) => {
+            value.set_sensitive(true);
+            Authorization::Value(value)
+        }
+        None => Authorization::Missing,
+    }
+}
+
+fn build_caches(
+    config: &GatewayConfig,
+    previous: Option<&Snapshot>,
+) -> BTreeMap<Id, (config::Cache, Arc<ExactCache>)> {
+    config
+        .caches
+        .iter()
+        .map(|(id, cache)| {
+            let store = previous
+                .and_then(|previous| previous.caches.get(id))
+                .filter(|(before, _)| before == cache)
+                .map_or_else(
+                    || Arc::new(ExactCache::new(cache.max_bytes, cache.ttl_ms)),
+                    |(_, store)| Arc::clone(store),
+                );
+            (id.clone(), (cache.clone(), store))
+        })
+        .collect()
+}
+
+/// Whether the config has all that a rule names. The compiler sees to that; a rule that names more is served in its
+/// last good form, or refuses.
+fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
+    rule.backends
+        .iter()
+        .all(|candidate| config.backends.contains_key(&candidate.backend))
+        && rule
+            .cache
+            .as_ref()
+            .is_none_or(|cache| config.caches.contains_key(cache))
+}
+
+fn build_rule(
+    label: String,
+    rule: &config::Rule,
+    config: &GatewayConfig,
+    backends: &BTreeMap<BackendId, Arc<Backend>>,
+    caches: &BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+    previous: Option<&Arc<Rule>>,
+    metrics: &Metrics,
+) -> Rule {
+    let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
+    for candidate in &rule.backends {
+        by_priority
+            .entry(candidate.priority)
+            .or_default()
+            .push(candidate);
+    }
+    let tiers = by_priority
+        .into_values()
+        .enumerate()
+        .map(|(index, wanted)| {
+            let before = previous.and_then(|previous| previous.tiers.get(index));
+            build_tier(&label, &wanted, config, backends, before, metrics)
+        })
+        .filter(|tier| !tier.candidates.is_empty())
+        .collect();
+    let cache = rule.cache.as_ref().and_then(|id| {
+        caches
+            .get(id)
+            .map(|(_, store)| (id.to_string(), Arc::clone(store)))
+    });
+    Rule {
+        label,
+        tiers,
+        strategy: rule.strategy,
+        attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
+        connect: Duration::from_millis(rule.timeouts.connect_ms),
+        first_byte: Duration::from_millis(rule.timeouts.first_byte_ms),
+        idle: Duration::from_millis(rule.timeouts.idle_ms),
+        cache,
+    }
+}
+
+fn build_tier(
+    rule: &str,
+    wanted: &[&config::RuleBackend],
+    config: &GatewayConfig,
+    backends: &BTreeMap<BackendId, Arc<Backend>>,
+    previous: Option<&Tier>,
+    metrics: &Metrics,
+) -> Tier {
+    let mut candidates = Vec::new();
+    let mut weights = Vec::new();
+    for item in wanted {
+        let (Some(backend), Some(settings)) = (
+            backends.get(&item.backend),
+            config.backends.get(&item.backend),
+        ) else {
+            continue;
+        };
+        let model = item.model_override.as_ref().or(settings.model.as_ref());
+        let label = item.backend.to_string();
+        let handles = previous
+            .and_then(|tier| {
+                tier.candidates
+                    .iter()
+                    .find(|candidate| candidate.metrics.backend() == label)
+            })
+            .map_or_else(
+                || metrics.route(rule, &label),
+                |candidate| Arc::clone(&candidate.metrics),
+            );
+        candidates.push(Candidate {
+            backend: Arc::clone(backend),
+            model: model.map(|model| Bytes::from(json!(model).to_string())),
+            maker: maker(&settings.target, model),
+            metrics: handles,
+        });
+        weights.push(item.weight);
+    }
+    let same = previous.filter(|tier| {
+        tier.weights == weights
+            && tier
+                .candidates
+                .iter()
+                .map(|a| &a.backend.id)
+                .eq(candidates.iter().map(|b| &b.backend.id))
+    });
+    let wheel = same.map_or_else(
+        || Arc::new(Mutex::new(vec![0; weights.len()])),
+        |tier| Arc::clone(&tier.wheel),
+    );
+    let prefixes = same.map_or_else(Arc::default, |tier| Arc::clone(&tier.prefixes));
+    let (slots, cumulative) = slots(&candidates, &weights);
+    Tier {
+        candidates,
+        weights,
+        wheel,
+        slots,
+        cumulative,
+        prefixes,
+    }
+}
+
+/// The endpoints of all candidates with their shares, and the sums of the shares.
+#[expect(clippy::cast_precision_loss, reason = "weights and counts are small")]
+fn slots(candidates: &[Candidate], weights: &[u32]) -> (Vec<Slot>, Vec<f32>) {
+    let with_endpoints = || {
+        let both = candidates.iter().zip(weights).enumerate();
+        both.filter(|(_, (candidate, _))| !candidate.backend.endpoints.is_empty())
+    };
+    let total: u32 = with_endpoints().map(|(_, (_, weight))| *weight).sum();
+    let slots: Vec<Slot> = with_endpoints()
+        .flat_map(|(index, (candidate, weight))| {
+            let count = candidate.backend.endpoints.len();
+            let share = *weight as f32 / total as f32 / count as f32;
+            let endpoints = candidate.backend.endpoints.iter().enumerate();
+            endpoints.map(move |(position, endpoint)| Slot {
+                candidate: index,
+                endpoint: position,
+                share,
+                name: xxh3_64(endpoint.address.to_string().as_bytes()),
+            })
+        })
+        .collect();
+    let cumulative = slots.iter().scan(0.0, |sum, slot| {
+        *sum += slot.share;
+        Some(*sum)
+    });
+    let cumulative = cumulative.collect();
+    (slots, cumulative)
+}
+
+fn maker(target: &Target, model: Option<&String>) -> Maker {
+    let mut hash = Sha256::new();
+    hash.update(json!({"target": target, "model": model}).to_string());
+    hash.finalize().into()
+}
+
+fn build_matches(config: &GatewayConfig) -> (HashMap<String, usize>, Vec<(String, usize)>) {
+    let mut exact = HashMap::new();
+    let mut prefixes = Vec::new();
+    for (index, rule) in config.rules.iter().enumerate() {
+        for model in &rule.models {
+            match model {
+                ModelMatch::Exact(name) => {
+                    exact.entry(name.clone()).or_insert(index);
+                }
+                ModelMatch::Prefix(prefix) => prefixes.push((prefix.clone(), index)),
+            }
+        }
+    }
+    (exact, prefixes)
+}
+
+fn models_answer(config: &GatewayConfig) -> Bytes {
+    let models: BTreeSet<&str> = config
+        .rules
+        .iter()
+        .flat_map(|rule| &rule.models)
+        .filter_map(|model| match model {
+            ModelMatch::Exact(name) => Some(name.as_str()),
+            ModelMatch::Prefix(_) => None,
+        })
+        .collect();
+    let data: Vec<_> = models
+        .into_iter()
+        .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "penstock"}))
+        .collect();
+    Bytes::from(json!({"object": "list", "data": data}).to_string())
+}
