@@ -6,7 +6,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PENSTOCK := target/$(HOST)/debug/penstock
 export PENSTOCK_BIN := $(CURDIR)/$(PENSTOCK)
 
-.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy crds fmt lint
+.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy bench-balance crds fmt lint
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,10 @@ kind-down: ## Takes the kind cluster away
 bench-proxy: ## CPU per request and added latency of the gateway beside a plain Envoy
 	@tools/need cargo cc python3
 	@bench/proxy/run
+
+bench-balance: build ## Balancing strategies side by side: time to first token and answers per second
+	@tools/need python3
+	@bench/balance/run
 
 crds: build ## Writes the CustomResourceDefinitions again after a change of the kinds
 	@$(PENSTOCK) crds --out crds/yaml && $(PENSTOCK) crds --out charts/penstock/crds

@@ -4,12 +4,14 @@ Rounds alternate, so that a noisy machine is noisy for both; the median round co
 
 import os
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+from rig import free_port, wait_port  # noqa: E402
 
 RELEASE, ENVOY = sys.argv[1:3]
 ROUNDS, REQUESTS = 5, 4000
@@ -54,28 +56,11 @@ static_resources:
 """
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start(core, *command, env=None):
     return subprocess.Popen(
         ["taskset", "-c", str(core), *command],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **(env or {})},
     )  # fmt: skip
-
-
-def wait_port(port):
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    sys.exit(f"bench-proxy: nothing listens on port {port} after 30 s")
 
 
 def cpu_s(pid):
