@@ -168,11 +168,10 @@ async fn serve(
 }
 
 fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {
-    let (path, allowed) = match path {
-        "/v1/chat/completions" => (Path::Call(Api::Chat), Method::POST),
-        "/v1/completions" => (Path::Call(Api::Completions), Method::POST),
-        "/v1/models" => (Path::Models, Method::GET),
-        _ => return Err(Reject::PathNotFound),
+    let (path, allowed) = match (Api::of_path(path), path) {
+        (Some(api), _) => (Path::Call(api), Method::POST),
+        (None, "/v1/models") => (Path::Models, Method::GET),
+        (None, _) => return Err(Reject::PathNotFound),
     };
     match (*method == allowed, path) {
         (true, path) => Ok(path),
@@ -407,7 +406,7 @@ mod tests {
             recognise(Method::POST, "/v1/models"),
             Err(Reject::MethodNotAllowed { allowed: "GET" })
         );
-        for path in ["/", "/v1/chat/completions/", "/v1/embeddings", "/metrics"] {
+        for path in ["/", "/v1/chat/completions/", "/v1/files", "/metrics"] {
             assert_eq!(
                 recognise(Method::POST, path),
                 Err(Reject::PathNotFound),

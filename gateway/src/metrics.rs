@@ -115,7 +115,7 @@ pub struct RouteMetrics {
     rule: String,
     backend: String,
     ok: Counter,
-    calls: [CallMetrics; 2],
+    calls: [CallMetrics; Api::ALL.len()],
 }
 
 /// Handles for one call of one rule and backend.

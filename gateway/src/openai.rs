@@ -19,18 +19,33 @@ pub enum Api {
     Chat,
     /// `POST /v1/completions`
     Completions,
+    /// `POST /v1/embeddings`
+    Embeddings,
+    /// `POST /v1/rerank`, as Jina, Cohere and vLLM have it
+    Rerank,
+    /// `POST /v1/score`, as vLLM has it
+    Score,
 }
 
 impl Api {
     /// All of them, in the order of [`Api::index`].
-    pub const ALL: [Self; 2] = [Self::Chat, Self::Completions];
+    pub const ALL: [Self; 5] = [
+        Self::Chat,
+        Self::Completions,
+        Self::Embeddings,
+        Self::Rerank,
+        Self::Score,
+    ];
+
+    /// The call that a path leads to.
+    pub fn of_path(path: &str) -> Option<Self> {
+        let below = path.strip_prefix("/v1")?;
+        Self::ALL.into_iter().find(|api| api.path() == below)
+    }
 
     /// Position in tables that hold something for each call.
     pub fn index(self) -> usize {
-        match self {
-            Self::Chat => 0,
-            Self::Completions => 1,
-        }
+        self as usize
     }
 
     /// The path below a base URL that ends in `/v1`.
@@ -38,14 +53,20 @@ impl Api {
         match self {
             Self::Chat => "/chat/completions",
             Self::Completions => "/completions",
+            Self::Embeddings => "/embeddings",
+            Self::Rerank => "/rerank",
+            Self::Score => "/score",
         }
     }
 
-    /// `gen_ai.operation.name` of the OpenTelemetry conventions.
+    /// `gen_ai.operation.name` of the OpenTelemetry conventions, which know the first three.
     pub fn operation(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Completions => "text_completion",
+            Self::Embeddings => "embeddings",
+            Self::Rerank => "rerank",
+            Self::Score => "score",
         }
     }
 }
@@ -181,6 +202,23 @@ mod tests {
     fn bytes(mut pieces: Pieces) -> Bytes {
         let length = pieces.remaining();
         pieces.copy_to_bytes(length)
+    }
+
+    #[test]
+    fn calls_have_their_places_and_paths() {
+        for (index, api) in Api::ALL.into_iter().enumerate() {
+            assert_eq!(api.index(), index);
+            assert_eq!(Api::of_path(&format!("/v1{}", api.path())), Some(api));
+        }
+        for path in [
+            "",
+            "/v1",
+            "/chat/completions",
+            "/v1/chat/completions/",
+            "/v1/responses",
+        ] {
+            assert_eq!(Api::of_path(path), None, "{path}");
+        }
     }
 
     #[test]

@@ -115,7 +115,8 @@ impl Reject {
                 404,
                 "path_not_found",
                 INVALID,
-                "This path does not exist here. Use POST /v1/chat/completions, POST /v1/completions or GET /v1/models.",
+                "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank or \
+                 /v1/score, or GET /v1/models.",
             ),
             Self::MethodNotAllowed { allowed } => shape(
                 405,

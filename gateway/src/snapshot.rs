@@ -21,6 +21,7 @@ use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::cache::exact::{ExactCache, Maker};
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
+use crate::openai::Api;
 use crate::outlier::Outlier;
 use crate::upstream::Pool;
 
@@ -161,14 +162,17 @@ impl fmt::Display for Address {
     }
 }
 
+/// Request targets by [`Api::index`].
+pub type Uris = [Uri; Api::ALL.len()];
+
 /// One address of a backend.
 pub struct Endpoint {
     /// Where to connect.
     pub address: Address,
     /// The `Host` header.
     pub host: HeaderValue,
-    /// Request targets by [`Api::index`].
-    pub uris: [Uri; 2],
+    /// Request targets.
+    pub uris: Uris,
     /// What outlives snapshots.
     pub live: Arc<EndpointLive>,
 }

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Address, Authorization, Backend, Candidate, Endpoint, EndpointLive, Parts, Rule, Slot,
-    Snapshot, Tier,
+    Snapshot, Tier, Uris,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::metrics::Metrics;
@@ -158,17 +158,14 @@ fn build_backend(
     Ok(built)
 }
 
-fn uris(base: &str) -> Option<[Uri; 2]> {
-    let uri = |api: Api| {
-        PathAndQuery::try_from(format!("{base}{}", api.path()))
-            .ok()
-            .map(Uri::from)
-    };
-    Some([uri(Api::Chat)?, uri(Api::Completions)?])
+fn uris(base: &str) -> Option<Uris> {
+    let uri = |api: Api| PathAndQuery::try_from(format!("{base}{}", api.path())).map(Uri::from);
+    let uris: Result<Vec<Uri>, _> = Api::ALL.into_iter().map(uri).collect();
+    uris.ok()?.try_into().ok()
 }
 
 /// Scheme and authority, `Host` header and request targets of a base URL.
-fn origin(url: &str) -> Option<(String, HeaderValue, [Uri; 2])> {
+fn origin(url: &str) -> Option<(String, HeaderValue, Uris)> {
     let uri: Uri = url.parse().ok()?;
     let scheme = uri
         .scheme_str()

@@ -3,6 +3,7 @@
 
 mod balance;
 mod cache;
+mod calls;
 mod cluster;
 mod drain;
 mod failover;

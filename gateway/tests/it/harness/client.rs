@@ -60,9 +60,13 @@ impl Client {
     }
 
     pub(crate) async fn post(&mut self, headers: &str, body: &str) {
+        self.post_to("/v1/chat/completions", headers, body).await;
+    }
+
+    pub(crate) async fn post_to(&mut self, path: &str, headers: &str, body: &str) {
         let length = body.len();
         self.send(&format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
+            "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {length}\r\n\r\n{body}"
         ))
         .await;
     }
