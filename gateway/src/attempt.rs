@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use rand::RngExt as _;
 
 use crate::choose::{Choice, Nowhere, Pass, Tried, Wish, choose};
+use crate::cooldown;
 use crate::hold;
 use crate::load::{BYTES_PER_TOKEN, Ticket};
 use crate::meter::{self, Cut, Meter, Usage};
@@ -173,12 +174,17 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         };
         let now = penstock_shell::clock::now();
         let choice = match job.choose(&rule, &record.tried, now) {
-            Ok(choice) if record.attempts < rule.attempts => choice,
+            Ok(choice) if may_go_on(&rule, record, &choice) => choice,
             Err(Nowhere::NoEndpoint) if last.is_none() => {
                 record.rule = Some(hold::until_ready(job, &rule, record).await?);
                 continue;
             }
             Err(Nowhere::NoCredential) if last.is_none() => return Err(Reject::CredentialMissing),
+            Err(Nowhere::Closed(ms)) if last.is_none() => {
+                let seconds = HeaderValue::from(ms.div_ceil(1000));
+                let retry_after = Some(seconds);
+                return Err(Reject::UpstreamBusy { retry_after });
+            }
             _ => return last.map_or(Err(Reject::NoEndpoint), Failure::conclude),
         };
         if choice.pass == Pass::Again {
@@ -214,6 +220,17 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
         }
     }
+}
+
+/// The first attempt is always made, further ones up to the rule's limit; at endpoints that fail, while its budget
+/// lasts.
+fn may_go_on(rule: &Rule, record: &Record, choice: &Choice) -> bool {
+    if record.attempts == 0 {
+        rule.retries.earn();
+        return true;
+    }
+    let works = choice.pass == Pass::Fresh && !choice.endpoint.live.outlier.is_failing();
+    record.attempts < rule.attempts && (works || rule.retries.take())
 }
 
 async fn back_off(attempts: usize) {
@@ -274,6 +291,12 @@ fn note(
     let process = &job.worker.process;
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
+    if let Failure::Status { head, .. } = failure {
+        let wait = wait_asked_for(head);
+        if wait.is_some() || head.status() == StatusCode::TOO_MANY_REQUESTS {
+            choice.endpoint.live.cooldown.ask(wait, now_ms);
+        }
+    }
     if failure.weight() > 0 {
         let away = endpoints
             .iter()
@@ -304,6 +327,19 @@ fn note(
         reason: failure.label(),
         again: failure.again(),
     });
+}
+
+/// What a 429 or 503 says of when to come back.
+fn wait_asked_for(head: &Response<()>) -> Option<Duration> {
+    let asks = [
+        StatusCode::TOO_MANY_REQUESTS,
+        StatusCode::SERVICE_UNAVAILABLE,
+    ];
+    let value = head
+        .headers()
+        .get(RETRY_AFTER)
+        .filter(|_| asks.contains(&head.status()))?;
+    cooldown::retry_after(value.to_str().ok()?, penstock_shell::clock::since_epoch())
 }
 
 fn request(

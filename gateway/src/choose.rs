@@ -71,6 +71,8 @@ pub enum Nowhere {
     NoEndpoint,
     /// Those that have one miss their credential.
     NoCredential,
+    /// All endpoints asked to be left alone; the first one for this many more ms.
+    Closed(u64),
     /// Every endpoint was tried and may not be asked again.
     Spent,
 }
@@ -133,14 +135,19 @@ pub fn choose(
     for &pass in passes {
         for (tier, group) in rule.tiers.iter().enumerate() {
             let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
+                let live = &endpoint.live;
+                if live.cooldown.closed_ms(now_ms) > 0 {
+                    return false;
+                }
+                let is_away = live.outlier.is_away(now_ms) || live.cooldown.is_aside(now_ms);
                 let before = tried.iter().rfind(|tried| {
                     tried.tier == tier
                         && tried.candidate == candidate
                         && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
                 });
                 match (pass, before) {
-                    (Pass::Fresh, None) => !endpoint.live.outlier.is_away(now_ms),
-                    (Pass::Failing, None) => endpoint.live.outlier.is_away(now_ms),
+                    (Pass::Fresh, None) => !is_away,
+                    (Pass::Failing, None) => is_away,
                     (Pass::Again, Some(before)) => before.again,
                     _ => false,
                 }
@@ -163,10 +170,10 @@ pub fn choose(
             }
         }
     }
-    Err(nowhere(rule))
+    Err(nowhere(rule, now_ms))
 }
 
-fn nowhere(rule: &Rule) -> Nowhere {
+fn nowhere(rule: &Rule, now_ms: u64) -> Nowhere {
     let with_endpoint = || {
         rule.tiers
             .iter()
@@ -178,7 +185,14 @@ fn nowhere(rule: &Rule) -> Nowhere {
     } else if with_endpoint().all(|candidate| !has_credential(candidate)) {
         Nowhere::NoCredential
     } else {
-        Nowhere::Spent
+        let usable = with_endpoint().filter(|candidate| has_credential(candidate));
+        let closed_ms = usable
+            .flat_map(|candidate| &candidate.backend.endpoints)
+            .map(|endpoint| endpoint.live.cooldown.closed_ms(now_ms));
+        match closed_ms.min() {
+            Some(ms @ 1..) => Nowhere::Closed(ms),
+            _ => Nowhere::Spent,
+        }
     }
 }
 
@@ -312,6 +326,8 @@ fn in_two_steps(
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use penstock_core::config::{ModelMatch, Strategy};
     use proptest::prelude::*;
     use rand::SeedableRng as _;
@@ -447,6 +463,31 @@ mod tests {
             ..WISH
         };
         assert!(share_of_slow(later) > 50);
+    }
+
+    #[test]
+    fn who_asked_to_be_left_alone_is() {
+        let snapshot = snapshot(
+            &[("a", 1, 0), ("b", 1, 1)],
+            &[("a", &[1]), ("b", &[2])],
+            Strategy::PeakEwma,
+        );
+        let rule = snapshot.rule_for("m").unwrap();
+        let cooldown = |tier: usize| {
+            &rule.tiers[tier].candidates[0].backend.endpoints[0]
+                .live
+                .cooldown
+        };
+        let first = |now_ms: u64| {
+            choose(rule, &[], Wish { now_ms, ..WISH }, &mut rng()).map(|choice| choice.tier)
+        };
+        cooldown(0).ask(None, 0);
+        assert_eq!(first(1).ok(), Some(1), "aside: others first");
+        cooldown(1).ask(Some(Duration::from_secs(3)), 0);
+        assert_eq!(first(1).ok(), Some(0), "better than none");
+        cooldown(0).ask(Some(Duration::from_secs(2)), 0);
+        assert_eq!(first(500).err(), Some(Nowhere::Closed(1_500)));
+        assert_eq!(first(2_000).ok(), Some(0));
     }
 
     #[test]

@@ -30,6 +30,11 @@ impl Outlier {
         self.until_ms.load(Ordering::Relaxed) > now_ms
     }
 
+    /// Whether the last request to it failed.
+    pub fn is_failing(&self) -> bool {
+        self.failures.load(Ordering::Relaxed) > 0
+    }
+
     /// A request was answered.
     pub fn succeeded(&self) {
         // Loads first: a store would take the cache line from other cores on each request.

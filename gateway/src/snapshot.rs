@@ -19,10 +19,12 @@ use penstock_core::ids::{BackendId, Id};
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::cache::exact::{ExactCache, Maker};
+use crate::cooldown::Cooldown;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::openai::Api;
 use crate::outlier::Outlier;
+use crate::retry_budget::RetryBudget;
 use crate::upstream::Pool;
 
 /// What builds live state for backends that are new.
@@ -65,6 +67,8 @@ pub struct Rule {
     pub strategy: Strategy,
     /// Attempts in all.
     pub attempts: usize,
+    /// Repeats at endpoints that fail.
+    pub retries: Arc<RetryBudget>,
     /// To connect.
     pub connect: Duration,
     /// To the first byte of an answer's body.
@@ -187,6 +191,8 @@ pub struct EndpointLive {
     pub waiting_tokens: AtomicU32,
     /// Failures in a row.
     pub outlier: Outlier,
+    /// Whether it asked to be left alone.
+    pub cooldown: Cooldown,
     /// Until the first token of a stream, per unit of work that lay before it.
     to_first_token: PeakEwma,
     /// Until the end of any other answer.
@@ -203,6 +209,7 @@ impl EndpointLive {
             in_flight: AtomicU32::new(0),
             waiting_tokens: AtomicU32::new(0),
             outlier: Outlier::default(),
+            cooldown: Cooldown::default(),
             to_first_token: PeakEwma::default(),
             to_end: PeakEwma::default(),
             pool: Pool::new(workers),

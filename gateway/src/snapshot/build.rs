@@ -270,6 +270,7 @@ fn build_rule(
         tiers,
         strategy: rule.strategy,
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
+        retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_byte: Duration::from_millis(rule.timeouts.first_byte_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),

@@ -396,3 +396,47 @@ async fn a_connect_that_hangs_is_given_up_in_time() {
     assert_eq!(gateway.post(&chat(true)).await.status, 200);
     assert!(start.elapsed() < Duration::from_secs(10));
 }
+
+#[tokio::test]
+async fn a_backend_that_says_when_to_come_back_is_left_alone_until_then() {
+    let limited =
+        Upstream::always(|| Reply::Headers(429, "retry-after: 30\r\n", "{}".into())).await;
+    let other = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[limited.address, other.address])).await;
+    for _ in 0..5 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((limited.count(), other.count()), (1, 5));
+
+    let gateway = Gateway::start(&Plan::chain(&[limited.address])).await;
+    assert_eq!(gateway.post(&chat(false)).await.header("retry-after"), "30");
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (429, "upstream_busy")
+    );
+    let wait: u32 = answer.header("retry-after").parse().unwrap();
+    assert!((25..=30).contains(&wait), "{wait}");
+    assert_eq!(limited.count(), 2, "the second request was not sent");
+}
+
+#[tokio::test]
+async fn when_all_fail_few_requests_are_repeated() {
+    let mut upstreams = Vec::new();
+    for _ in 0..3 {
+        upstreams.push(Upstream::always(|| Reply::Json(503, "{}".into())).await);
+    }
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let gateway = Gateway::start(&Plan::new().backend("a", &addresses, 1, 0)).await;
+    let requests = 300;
+    for _ in 0..requests {
+        assert_eq!(gateway.post(&chat(false)).await.status, 502);
+    }
+    let sent: usize = upstreams.iter().map(Upstream::count).sum();
+    // One in five, ten to begin with, and what it takes to find out that each of the three fails.
+    assert!(sent <= requests * 12 / 10 + 10 + 3 * 5, "{sent}");
+    assert!(
+        sent > requests * 11 / 10,
+        "repeats are not switched off: {sent}"
+    );
+}

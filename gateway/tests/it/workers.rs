@@ -60,7 +60,9 @@ async fn every_worker_repeats_elsewhere_what_failed() {
             );
             clients.push(client);
         }
-        assert_eq!((busy.count(), good.count()), (CALLERS, CALLERS));
+        assert_eq!(good.count(), CALLERS);
+        // After a 429 others come first for a second.
+        assert!((1..CALLERS).contains(&busy.count()), "{}", busy.count());
         // It is left out after its fifth failure.
         assert_eq!(closing.count(), 5);
     }
