@@ -7,19 +7,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use rand::RngExt as _;
 
 use crate::choose::{Choice, Nowhere, Pass, Tried, Wish, choose};
-use crate::cooldown;
+use crate::failure::Failure;
 use crate::hold;
 use crate::load::{BYTES_PER_TOKEN, Ticket};
 use crate::meter::{self, Cut, Meter, Usage};
 use crate::openai::{self, Api, Call, Pieces};
 use crate::outbound;
-use crate::outlier::CONNECT_WEIGHT;
 use crate::process::Worker;
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
@@ -87,82 +86,6 @@ pub(crate) enum Answer {
     Stream { head: Response<()>, begun: Begun },
     /// The backend's own refusal, to be passed on.
     Refused { head: Response<()>, bytes: Bytes },
-}
-
-/// Why an attempt gave no answer.
-#[derive(Debug)]
-enum Failure {
-    /// No connection.
-    Connect,
-    /// No connection in time.
-    ConnectTimeout,
-    /// The connection ended before an answer began.
-    Broken,
-    /// No answer began in time.
-    FirstByteTimeout,
-    /// The answer began with the backend giving up.
-    GaveUp,
-    /// 429 or 5xx.
-    Status { head: Response<()>, bytes: Bytes },
-}
-
-impl Failure {
-    fn label(&self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::ConnectTimeout => "connect_timeout",
-            Self::Broken => "broken",
-            Self::FirstByteTimeout => "first_byte_timeout",
-            Self::GaveUp => "gave_up",
-            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
-                "status_429"
-            }
-            Self::Status { .. } => "status_5xx",
-        }
-    }
-
-    /// What it counts against the endpoint. A 429 says that the endpoint works.
-    fn weight(&self) -> u32 {
-        match self {
-            Self::Connect | Self::ConnectTimeout => CONNECT_WEIGHT,
-            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
-            _ => 1,
-        }
-    }
-
-    /// Whether the same endpoint may be asked again when no other is left. Not where that would only wait again.
-    fn again(&self) -> bool {
-        match self {
-            Self::Connect | Self::Broken | Self::GaveUp => true,
-            Self::ConnectTimeout | Self::FirstByteTimeout => false,
-            Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
-        }
-    }
-
-    /// Whether the body may have gone upstream.
-    fn sent(&self) -> bool {
-        !matches!(self, Self::Connect | Self::ConnectTimeout)
-    }
-
-    /// What the caller is told when this was the last attempt.
-    fn conclude(self) -> Result<Answer, Reject> {
-        match self {
-            Self::Connect | Self::ConnectTimeout => Err(Reject::Unreachable),
-            Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
-            Self::FirstByteTimeout => Err(Reject::UpstreamTimeout),
-            Self::Status { head, bytes } if openai::is_error(&bytes) => {
-                Ok(Answer::Refused { head, bytes })
-            }
-            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
-                Err(Reject::UpstreamBusy {
-                    retry_after: head.headers().get(RETRY_AFTER).cloned(),
-                })
-            }
-            Self::Status { head, .. } => Err(Reject::UpstreamFailed {
-                status: head.status().as_u16(),
-            }),
-        }
-    }
 }
 
 /// Tries endpoints until one answers. `record.rule` is set.
@@ -258,17 +181,17 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Cho
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);
     record.in_flight = None;
-    let waiting_tokens = if job.call.stream {
-        job.prompt_tokens()
-    } else {
-        0
-    };
-    record.in_flight = Some(InFlight::enter(&choice.endpoint, waiting_tokens));
+    let now = penstock_shell::clock::now();
+    record.in_flight = Some(InFlight::enter(
+        &choice.endpoint,
+        job.call.stream,
+        job.prompt_tokens(),
+        job.worker.process.ms(now),
+    ));
     let ledger = &candidate.backend.ledger;
     match &mut record.ticket {
         Some(ticket) if ticket.is_of(ledger) => ticket.release(),
         _ => {
-            let now = penstock_shell::clock::now();
             record.ticket = None;
             record.ticket = Some(Ticket::enter(
                 ledger,
@@ -291,11 +214,9 @@ fn note(
     let process = &job.worker.process;
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
-    if let Failure::Status { head, .. } = failure {
-        let wait = wait_asked_for(head);
-        if wait.is_some() || head.status() == StatusCode::TOO_MANY_REQUESTS {
-            choice.endpoint.live.cooldown.ask(wait, now_ms);
-        }
+    if failure.is_limit() {
+        let wait = failure.retry_after(penstock_shell::clock::since_epoch());
+        choice.endpoint.live.cooldown.ask(wait, now_ms);
     }
     if failure.weight() > 0 {
         let away = endpoints
@@ -327,19 +248,6 @@ fn note(
         reason: failure.label(),
         again: failure.again(),
     });
-}
-
-/// What a 429 or 503 says of when to come back.
-fn wait_asked_for(head: &Response<()>) -> Option<Duration> {
-    let asks = [
-        StatusCode::TOO_MANY_REQUESTS,
-        StatusCode::SERVICE_UNAVAILABLE,
-    ];
-    let value = head
-        .headers()
-        .get(RETRY_AFTER)
-        .filter(|_| asks.contains(&head.status()))?;
-    cooldown::retry_after(value.to_str().ok()?, penstock_shell::clock::since_epoch())
 }
 
 fn request(

@@ -45,9 +45,9 @@ pub struct Choice {
 /// What an endpoint may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pass {
-    /// Not tried, not failing.
+    /// Not tried, and nothing speaks against it.
     Fresh,
-    /// Not tried, but failing lately: better than none.
+    /// Not tried, but failing, silent or over a limit lately: better than none.
     Failing,
     /// Tried already: nothing else is left.
     Again,
@@ -139,7 +139,9 @@ pub fn choose(
                 if live.cooldown.closed_ms(now_ms) > 0 {
                     return false;
                 }
-                let is_away = live.outlier.is_away(now_ms) || live.cooldown.is_aside(now_ms);
+                let is_away = live.outlier.is_away(now_ms)
+                    || live.cooldown.is_aside(now_ms)
+                    || live.pulse.is_silent(now_ms);
                 let before = tried.iter().rfind(|tried| {
                     tried.tier == tier
                         && tried.candidate == candidate
@@ -218,17 +220,12 @@ fn cheaper_of_two(
             has_credential(candidate) && fits(slot.candidate, endpoint)
         })
     };
-    let cost = |index: usize| {
-        at(index).map_or(f32::INFINITY, |(slot, _, endpoint)| {
-            let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
-            match latency_for {
-                Some(wish) => {
-                    let average_ms = endpoint.live.latency(wish.stream).at(wish.now_ms);
-                    peak_ewma::cost(average_ms, wish.work_at(endpoint), in_flight, slot.share)
-                }
-                None => peak_ewma::cost(1.0, sharing(in_flight), in_flight, slot.share),
-            }
-        })
+    let cost = |index: usize| match (at(index), latency_for) {
+        (None, _) => f32::INFINITY,
+        (Some((slot, _, endpoint)), Some(wish)) => wish.cost_at(slot, endpoint),
+        (Some((slot, _, endpoint)), None) => {
+            sharing(endpoint.live.in_flight.load(Ordering::Relaxed)) / slot.share
+        }
     };
     let index = power_of_two::pick(&tier.cumulative, rng, eligible, cost)?;
     at(index).map(|(slot, _, endpoint)| (slot.candidate, Arc::clone(endpoint)))

@@ -42,19 +42,30 @@ const CACHED: &str = "cached";
 /// A request at an endpoint; counted there until dropped.
 pub(crate) struct InFlight {
     endpoint: Arc<Endpoint>,
+    stream: bool,
     /// Prompt tokens that count as waiting there.
     waiting_tokens: u32,
 }
 
 impl InFlight {
-    /// `waiting_tokens` count until [`Self::begun`].
-    pub(crate) fn enter(endpoint: &Arc<Endpoint>, waiting_tokens: u32) -> Self {
+    /// A stream's `prompt_tokens` count as waiting until its first token.
+    pub(crate) fn enter(
+        endpoint: &Arc<Endpoint>,
+        stream: bool,
+        prompt_tokens: u32,
+        now_ms: u64,
+    ) -> Self {
         let live = &endpoint.live;
         live.in_flight.fetch_add(1, Ordering::Relaxed);
-        live.waiting_tokens
-            .fetch_add(waiting_tokens, Ordering::Relaxed);
+        let waiting_tokens = if stream { prompt_tokens } else { 0 };
+        if stream {
+            live.waiting_tokens
+                .fetch_add(waiting_tokens, Ordering::Relaxed);
+            live.pulse.enter(now_ms);
+        }
         Self {
             endpoint: Arc::clone(endpoint),
+            stream,
             waiting_tokens,
         }
     }
@@ -63,19 +74,29 @@ impl InFlight {
         &self.endpoint
     }
 
-    /// Its first token is here.
+    /// Tokens of its answer came.
+    fn heard(&mut self, now_ms: u64) {
+        self.endpoint.live.pulse.hear(now_ms);
+        self.begun();
+    }
+
     fn begun(&mut self) {
-        let tokens = std::mem::take(&mut self.waiting_tokens);
-        self.endpoint
-            .live
-            .waiting_tokens
-            .fetch_sub(tokens, Ordering::Relaxed);
+        if self.waiting_tokens > 0 {
+            let tokens = std::mem::take(&mut self.waiting_tokens);
+            self.endpoint
+                .live
+                .waiting_tokens
+                .fetch_sub(tokens, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.begun();
+        if self.stream {
+            self.endpoint.live.pulse.leave();
+        }
         self.endpoint.live.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -197,9 +218,10 @@ impl Record {
         self.last_token = Some(now);
         if self.first_token.is_none() {
             self.first_token = Some(now);
-            if let Some(in_flight) = &mut self.in_flight {
-                in_flight.begun();
-            }
+        }
+        let now_ms = self.worker.process.ms(now);
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.heard(now_ms);
         }
         if let Some(ticket) = &mut self.ticket {
             ticket.tokens(count, now);

@@ -24,6 +24,7 @@ use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::openai::Api;
 use crate::outlier::Outlier;
+use crate::pulse::Pulse;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::Pool;
 
@@ -193,6 +194,8 @@ pub struct EndpointLive {
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
     pub cooldown: Cooldown,
+    /// Whether it still says something.
+    pub pulse: Pulse,
     /// Until the first token of a stream, per unit of work that lay before it.
     to_first_token: PeakEwma,
     /// Until the end of any other answer.
@@ -210,6 +213,7 @@ impl EndpointLive {
             waiting_tokens: AtomicU32::new(0),
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
+            pulse: Pulse::default(),
             to_first_token: PeakEwma::default(),
             to_end: PeakEwma::default(),
             pool: Pool::new(workers),

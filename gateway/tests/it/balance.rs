@@ -1,8 +1,10 @@
 //! Shares of backends and endpoints, seen from behind them.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use penstock_core::config::Strategy;
+use penstock_gateway::pulse::SILENCE_MS;
 
 use crate::harness::*;
 
@@ -181,4 +183,47 @@ async fn prefix_affinity_sends_what_begins_alike_to_one_endpoint() {
             .collect();
         assert!(of_tenant.contains(&5), "{of_tenant:?}");
     }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_has_fallen_silent_comes_last_until_it_is_heard() {
+    let (steps, frozen_reply) = driven();
+    let frozen_reply = Mutex::new(Some(frozen_reply));
+    let frozen = Upstream::start(move |_, _| match frozen_reply.lock().unwrap().take() {
+        Some(reply) => reply,
+        None => json_answer("x"),
+    })
+    .await;
+    let quick = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::new()
+        .backend("a", &[frozen.address, quick.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    let mut stuck = gateway.client().await;
+    stuck.post("", &chat(true)).await;
+    until("the stream is upstream", || {
+        frozen.count() + quick.count() == 1
+    })
+    .await;
+    if frozen.count() == 0 {
+        stuck = gateway.client().await;
+        stuck.post("", &chat(true)).await;
+        until("the stream is at the frozen one", || frozen.count() == 1).await;
+    }
+    tokio::time::sleep(Duration::from_millis(SILENCE_MS + 200)).await;
+    let before = quick.count();
+    for _ in 0..10 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((frozen.count(), quick.count()), (1, before + 10));
+
+    steps.send(Step::Write(sse_head())).unwrap();
+    steps.send(Step::Chunk(word("one"))).unwrap();
+    assert_eq!(stuck.head().await.0, 200);
+    stuck.expect(&word("one")).await;
+    for _ in 0..10 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!(frozen.count(), 6, "it takes its turns again");
+    finish(&mut stuck, &steps).await;
 }

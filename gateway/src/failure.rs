@@ -1,0 +1,111 @@
+//! `Failure`: why an attempt gave no answer, what that says of the endpoint, and what the caller is told when nothing
+//! else is left. Pure.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::RETRY_AFTER;
+use http::{Response, StatusCode};
+
+use crate::attempt::Answer;
+use crate::cooldown;
+use crate::openai;
+use crate::outlier::CONNECT_WEIGHT;
+use crate::reject::Reject;
+
+/// Why an attempt gave no answer.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// No connection.
+    Connect,
+    /// No connection in time.
+    ConnectTimeout,
+    /// The connection ended before an answer began.
+    Broken,
+    /// No answer began in time.
+    FirstByteTimeout,
+    /// The answer began with the backend giving up.
+    GaveUp,
+    /// 429 or 5xx.
+    Status { head: Response<()>, bytes: Bytes },
+}
+
+impl Failure {
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::ConnectTimeout => "connect_timeout",
+            Self::Broken => "broken",
+            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::GaveUp => "gave_up",
+            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
+                "status_429"
+            }
+            Self::Status { .. } => "status_5xx",
+        }
+    }
+
+    /// What it counts against the endpoint. A 429 says that the endpoint works.
+    pub(crate) fn weight(&self) -> u32 {
+        match self {
+            Self::Connect | Self::ConnectTimeout => CONNECT_WEIGHT,
+            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
+            _ => 1,
+        }
+    }
+
+    /// Whether the same endpoint may be asked again when no other is left. Not where that would only wait again.
+    pub(crate) fn again(&self) -> bool {
+        match self {
+            Self::Connect | Self::Broken | Self::GaveUp => true,
+            Self::ConnectTimeout | Self::FirstByteTimeout => false,
+            Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+
+    /// Whether the body may have gone upstream.
+    pub(crate) fn sent(&self) -> bool {
+        !matches!(self, Self::Connect | Self::ConnectTimeout)
+    }
+
+    /// What the caller is told when this was the last attempt.
+    pub(crate) fn conclude(self) -> Result<Answer, Reject> {
+        match self {
+            Self::Connect | Self::ConnectTimeout => Err(Reject::Unreachable),
+            Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
+            Self::FirstByteTimeout => Err(Reject::UpstreamTimeout),
+            Self::Status { head, bytes } if openai::is_error(&bytes) => {
+                Ok(Answer::Refused { head, bytes })
+            }
+            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
+                Err(Reject::UpstreamBusy {
+                    retry_after: head.headers().get(RETRY_AFTER).cloned(),
+                })
+            }
+            Self::Status { head, .. } => Err(Reject::UpstreamFailed {
+                status: head.status().as_u16(),
+            }),
+        }
+    }
+
+    /// Whether the endpoint is over a limit, or says when to come back.
+    pub(crate) fn is_limit(&self) -> bool {
+        match self {
+            Self::Status { head, .. } => {
+                head.status() == StatusCode::TOO_MANY_REQUESTS
+                    || (head.status() == StatusCode::SERVICE_UNAVAILABLE
+                        && head.headers().contains_key(RETRY_AFTER))
+            }
+            _ => false,
+        }
+    }
+
+    /// After which time it may be asked again, if it says so. `since_epoch` is now.
+    pub(crate) fn retry_after(&self, since_epoch: Duration) -> Option<Duration> {
+        let Self::Status { head, .. } = self else {
+            return None;
+        };
+        let value = head.headers().get(RETRY_AFTER)?;
+        cooldown::retry_after(value.to_str().ok()?, since_epoch)
+    }
+}
