@@ -14,7 +14,8 @@ use rand::Rng;
 use crate::balance::peak_ewma::Work;
 use crate::balance::prefix_affinity::Seen;
 use crate::balance::{self, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin};
-use crate::snapshot::{Authorization, Candidate, Endpoint, Rule, Slot, Tier};
+use crate::pulse::{QUIET_MS, SILENT_MS};
+use crate::snapshot::{Authorization, Candidate, Endpoint, EndpointLive, Rule, Slot, Tier};
 
 /// An attempt that failed.
 pub struct Tried {
@@ -134,45 +135,74 @@ pub fn choose(
     };
     for &pass in passes {
         for (tier, group) in rule.tiers.iter().enumerate() {
-            let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
-                let live = &endpoint.live;
-                if live.cooldown.closed_ms(now_ms) > 0 {
-                    return false;
-                }
-                let is_away = live.outlier.is_away(now_ms)
-                    || live.cooldown.is_aside(now_ms)
-                    || live.pulse.is_silent(now_ms);
-                let before = tried.iter().rfind(|tried| {
-                    tried.tier == tier
-                        && tried.candidate == candidate
-                        && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
-                });
-                match (pass, before) {
-                    (Pass::Fresh, None) => !is_away,
-                    (Pass::Failing, None) => is_away,
-                    (Pass::Again, Some(before)) => before.again,
-                    _ => false,
-                }
+            // Within a tier those that say nothing come last.
+            let quiet_too: &[bool] = if pass == Pass::Fresh {
+                &[false, true]
+            } else {
+                &[true]
             };
-            let picked = match rule.strategy {
-                Strategy::RoundRobin => in_two_steps(group, false, fits),
-                Strategy::LeastRequests => in_two_steps(group, true, fits),
-                Strategy::PowerOfTwo => cheaper_of_two(group, None, rng, fits),
-                Strategy::PeakEwma => cheaper_of_two(group, Some(wish), rng, fits),
-                Strategy::PrefixAffinity => by_prefix(group, wish, fits)
-                    .or_else(|| cheaper_of_two(group, Some(wish), rng, fits)),
-            };
-            if let Some((candidate, endpoint)) = picked {
-                return Ok(Choice {
-                    tier,
-                    candidate,
-                    endpoint,
-                    pass,
-                });
+            for &quiet_too in quiet_too {
+                let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
+                    let before = tried.iter().rfind(|tried| {
+                        tried.tier == tier
+                            && tried.candidate == candidate
+                            && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
+                    });
+                    fits(pass, quiet_too, before, &endpoint.live, now_ms)
+                };
+                if let Some((candidate, endpoint)) = pick(rule.strategy, group, wish, rng, fits) {
+                    return Ok(Choice {
+                        tier,
+                        candidate,
+                        endpoint,
+                        pass,
+                    });
+                }
             }
         }
     }
     Err(nowhere(rule, now_ms))
+}
+
+/// Whether an endpoint may be chosen in this pass; `before` is its last attempt for this request.
+fn fits(
+    pass: Pass,
+    quiet_too: bool,
+    before: Option<&Tried>,
+    live: &EndpointLive,
+    now_ms: u64,
+) -> bool {
+    if live.cooldown.closed_ms(now_ms) > 0 {
+        return false;
+    }
+    let silence_ms = live.pulse.silence_ms(now_ms);
+    let is_away =
+        live.outlier.is_away(now_ms) || live.cooldown.is_aside(now_ms) || silence_ms > SILENT_MS;
+    match (pass, before) {
+        (Pass::Fresh, None) => !is_away && (quiet_too || silence_ms <= QUIET_MS),
+        (Pass::Failing, None) => is_away,
+        (Pass::Again, Some(before)) => before.again,
+        _ => false,
+    }
+}
+
+/// One of a tier's endpoints that fit, by the rule's strategy.
+fn pick(
+    strategy: Strategy,
+    tier: &Tier,
+    wish: Wish<'_>,
+    rng: &mut impl Rng,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    match strategy {
+        Strategy::RoundRobin => in_two_steps(tier, false, fits),
+        Strategy::LeastRequests => in_two_steps(tier, true, fits),
+        Strategy::PowerOfTwo => cheaper_of_two(tier, None, rng, fits),
+        Strategy::PeakEwma => cheaper_of_two(tier, Some(wish), rng, fits),
+        Strategy::PrefixAffinity => {
+            by_prefix(tier, wish, &fits).or_else(|| cheaper_of_two(tier, Some(wish), rng, fits))
+        }
+    }
 }
 
 fn nowhere(rule: &Rule, now_ms: u64) -> Nowhere {
@@ -485,6 +515,37 @@ mod tests {
         cooldown(0).ask(Some(Duration::from_secs(2)), 0);
         assert_eq!(first(500).err(), Some(Nowhere::Closed(1_500)));
         assert_eq!(first(2_000).ok(), Some(0));
+    }
+
+    #[test]
+    fn the_quiet_come_after_their_peers_and_the_silent_after_all() {
+        let snapshot = snapshot(
+            &[("a", 1, 0), ("b", 1, 1)],
+            &[("a", &[1, 2]), ("b", &[3])],
+            Strategy::PeakEwma,
+        );
+        let rule = snapshot.rule_for("m").unwrap();
+        let first = |now_ms: u64| {
+            let choice = choose(rule, &[], Wish { now_ms, ..WISH }, &mut rng())
+                .ok()
+                .unwrap();
+            choice.endpoint.address.to_string()
+        };
+        let pulse = |index: usize| {
+            &rule.tiers[0].candidates[0].backend.endpoints[index]
+                .live
+                .pulse
+        };
+        let others = [first(0), first(1)];
+        assert!(others.iter().all(|address| !address.ends_with(":3")));
+        pulse(0).enter(0);
+        assert!(first(QUIET_MS + 1).ends_with(":2"));
+        pulse(1).enter(0);
+        assert!(
+            !first(QUIET_MS + 1).ends_with(":3"),
+            "equals in silence stay before a lower priority"
+        );
+        assert!(first(SILENT_MS + 1).ends_with(":3"));
     }
 
     #[test]

@@ -2,13 +2,16 @@
 //!
 //! An engine that is frozen, or whose node is, accepts requests and answers none of them; nothing fails, so nothing
 //! counts failures. But an engine that works sends tokens at each step, to some stream or other. So one that has
-//! streams and is silent for [`SILENCE_MS`] comes after its peers until it is heard again. One that computes a very
-//! long prompt is silent as well: there, too, others are the better choice.
+//! streams and sends nothing to any of them comes after its peers of equal priority after [`QUIET_MS`], and after all
+//! others after [`SILENT_MS`], until it is heard again. One that computes a very long prompt for its only stream is
+//! quiet as well: there, too, its peers are the better choice, but not yet a dearer backend.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-/// Thirty times the longest step of the engine profiles at usual loads, and still short for whoever waits.
-pub const SILENCE_MS: u64 = 3_000;
+/// Many times the longest step of the engine profiles at usual loads, and still short for whoever waits.
+pub const QUIET_MS: u64 = 3_000;
+/// The slowest of the engine profiles computes a prompt of 65,000 tokens in that time.
+pub const SILENT_MS: u64 = 12_000;
 
 /// One endpoint's signs of life.
 #[derive(Debug, Default)]
@@ -35,10 +38,12 @@ impl Pulse {
         self.heard_ms.store(now_ms, Ordering::Relaxed);
     }
 
-    /// Whether it should have said something.
-    pub fn is_silent(&self, now_ms: u64) -> bool {
-        self.streams.load(Ordering::Relaxed) > 0
-            && now_ms.saturating_sub(self.heard_ms.load(Ordering::Relaxed)) > SILENCE_MS
+    /// For how many ms it has said nothing although there are streams.
+    pub fn silence_ms(&self, now_ms: u64) -> u64 {
+        match self.streams.load(Ordering::Relaxed) {
+            0 => 0,
+            _ => now_ms.saturating_sub(self.heard_ms.load(Ordering::Relaxed)),
+        }
     }
 }
 
@@ -49,20 +54,20 @@ mod tests {
     #[test]
     fn silence_counts_from_the_first_stream_or_the_last_word() {
         let pulse = Pulse::default();
-        assert!(!pulse.is_silent(1_000_000), "nobody asked");
+        assert_eq!(pulse.silence_ms(1_000_000), 0, "nobody asked");
         pulse.enter(1_000_000);
-        assert!(!pulse.is_silent(1_000_000 + SILENCE_MS));
-        assert!(pulse.is_silent(1_000_001 + SILENCE_MS));
-        pulse.enter(1_002_000);
-        assert!(
-            pulse.is_silent(1_000_001 + SILENCE_MS),
+        assert_eq!(pulse.silence_ms(1_003_000), 3_000);
+        pulse.enter(1_004_000);
+        assert_eq!(
+            pulse.silence_ms(1_005_000),
+            5_000,
             "further streams are no answer"
         );
-        pulse.hear(1_004_000);
-        assert!(!pulse.is_silent(1_004_001));
+        pulse.hear(1_006_000);
+        assert_eq!(pulse.silence_ms(1_006_001), 1);
         pulse.leave();
-        assert!(pulse.is_silent(1_010_000));
+        assert_eq!(pulse.silence_ms(1_010_000), 4_000);
         pulse.leave();
-        assert!(!pulse.is_silent(1_010_000), "nobody waits");
+        assert_eq!(pulse.silence_ms(1_010_000), 0, "nobody waits");
     }
 }

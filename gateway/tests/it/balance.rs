@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use penstock_core::config::Strategy;
-use penstock_gateway::pulse::SILENCE_MS;
+use penstock_gateway::pulse::QUIET_MS;
 
 use crate::harness::*;
 
@@ -210,7 +210,7 @@ async fn an_endpoint_that_has_fallen_silent_comes_last_until_it_is_heard() {
         stuck.post("", &chat(true)).await;
         until("the stream is at the frozen one", || frozen.count() == 1).await;
     }
-    tokio::time::sleep(Duration::from_millis(SILENCE_MS + 200)).await;
+    tokio::time::sleep(Duration::from_millis(QUIET_MS + 200)).await;
     let before = quick.count();
     for _ in 0..10 {
         assert_eq!(gateway.post(&chat(false)).await.status, 200);
