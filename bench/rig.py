@@ -1,8 +1,14 @@
-"""What the benchmarks share: free ports, and waiting for a process to listen."""
+"""What the benchmarks share: an orderly end, free ports, and waiting for a process to listen."""
 
+import signal
 import socket
 import sys
 import time
+
+
+def end_on_sigterm():
+    """As on Ctrl-C, `finally` blocks run, which stop the processes that were started."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def free_port():

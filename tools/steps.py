@@ -45,13 +45,19 @@ def run(name, budget_s, command):
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    for line in process.stdout:
-        last["at"] = time.monotonic()
-        if line.strip():
-            last["line"] = line.rstrip("\n")
-        sys.stdout.write(line)
-        sys.stdout.flush()
-    code = process.wait()
+    try:
+        for line in process.stdout:
+            last["at"] = time.monotonic()
+            if line.strip():
+                last["line"] = line.rstrip("\n")
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        code = process.wait()
+    except (KeyboardInterrupt, SystemExit):
+        # The step has a session of its own: nobody else tells it.
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+        raise
     return (124 if over_budget.is_set() else code), time.monotonic() - start, last["line"]
 
 
@@ -59,6 +65,7 @@ def main(arguments):
     if not arguments or len(arguments) % 3:
         sys.exit(__doc__)
     steps = [(arguments[i], int(arguments[i + 1]), arguments[i + 2]) for i in range(0, len(arguments), 3)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows, failed, last_line = [], False, ""
     for name, budget_s, command in steps:
         if failed:

@@ -15,7 +15,7 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from rig import free_port, wait_port  # noqa: E402
+from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 
 PENSTOCK = os.environ["PENSTOCK_BIN"]
 STRATEGIES = ["RoundRobin", "LeastRequests", "PowerOfTwo", "PeakEwma", "PrefixAffinity"]
@@ -117,6 +117,7 @@ def measure(name, pool):
 
 
 def main():
+    end_on_sigterm()
     pools = {name: measure(name, pool) for name, pool in POOLS.items()}
     print(f"\n{'mean TTFT ms (answers/s)':<26}" + "".join(f"{strategy:>20}" for strategy in STRATEGIES))
     for name, results in pools.items():

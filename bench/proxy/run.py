@@ -11,7 +11,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from rig import free_port, wait_port  # noqa: E402
+from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 
 RELEASE, ENVOY = sys.argv[1:3]
 ROUNDS, REQUESTS = 5, 4000
@@ -81,6 +81,7 @@ def measure(port, pid=None):
 
 
 def main():
+    end_on_sigterm()
     mock, ours, envoy = free_port(), free_port(), free_port()
     with tempfile.TemporaryDirectory() as folder:
         with open(f"{folder}/objects.yaml", "w", encoding="utf-8") as file:
