@@ -23,7 +23,7 @@ DEFAULT = "PeakEwma"
 # What the default must not be worse than: strategies that, like it, know nothing of prompts.
 OTHERS = ["RoundRobin", "LeastRequests", "PowerOfTwo"]
 ROUNDS = int(os.environ.get("ROUNDS", "3"))
-WINDOW = os.environ.get("WINDOW", "20s")
+WINDOW = os.environ.get("WINDOW", "15s")
 ENGINE = ["--num-gpu-blocks-override", "4096", "--max-num-seqs", "64", "--max-num-batched-tokens", "2048"]
 POOLS = {
     "one slow": {
