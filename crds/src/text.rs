@@ -47,6 +47,7 @@ pub struct QuantityText(pub String);
 impl QuantityText {
     /// Kubernetes' form without sign and exponent.
     const PATTERN: &'static str = r"^[0-9]+(\.[0-9]+)?([KMGTPE]i|[numkMGTPE])?$";
+    const MAX_LENGTH: usize = 32;
     const SUFFIXES: [&'static str; 16] = [
         "", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei",
     ];
@@ -57,7 +58,8 @@ impl QuantityText {
         let (number, suffix) = self.0.split_at(end.unwrap_or(self.0.len()));
         let (whole, fraction) = number.split_once('.').unwrap_or((number, "0"));
         let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-        digits(whole) && digits(fraction) && Self::SUFFIXES.contains(&suffix)
+        let fits = self.0.len() <= Self::MAX_LENGTH;
+        fits && digits(whole) && digits(fraction) && Self::SUFFIXES.contains(&suffix)
     }
 }
 
@@ -88,7 +90,7 @@ impl JsonSchema for QuantityText {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": Self::PATTERN, "maxLength": 32 })
+        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": Self::PATTERN, "maxLength": Self::MAX_LENGTH })
     }
 }
 
@@ -108,7 +110,18 @@ mod tests {
         for text in ["4", "0.5", "500m", "16Gi", "2Ei", "3k"] {
             assert!(QuantityText(text.into()).is_valid(), "{text}");
         }
-        for text in ["", "lots", "-1", "1.", ".5", "16GB", "1e3", "1 Gi", "Gi"] {
+        for text in [
+            "",
+            "lots",
+            "-1",
+            "1.",
+            ".5",
+            "16GB",
+            "1e3",
+            "1 Gi",
+            "Gi",
+            &"1".repeat(33),
+        ] {
             assert!(!QuantityText(text.into()).is_valid(), "{text}");
         }
     }

@@ -12,13 +12,14 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use rand::RngExt as _;
 
-use crate::choose::{Choice, Nowhere, Pass, Tried, Wish, choose};
+use crate::choose::{Choice, Nowhere, Pass, Tried, choose};
 use crate::failure::Failure;
 use crate::hold;
 use crate::load::{BYTES_PER_TOKEN, Ticket};
 use crate::meter::{self, Cut, Meter, Usage};
 use crate::openai::{self, Api, Call, Pieces};
 use crate::outbound;
+use crate::pick::Wish;
 use crate::process::Worker;
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
@@ -50,12 +51,7 @@ pub(crate) struct Job<'a> {
 
 impl Job<'_> {
     /// The endpoint for the next attempt.
-    pub(crate) fn choose(
-        &self,
-        rule: &Rule,
-        tried: &[Tried],
-        now: Instant,
-    ) -> Result<Choice, Nowhere> {
+    fn choose(&self, rule: &Rule, tried: &[Tried], now: Instant) -> Result<Choice, Nowhere> {
         choose(rule, tried, self.wish(now), &mut rand::rng())
     }
 
@@ -125,7 +121,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         }
         let entered = penstock_shell::clock::now();
         let work = job.wish(entered).work_at(&choice.endpoint);
-        enter(job, record, candidate, &choice);
+        enter(job, record, candidate, &choice, entered);
         match once(job, record, candidate, &choice.endpoint).await {
             Ok(answer) => {
                 choice.endpoint.live.outlier.succeeded();
@@ -177,11 +173,10 @@ fn observe(job: &Job<'_>, endpoint: &Endpoint, since: Instant, work: f32) {
 }
 
 /// Moves the request to its next endpoint in the ledger and the record.
-fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Choice) {
+fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Choice, now: Instant) {
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);
     record.in_flight = None;
-    let now = penstock_shell::clock::now();
     record.in_flight = Some(InFlight::enter(
         &choice.endpoint,
         job.call.stream,

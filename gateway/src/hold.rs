@@ -4,12 +4,11 @@
 use std::sync::Arc;
 
 use crate::attempt::Job;
-use crate::choose::Nowhere;
 use crate::load::Ticket;
 use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
-use crate::snapshot::Rule;
+use crate::snapshot::{Candidate, Rule};
 
 /// One of the places for held requests.
 struct Place<'a>(&'a Process);
@@ -67,7 +66,7 @@ pub(crate) async fn until_ready(
             .as_ref()
             .and_then(|snapshot| snapshot.rule_named(&rule.label).cloned());
         if let Some(newest) = newest
-            && !matches!(job.choose(&newest, &[], now), Err(Nowhere::NoEndpoint))
+            && newest.candidates().any(Candidate::has_endpoint)
         {
             return Ok(newest);
         }

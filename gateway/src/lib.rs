@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod openai;
 pub mod outbound;
 pub mod outlier;
+pub mod pick;
 pub mod pulse;
 pub mod reject;
 pub mod retry_budget;

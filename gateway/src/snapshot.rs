@@ -80,6 +80,13 @@ pub struct Rule {
     pub cache: Option<(String, Arc<ExactCache>)>,
 }
 
+impl Rule {
+    /// Those of all tiers.
+    pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
+        self.tiers.iter().flat_map(|tier| &tier.candidates)
+    }
+}
+
 /// Candidates of equal priority.
 pub struct Tier {
     /// Backends and how this rule uses them.
@@ -119,6 +126,13 @@ pub struct Candidate {
     pub maker: Maker,
     /// Handles.
     pub metrics: Arc<RouteMetrics>,
+}
+
+impl Candidate {
+    /// Whether there is somewhere to send to.
+    pub fn has_endpoint(&self) -> bool {
+        !self.backend.endpoints.is_empty()
+    }
 }
 
 /// Something that answers.

@@ -25,11 +25,7 @@ async fn round_robin_follows_weights_exactly() {
 
 #[tokio::test]
 async fn round_robin_goes_round_the_endpoints_of_a_backend() {
-    let mut upstreams = Vec::new();
-    for _ in 0..3 {
-        upstreams.push(Upstream::always(|| json_answer("x")).await);
-    }
-    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let (upstreams, addresses) = Upstream::several(3, || json_answer("x")).await;
     let plan = Plan::new()
         .backend("a", &addresses, 1, 0)
         .rule(|rule| rule.strategy = Strategy::RoundRobin);
@@ -104,11 +100,7 @@ async fn least_requests_fills_backends_by_weight() {
 
 #[tokio::test]
 async fn endpoints_that_come_share_at_once_and_those_that_go_get_nothing() {
-    let mut upstreams = Vec::new();
-    for _ in 0..3 {
-        upstreams.push(Upstream::always(|| json_answer("x")).await);
-    }
-    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let (upstreams, addresses) = Upstream::several(3, || json_answer("x")).await;
     let mut plan = Plan::new()
         .backend("a", &addresses[..1], 1, 0)
         .rule(|rule| rule.strategy = Strategy::RoundRobin);
@@ -158,11 +150,7 @@ async fn peak_ewma_leaves_a_slow_endpoint_aside() {
 
 #[tokio::test]
 async fn prefix_affinity_sends_what_begins_alike_to_one_endpoint() {
-    let mut upstreams = Vec::new();
-    for _ in 0..3 {
-        upstreams.push(Upstream::always(|| json_answer("x")).await);
-    }
-    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let (upstreams, addresses) = Upstream::several(3, || json_answer("x")).await;
     let plan = Plan::new()
         .backend("a", &addresses, 1, 0)
         .rule(|rule| rule.strategy = Strategy::PrefixAffinity);

@@ -422,11 +422,7 @@ async fn a_backend_that_says_when_to_come_back_is_left_alone_until_then() {
 
 #[tokio::test]
 async fn when_all_fail_few_requests_are_repeated() {
-    let mut upstreams = Vec::new();
-    for _ in 0..3 {
-        upstreams.push(Upstream::always(|| Reply::Json(503, "{}".into())).await);
-    }
-    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let (upstreams, addresses) = Upstream::several(3, || Reply::Json(503, "{}".into())).await;
     let gateway = Gateway::start(&Plan::new().backend("a", &addresses, 1, 0)).await;
     let requests = 300;
     for _ in 0..requests {

@@ -113,6 +113,19 @@ impl Upstream {
         Self::start(move |_, _| reply()).await
     }
 
+    /// Several such, and their addresses.
+    pub(crate) async fn several(
+        count: usize,
+        reply: impl Fn() -> Reply + Clone + Send + Sync + 'static,
+    ) -> (Vec<Self>, Vec<SocketAddr>) {
+        let mut upstreams = Vec::new();
+        for _ in 0..count {
+            upstreams.push(Self::always(reply.clone()).await);
+        }
+        let addresses = upstreams.iter().map(|upstream| upstream.address).collect();
+        (upstreams, addresses)
+    }
+
     /// Gives out `replies` in order; panics beyond.
     pub(crate) async fn replies(replies: Vec<Reply>) -> Self {
         let replies = Mutex::new(replies.into_iter());
