@@ -48,12 +48,26 @@ pub struct ObjectVersion {
 pub struct Backend {
     /// Where it is.
     pub target: Target,
+    /// What it speaks.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub protocol: Protocol,
     /// The model's name at the backend, sent in the request body. `None` sends the caller's name unchanged.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub model: Option<String>,
-    /// Sent as `Authorization: Bearer …`. The caller's own `Authorization` never goes upstream.
+    /// Sent as the protocol wants it: `Authorization: Bearer …`, or `x-api-key`. The caller's own never goes upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub credential: Option<CredentialRef>,
+}
+
+/// What a backend speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// OpenAI's API, as vLLM, SGLang and most providers have it.
+    #[default]
+    #[serde(rename = "OpenAI")]
+    OpenAi,
+    /// Anthropic's Messages API.
+    Anthropic,
 }
 
 /// Where a backend is.
@@ -112,6 +126,9 @@ pub struct Rule {
     pub retry: Retry,
     /// Limits of waiting.
     pub timeouts: Timeouts,
+    /// What becomes of parts of a request that a backend's protocol cannot carry.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub on_unsupported: OnUnsupported,
     /// A cache in [`GatewayConfig::caches`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Id>,
@@ -168,6 +185,16 @@ pub enum Strategy {
     PrefixAffinity,
 }
 
+/// What becomes of parts of a request that a backend's protocol cannot carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnUnsupported {
+    /// The backend is no candidate for the request.
+    #[default]
+    Refuse,
+    /// They are left out.
+    Drop,
+}
+
 /// When a failed attempt is followed by another one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -182,10 +209,18 @@ pub struct Retry {
 pub struct Timeouts {
     /// To connect to one endpoint.
     pub connect_ms: u64,
-    /// From sending the request to the first byte of the answer's body, per attempt.
-    pub first_byte_ms: u64,
+    /// From sending the request to the first token of a stream, or the first byte of any other answer's body, per
+    /// attempt.
+    pub first_token_ms: u64,
     /// Between two pieces of a body that has begun.
     pub idle_ms: u64,
+    /// From the request's head to the end of its answer, all attempts and waits included.
+    pub total_ms: u64,
+}
+
+/// Defaults are not written, so that configs of objects which do not use a field stay as they were.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A config that cannot be written or read.

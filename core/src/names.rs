@@ -17,6 +17,8 @@ pub const CONFIG_KEY: &str = "config.json.zst";
 pub const CACHE_HEADER: &str = "x-penstock-cache";
 /// `x-penstock-backend: namespace/name` of the backend that answered.
 pub const BACKEND_HEADER: &str = "x-penstock-backend";
+/// `x-penstock-reason`: why the gateway itself refused a request, one of a closed list.
+pub const REASON_HEADER: &str = "x-penstock-reason";
 /// `x-penstock-engine: simulated` on everything that the stand-in engine answers.
 pub const ENGINE_HEADER: &str = "x-penstock-engine";
 /// `x-request-id`, made if the caller sent none, on every answer and in the access log.

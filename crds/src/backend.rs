@@ -44,7 +44,7 @@ pub struct LLMBackendSpec {
     /// An engine that is in the cluster already, behind a Service of the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceTarget>,
-    /// An OpenAI-compatible provider outside the cluster.
+    /// A provider outside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<External>,
 }
@@ -182,16 +182,29 @@ pub struct ServiceTarget {
     /// The Service's port.
     #[schemars(range(min = 1, max = 65_535))]
     pub port: i32,
+    /// What it speaks. Default `OpenAI`.
+    #[serde(default)]
+    pub protocol: ProtocolSpec,
     /// The model's name at this backend. Default: the name that the caller asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
-    /// API key that is sent as `Authorization: Bearer`.
+    /// API key, sent as `Authorization: Bearer`, or as `x-api-key` where the protocol is `Anthropic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }
 
-/// An OpenAI-compatible API.
+/// What a backend speaks. Callers may speak either: docs/protocols.md says what is translated and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProtocolSpec {
+    /// OpenAI's API, as vLLM, SGLang and most providers have it.
+    #[default]
+    OpenAI,
+    /// Anthropic's Messages API.
+    Anthropic,
+}
+
+/// A provider's API.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct External {
@@ -201,11 +214,14 @@ pub struct External {
         regex(pattern = "^https?://[^/?#@\\s]+(/[^?#\\s]*)?$")
     )]
     pub url: String,
+    /// What it speaks. Default `OpenAI`.
+    #[serde(default)]
+    pub protocol: ProtocolSpec,
     /// The model's name at this provider. Default: the name that the caller asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
-    /// API key that is sent as `Authorization: Bearer`.
+    /// API key, sent as `Authorization: Bearer`, or as `x-api-key` where the protocol is `Anthropic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }

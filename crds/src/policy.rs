@@ -74,6 +74,9 @@ pub struct RuleSpec {
     /// Limits of waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,
+    /// What becomes of parts of a request that a backend's protocol cannot carry. Default `Refuse`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_unsupported: Option<OnUnsupportedSpec>,
     /// A cache that answers repeated requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheRef>,
@@ -141,6 +144,15 @@ pub struct RetrySpec {
     pub attempts: i32,
 }
 
+/// What becomes of parts of a request that a backend's protocol cannot carry; docs/protocols.md lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnUnsupportedSpec {
+    /// The backend is no candidate for the request; where no other is left, the request is refused with status 400.
+    Refuse,
+    /// They are left out.
+    Drop,
+}
+
 /// Limits of waiting.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -148,12 +160,16 @@ pub struct TimeoutsSpec {
     /// To connect to one endpoint. Default `2s`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect: Option<DurationText>,
-    /// From sending a request to the first byte of the answer's body, per attempt. Default `5m`.
+    /// From sending a request to the first token of a stream, or to the first byte of any other answer, per attempt.
+    /// Default `5m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub first_byte: Option<DurationText>,
+    pub first_token: Option<DurationText>,
     /// Between two pieces of an answer that has begun. Default `2m`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<DurationText>,
+    /// From the arrival of a request to the end of its answer, all attempts and waits included. Default `1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<DurationText>,
 }
 
 /// A `SemanticCache` of the same namespace.

@@ -1,40 +1,31 @@
-//! (IO) Attempts: one endpoint after another until one begins to answer. Nothing of an answer goes to the caller
-//! before it is certain that this attempt is the one: an event stream is held back until its first event that carries
-//! an answer, a JSON answer of usual size until it is whole. So whatever happens earlier can still be repeated
-//! elsewhere.
+//! (IO) Attempts: one endpoint after another until one begins to answer (see `begin`), the rule's limit is reached, or
+//! nothing is left to try.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Response};
+use penstock_core::config::Protocol;
 use rand::RngExt as _;
 
+use crate::begin::begin;
 use crate::choose::{Choice, Nowhere, Pass, Tried, choose};
 use crate::failure::Failure;
 use crate::hold;
 use crate::load::{BYTES_PER_TOKEN, Ticket};
-use crate::meter::{self, Cut, Meter, Usage};
-use crate::openai::{self, Api, Call, Pieces};
-use crate::outbound;
+use crate::meter::Usage;
+use crate::openai::{Api, Call};
 use crate::pick::Wish;
 use crate::process::Worker;
+use crate::provider::{Misfit, Rest, Translated, Way};
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
-use crate::snapshot::{Authorization, Candidate, Endpoint, Rule};
+use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::stream::Begun;
-use crate::upstream::{BodyError, Conn, ConnectError, Exchange, SendError};
 
 /// Larger bodies are sent once: keeping them until a first byte comes would hold too much memory.
 pub(crate) const MAX_REPLAY_BYTES: usize = 1 << 20;
-/// JSON answers up to this size are read whole before they go out; larger ones pass as they come.
-const MAX_WHOLE_BYTES: usize = 256 << 10;
-/// An event stream that says nothing for this long (comments, roles) goes out as it is.
-const MAX_HELD_BYTES: usize = 16 << 10;
-/// An error body beyond this is cut off: it is no OpenAI error.
-const MAX_ERROR_BYTES: usize = 64 << 10;
 /// Before the same endpoint is asked again, times the number of attempts so far, and jittered by half.
 const BACKOFF: Duration = Duration::from_millis(50);
 
@@ -47,20 +38,39 @@ pub(crate) struct Job<'a> {
     pub(crate) call: &'a Call<'a>,
     /// Hashes of the prompt's leading blocks, if the rule's strategy asks for them.
     pub(crate) blocks: Vec<u64>,
+    /// The request in the protocol of backends that do not speak the caller's; made when the first of them is chosen.
+    pub(crate) translated: OnceLock<Result<Translated, Misfit>>,
 }
 
 impl Job<'_> {
-    /// The endpoint for the next attempt.
-    fn choose(&self, rule: &Rule, tried: &[Tried], now: Instant) -> Result<Choice, Nowhere> {
-        choose(rule, tried, self.wish(now), &mut rand::rng())
-    }
-
-    fn wish(&self, now: Instant) -> Wish<'_> {
+    fn wish<'a>(&'a self, now: Instant, unfit: &'a [Protocol]) -> Wish<'a> {
         Wish {
             now_ms: self.worker.process.ms(now),
             stream: self.call.stream,
             prompt_tokens: self.prompt_tokens(),
             blocks: &self.blocks,
+            unfit,
+        }
+    }
+
+    /// How the request reaches a backend of this protocol, and what it is then, if it is not what it was.
+    pub(crate) fn way(
+        &self,
+        protocol: Protocol,
+        rest: Rest,
+    ) -> Result<(Way, Option<&Translated>), Misfit> {
+        match Way::of(self.api, protocol) {
+            None => Err(Misfit::Unsupported("model".to_owned())),
+            Some(Way::Straight) => Ok((Way::Straight, None)),
+            Some(way) => {
+                let translated = self
+                    .translated
+                    .get_or_init(|| way.request(self.body, rest))
+                    .as_ref();
+                translated
+                    .map(|translated| (way, Some(translated)))
+                    .map_err(Clone::clone)
+            }
         }
     }
 
@@ -71,6 +81,10 @@ impl Job<'_> {
 }
 
 /// The beginning of an answer, or all of it.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists per request, and most are the large one"
+)]
 pub(crate) enum Answer {
     /// A 2xx answer that is here as a whole.
     Whole {
@@ -87,28 +101,24 @@ pub(crate) enum Answer {
 /// Tries endpoints until one answers. `record.rule` is set.
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
+    let mut misfit: Option<Misfit> = None;
+    let mut unfit: Vec<Protocol> = Vec::new();
     loop {
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
         };
-        let now = penstock_shell::clock::now();
-        let choice = match job.choose(&rule, &record.tried, now) {
+        let wish = job.wish(penstock_shell::clock::now(), &unfit);
+        let found = choose(&rule, &record.tried, wish, &mut rand::rng());
+        let choice = match found {
             Ok(choice) if may_go_on(&rule, record, &choice) => choice,
             Err(Nowhere::NoEndpoint) if last.is_none() => {
-                record.rule = Some(hold::until_ready(job, &rule, record).await?);
+                let fits = |candidate: &Candidate| wish.fits(candidate);
+                record.rule = Some(hold::until_ready(job, &rule, record, fits).await?);
                 continue;
             }
-            Err(Nowhere::NoCredential) if last.is_none() => return Err(Reject::CredentialMissing),
-            Err(Nowhere::Closed(ms)) if last.is_none() => {
-                let seconds = HeaderValue::from(ms.div_ceil(1000));
-                let retry_after = Some(seconds);
-                return Err(Reject::UpstreamBusy { retry_after });
-            }
-            _ => return last.map_or(Err(Reject::NoEndpoint), Failure::conclude),
+            Err(nowhere) if last.is_none() => return Err(nowhere_reject(nowhere, misfit)),
+            Ok(_) | Err(_) => return last.map_or(Err(Reject::NoEndpoint), Failure::conclude),
         };
-        if choice.pass == Pass::Again {
-            back_off(record.attempts).await;
-        }
         let Some((tier, candidate)) = rule
             .tiers
             .get(choice.tier)
@@ -116,13 +126,23 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         else {
             return Err(Reject::NoEndpoint);
         };
+        let protocol = candidate.backend.protocol;
+        if let Err(why) = job.way(protocol, rule.rest) {
+            record.tried.push(tried(&choice, "unsupported", false));
+            misfit = Some(why);
+            unfit.push(protocol);
+            continue;
+        }
+        if choice.pass == Pass::Again {
+            back_off(record.attempts).await;
+        }
         if !job.blocks.is_empty() {
             tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
         }
         let entered = penstock_shell::clock::now();
-        let work = job.wish(entered).work_at(&choice.endpoint);
+        let work = job.wish(entered, &[]).work_at(&choice.endpoint);
         enter(job, record, candidate, &choice, entered);
-        match once(job, record, candidate, &choice.endpoint).await {
+        match begin(job, record, &rule, candidate, &choice.endpoint).await {
             Ok(answer) => {
                 choice.endpoint.live.outlier.succeeded();
                 if !matches!(answer, Answer::Refused { .. }) {
@@ -132,12 +152,30 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
             Err(failure) => {
                 note(job, candidate, &choice, &failure, record);
-                if failure.sent() && job.body.len() > MAX_REPLAY_BYTES {
+                let is_large = failure.sent() && job.body.len() > MAX_REPLAY_BYTES;
+                if is_large || failure.is_final() {
                     return failure.conclude();
                 }
                 last = Some(failure);
             }
         }
+    }
+}
+
+/// What the caller is told when not one attempt could be made.
+fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
+    match (nowhere, misfit) {
+        (Nowhere::Unfit, Some(Misfit::Invalid(param, expected))) => {
+            Reject::InvalidField { param, expected }
+        }
+        (Nowhere::Unfit, Some(Misfit::Unsupported(param))) => {
+            Reject::UnsupportedByBackend { param }
+        }
+        (Nowhere::NoCredential, _) => Reject::CredentialMissing,
+        (Nowhere::Closed(ms), _) => Reject::UpstreamBusy {
+            retry_after: Some(HeaderValue::from(ms.div_ceil(1000))),
+        },
+        _ => Reject::NoEndpoint,
     }
 }
 
@@ -236,275 +274,17 @@ fn note(
     process
         .metrics
         .attempt_failed(candidate.metrics.backend(), failure.label());
-    record.tried.push(Tried {
+    record
+        .tried
+        .push(tried(choice, failure.label(), failure.again()));
+}
+
+fn tried(choice: &Choice, reason: &'static str, again: bool) -> Tried {
+    Tried {
         tier: choice.tier,
         candidate: choice.candidate,
         endpoint: Arc::clone(&choice.endpoint),
-        reason: failure.label(),
-        again: failure.again(),
-    });
-}
-
-fn request(
-    job: &Job<'_>,
-    record: &Record,
-    candidate: &Candidate,
-    endpoint: &Endpoint,
-) -> Request<Full<Pieces>> {
-    let authorization = match &candidate.backend.authorization {
-        Authorization::Value(value) => Some(value),
-        Authorization::None | Authorization::Missing => None,
-    };
-    let body = match &candidate.model {
-        Some(model) => openai::patched(job.body, job.call.model_at.clone(), model.clone()),
-        None => openai::unpatched(job.body.clone()),
-    };
-    let via = &job.worker.process.via;
-    let mut request = Request::new(Full::new(body));
-    *request.method_mut() = Method::POST;
-    *request.uri_mut() = endpoint.uris[job.api.index()].clone();
-    *request.headers_mut() =
-        outbound::request(job.headers, &endpoint.host, authorization, via, &record.id);
-    request
-}
-
-/// One attempt at one endpoint.
-async fn once(
-    job: &Job<'_>,
-    record: &mut Record,
-    candidate: &Candidate,
-    endpoint: &Arc<Endpoint>,
-) -> Result<Answer, Failure> {
-    let (connect, first_byte, idle) = match &record.rule {
-        Some(rule) => (rule.connect, rule.first_byte, rule.idle),
-        None => return Err(Failure::Connect),
-    };
-    let worker = job.worker;
-    let pooled = std::future::poll_fn(|cx| {
-        std::task::Poll::Ready(endpoint.live.pool.take(
-            worker.index,
-            penstock_shell::clock::now(),
-            cx,
-        ))
-    })
-    .await;
-    let mut conn = match pooled {
-        Some(conn) => conn,
-        None => open(worker, endpoint, connect).await?,
-    };
-    let (head, exchange) = loop {
-        let reused = conn.is_reused();
-        let deadline = penstock_shell::clock::now() + first_byte;
-        match conn
-            .send(request(job, record, candidate, endpoint), deadline)
-            .await
-        {
-            Ok(answer) => break answer,
-            Err(SendError::TimedOut) => return Err(Failure::FirstByteTimeout),
-            // The peer closed an idle connection just now: that says nothing about the peer.
-            Err(SendError::Broken { unsent })
-                if reused && (unsent || job.body.len() <= MAX_REPLAY_BYTES) =>
-            {
-                conn = open(worker, endpoint, connect).await?;
-            }
-            Err(SendError::Broken { .. }) => return Err(Failure::Broken),
-        }
-    };
-    let reader = Reader {
-        worker,
-        endpoint,
-        idle,
-    };
-    let status = head.status();
-    if status.is_success() {
-        if is_event_stream(head.headers()) {
-            reader.stream(head, exchange, record).await
-        } else {
-            reader.whole(head, exchange).await
-        }
-    } else {
-        let bytes = reader.error(exchange).await?;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(Failure::Status { head, bytes });
-        }
-        Ok(Answer::Refused { head, bytes })
-    }
-}
-
-async fn open(worker: &Worker, endpoint: &Endpoint, limit: Duration) -> Result<Conn, Failure> {
-    worker
-        .process
-        .connector
-        .connect(&endpoint.address, limit)
-        .await
-        .map_err(|err| match err {
-            ConnectError::Refused => Failure::Connect,
-            ConnectError::TimedOut => Failure::ConnectTimeout,
-        })
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// Reads the beginning of an answer.
-struct Reader<'a> {
-    worker: &'a Worker,
-    endpoint: &'a Endpoint,
-    idle: Duration,
-}
-
-impl Reader<'_> {
-    /// The next frame. Until one has come, the first-byte deadline is in force.
-    async fn frame(
-        &self,
-        exchange: &mut Exchange,
-        first: bool,
-    ) -> Result<Option<(Bytes, Instant)>, Failure> {
-        match exchange.frame().await {
-            Ok(Some(bytes)) => {
-                let now = penstock_shell::clock::now();
-                exchange.set_deadline(now + self.idle);
-                Ok(Some((bytes, now)))
-            }
-            Ok(None) => Ok(None),
-            Err(BodyError::TimedOut) if first => Err(Failure::FirstByteTimeout),
-            Err(BodyError::TimedOut | BodyError::Broken) => Err(Failure::Broken),
-        }
-    }
-
-    /// Gives the connection back.
-    async fn finish(&self, mut exchange: Exchange) {
-        std::future::poll_fn(|cx| {
-            let now = penstock_shell::clock::now();
-            exchange.finish(cx, &self.endpoint.live, self.worker.index, now);
-            std::task::Poll::Ready(())
-        })
-        .await;
-    }
-
-    /// Holds an event stream back until it carries an answer.
-    async fn stream(
-        &self,
-        head: Response<()>,
-        mut exchange: Exchange,
-        record: &mut Record,
-    ) -> Result<Answer, Failure> {
-        let mut meter = Meter::default();
-        let mut held: Option<BytesMut> = None;
-        let mut first = true;
-        loop {
-            let Some((bytes, now)) = self.frame(&mut exchange, first).await? else {
-                // Ended before it began.
-                return Err(Failure::Broken);
-            };
-            first = false;
-            let seen = meter.feed(&bytes).map_err(|_| Failure::Broken)?;
-            if meter.cut().is_some() && !meter.has_started() {
-                return Err(Failure::GaveUp);
-            }
-            let before = held.as_ref().map_or(0, BytesMut::len);
-            let committed =
-                meter.has_started() || meter.is_done() || before + bytes.len() > MAX_HELD_BYTES;
-            record.tokens(seen.tokens, now);
-            if committed {
-                record.usage = meter.usage();
-                let cut_at = seen.cut_at.map(|at| before + at);
-                let first = match held {
-                    None => bytes,
-                    Some(mut held) => {
-                        held.extend_from_slice(&bytes);
-                        held.freeze()
-                    }
-                };
-                return Ok(Answer::Stream {
-                    head,
-                    begun: Begun {
-                        exchange,
-                        meter: Some(meter),
-                        first,
-                        cut_at,
-                    },
-                });
-            }
-            held.get_or_insert_default().extend_from_slice(&bytes);
-        }
-    }
-
-    /// Reads a JSON answer to its end, if it is not too large.
-    async fn whole(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
-        let mut all: Option<Bytes> = None;
-        while !exchange.is_over() {
-            let Some((bytes, _)) = self.frame(&mut exchange, all.is_none()).await? else {
-                break;
-            };
-            let joined = match all.take() {
-                None => bytes,
-                Some(before) => {
-                    let mut joined = BytesMut::from(before);
-                    joined.extend_from_slice(&bytes);
-                    joined.freeze()
-                }
-            };
-            if joined.len() > MAX_WHOLE_BYTES && !exchange.is_over() {
-                let begun = Begun {
-                    exchange,
-                    meter: None,
-                    first: joined,
-                    cut_at: None,
-                };
-                return Ok(Answer::Stream { head, begun });
-            }
-            all = Some(joined);
-        }
-        self.finish(exchange).await;
-        let bytes = all.unwrap_or_default();
-        match meter::of_whole(&bytes) {
-            (_, Some(Cut::Abort)) => Err(Failure::GaveUp),
-            (usage, _) => Ok(Answer::Whole { head, bytes, usage }),
-        }
-    }
-
-    /// Reads the body of an error answer, as far as it is of use.
-    async fn error(&self, mut exchange: Exchange) -> Result<Bytes, Failure> {
-        let mut all = BytesMut::new();
-        while !exchange.is_over() {
-            match self.frame(&mut exchange, all.is_empty()).await {
-                Ok(Some((bytes, _))) => all.extend_from_slice(&bytes),
-                Ok(None) => break,
-                // The status has come: that is what counts.
-                Err(_) => return Ok(Bytes::new()),
-            }
-            if all.len() > MAX_ERROR_BYTES {
-                return Ok(Bytes::new());
-            }
-        }
-        self.finish(exchange).await;
-        Ok(all.freeze())
-    }
-}
-
-/// What a refusal of the backend becomes: passed on if it has the OpenAI shape, else in the gateway's words. What a
-/// provider says about the gateway's own credential is never passed on.
-pub(crate) fn refusal(status: StatusCode, bytes: &[u8]) -> Option<Reject> {
-    match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Reject::UpstreamAuth),
-        _ if openai::is_error(bytes) => None,
-        status if status.is_client_error() => Some(Reject::UpstreamRefused {
-            status: status.as_u16(),
-        }),
-        status => Some(Reject::UpstreamFailed {
-            status: status.as_u16(),
-        }),
-    }
-}
-
-/// Leaves of an answer's headers what the caller may see. The length stays only where the bytes are sure to match.
-pub(crate) fn clean(headers: &mut HeaderMap, keeps_length: bool) {
-    outbound::answer(headers);
-    if !keeps_length {
-        headers.remove(CONTENT_LENGTH);
+        reason,
+        again,
     }
 }

@@ -63,6 +63,8 @@ impl Pass {
 /// Why there is nowhere to go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nowhere {
+    /// No candidate's protocol can carry the request.
+    Unfit,
     /// No candidate has a ready endpoint.
     NoEndpoint,
     /// Those that have one miss their credential.
@@ -96,6 +98,10 @@ pub fn choose(
             };
             for &quiet_too in quiet_too {
                 let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
+                    let carries = group.candidates.get(candidate);
+                    if !carries.is_some_and(|candidate| wish.fits(candidate)) {
+                        return false;
+                    }
                     let before = tried.iter().rfind(|tried| {
                         tried.tier == tier
                             && tried.candidate == candidate
@@ -114,7 +120,7 @@ pub fn choose(
             }
         }
     }
-    Err(nowhere(rule, now_ms))
+    Err(nowhere(rule, wish))
 }
 
 /// Whether an endpoint may be chosen in this pass; `before` is its last attempt for this request.
@@ -139,12 +145,15 @@ fn fits(
     }
 }
 
-fn nowhere(rule: &Rule, now_ms: u64) -> Nowhere {
+fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
+    let now_ms = wish.now_ms;
     let with_endpoint = || {
         rule.candidates()
-            .filter(|candidate| candidate.has_endpoint())
+            .filter(|candidate| candidate.has_endpoint() && wish.fits(candidate))
     };
-    if with_endpoint().next().is_none() {
+    if !rule.candidates().any(|candidate| wish.fits(candidate)) {
+        Nowhere::Unfit
+    } else if with_endpoint().next().is_none() {
         Nowhere::NoEndpoint
     } else if with_endpoint().all(|candidate| !has_credential(candidate)) {
         Nowhere::NoCredential
@@ -196,6 +205,7 @@ mod tests {
         stream: true,
         prompt_tokens: 100,
         blocks: &[],
+        unfit: &[],
     };
 
     fn rng() -> StdRng {

@@ -23,7 +23,9 @@ pub(crate) enum Failure {
     /// The connection ended before an answer began.
     Broken,
     /// No answer began in time.
-    FirstByteTimeout,
+    FirstTokenTimeout,
+    /// The rule's limit for the whole request passed.
+    Deadline,
     /// The answer began with the backend giving up.
     GaveUp,
     /// 429 or 5xx.
@@ -36,7 +38,8 @@ impl Failure {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
             Self::Broken => "broken",
-            Self::FirstByteTimeout => "first_byte_timeout",
+            Self::FirstTokenTimeout => "first_token_timeout",
+            Self::Deadline => "deadline",
             Self::GaveUp => "gave_up",
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 "status_429"
@@ -50,6 +53,8 @@ impl Failure {
         match self {
             Self::Connect | Self::ConnectTimeout => CONNECT_WEIGHT,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
+            // The limit counts all attempts: it says nothing of the last one's endpoint.
+            Self::Deadline => 0,
             _ => 1,
         }
     }
@@ -58,7 +63,7 @@ impl Failure {
     pub(crate) fn again(&self) -> bool {
         match self {
             Self::Connect | Self::Broken | Self::GaveUp => true,
-            Self::ConnectTimeout | Self::FirstByteTimeout => false,
+            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => false,
             Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -73,7 +78,8 @@ impl Failure {
         match self {
             Self::Connect | Self::ConnectTimeout => Err(Reject::Unreachable),
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
-            Self::FirstByteTimeout => Err(Reject::UpstreamTimeout),
+            Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
+            Self::Deadline => Err(Reject::DeadlineExceeded),
             Self::Status { head, bytes } if openai::is_error(&bytes) => {
                 Ok(Answer::Refused { head, bytes })
             }
@@ -86,6 +92,11 @@ impl Failure {
                 status: head.status().as_u16(),
             }),
         }
+    }
+
+    /// Whether it is the request's end, whatever else could be tried.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::Deadline)
     }
 
     /// Whether the endpoint is over a limit, or says when to come back.
@@ -107,5 +118,20 @@ impl Failure {
         };
         let value = head.headers().get(RETRY_AFTER)?;
         cooldown::retry_after(value.to_str().ok()?, since_epoch)
+    }
+}
+
+/// What a refusal of the backend becomes: passed on if it is shaped like an error, else in the gateway's words. What a
+/// provider says about the gateway's own credential is never passed on.
+pub(crate) fn refusal(status: StatusCode, bytes: &[u8]) -> Option<Reject> {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Reject::UpstreamAuth),
+        _ if openai::is_error(bytes) => None,
+        status if status.is_client_error() => Some(Reject::UpstreamRefused {
+            status: status.as_u16(),
+        }),
+        status => Some(Reject::UpstreamFailed {
+            status: status.as_u16(),
+        }),
     }
 }

@@ -2,19 +2,22 @@
 //! endpoint that answers, pass the answer on. Each step is one call; each refusal is a [`Reject`].
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use penstock_core::config::Strategy;
+use penstock_core::config::{Protocol, Strategy};
 use penstock_core::names::{BACKEND_HEADER, CACHE_HEADER, ENGINE_HEADER};
 
 use crate::attempt::{self, Answer, Job};
 use crate::balance::prefix_affinity;
+use crate::begin::is_event_stream;
 use crate::body;
 use crate::cache::exact::{self, Entry, Key};
+use crate::failure;
 use crate::guard::Watch;
 use crate::openai::{Api, Call, CallError, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
@@ -22,11 +25,13 @@ use crate::process::{Process, Worker};
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
 use crate::snapshot::{Rule, Snapshot};
-use crate::stream::{AnswerBody, Fill, Stream};
+use crate::stream::{AnswerBody, Fill, Limits, Stream};
 
 const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
 const CACHE: HeaderName = HeaderName::from_static(CACHE_HEADER);
 const ENGINE: HeaderName = HeaderName::from_static(ENGINE_HEADER);
+/// nginx and those that follow it.
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Longer request ids of callers are replaced.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const HIT: &str = "hit";
@@ -124,20 +129,21 @@ async fn serve(
     record: &mut Record,
 ) -> Result<Done, Reject> {
     let process = &worker.process;
+    record.api = Api::of_path(head.uri.path());
     let path = recognise(&head.method, head.uri.path())?;
     check_headers(process, &head.headers)?;
     let api = match path {
         Path::Models => {
-            let models = process
-                .snapshot
-                .load()
-                .as_ref()
-                .map(|snapshot| snapshot.models.clone());
-            return models.map(Done::Models).ok_or(Reject::NotConfigured);
+            let snapshot = process.snapshot.load();
+            let models = &snapshot.as_ref().ok_or(Reject::NotConfigured)?.models;
+            let listed = match outbound::speaks(&head.headers) {
+                Protocol::OpenAi => &models.openai,
+                Protocol::Anthropic => &models.anthropic,
+            };
+            return Ok(Done::Models(listed.clone()));
         }
         Path::Call(api) => api,
     };
-    record.api = Some(api);
     record.admit()?;
     let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
     let call = Call::parse(&body).map_err(|err| match err {
@@ -162,6 +168,7 @@ async fn serve(
         body: &body,
         call: &call,
         blocks,
+        translated: OnceLock::new(),
     };
     let answer = attempt::run(&job, record).await?;
     Ok(Done::Answer(answer, store))
@@ -271,7 +278,8 @@ fn look_up(
 }
 
 fn refused(reject: &Reject, mut record: Box<Record>) -> Response<AnswerBody> {
-    let (status, headers, bytes) = reject.parts();
+    let protocol = record.api.map_or(Protocol::OpenAi, Api::protocol);
+    let (status, headers, bytes) = reject.parts(protocol);
     record.rejected(reject, status.as_u16());
     let label = reject.label();
     let mut response = Response::new(AnswerBody::whole(Bytes::from(bytes), label, record));
@@ -285,6 +293,7 @@ fn stored(entry: &Entry, mut record: Box<Record>) -> Response<AnswerBody> {
     let mut response = Response::new(AnswerBody::whole(entry.body.clone(), OK, record));
     let headers = response.headers_mut();
     headers.extend(entry.headers.iter().cloned());
+    keep_events_flowing(headers);
     if let Ok(backend) = HeaderValue::from_str(&entry.backend.to_string()) {
         headers.insert(BACKEND, backend);
     }
@@ -299,7 +308,7 @@ fn answered(
 ) -> Response<AnswerBody> {
     match answer {
         Answer::Refused { head, bytes } => {
-            if let Some(reject) = attempt::refusal(head.status(), &bytes) {
+            if let Some(reject) = failure::refusal(head.status(), &bytes) {
                 return refused(&reject, record);
             }
             record.status = head.status().as_u16();
@@ -329,12 +338,15 @@ fn answered(
                 let (_, cache) = store.rule.cache.as_ref()?;
                 Some(Fill::new(store.key, Arc::clone(cache), entry))
             });
-            let idle = record
+            let (idle, total) = record
                 .rule
                 .as_ref()
-                .map_or(std::time::Duration::MAX, |rule| rule.idle);
+                .map_or((Duration::ZERO, Duration::ZERO), |rule| {
+                    (rule.idle, rule.total)
+                });
+            let last = record.started + total;
             let keeps_length = begun.meter.is_none();
-            let mut stream = Stream::new(worker, begun, idle, record);
+            let mut stream = Stream::new(worker, begun, Limits { idle, last }, record);
             if let Some(fill) = fill {
                 stream.fill(fill);
             }
@@ -373,9 +385,21 @@ fn storable(head: &Response<()>, store: Option<Store>, record: &Record) -> Optio
     Some((store, entry))
 }
 
+/// Proxies between here and the caller shall neither collect events nor compress them.
+fn keep_events_flowing(headers: &mut HeaderMap) {
+    if is_event_stream(headers) {
+        headers.insert(
+            CACHE_CONTROL,
+            HeaderValue::from_static("no-cache, no-transform"),
+        );
+        headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    }
+}
+
 fn respond(head: Response<()>, keeps_length: bool, body: AnswerBody) -> Response<AnswerBody> {
     let (mut parts, ()) = head.into_parts();
-    attempt::clean(&mut parts.headers, keeps_length);
+    outbound::answer(&mut parts.headers, keeps_length);
+    keep_events_flowing(&mut parts.headers);
     // Extensions belong to the connection that the answer came on.
     parts.extensions.clear();
     parts.version = http::Version::HTTP_11;

@@ -28,11 +28,13 @@ impl Drop for Place<'_> {
     }
 }
 
-/// Waits until the rule, as the newest snapshot has it, has a ready endpoint, and returns it in that form.
+/// Waits until the rule, as the newest snapshot has it, has a ready endpoint of a candidate that `fits`, and returns it
+/// in that form.
 pub(crate) async fn until_ready(
     job: &Job<'_>,
     rule: &Rule,
     record: &mut Record,
+    fits: impl Fn(&Candidate) -> bool,
 ) -> Result<Arc<Rule>, Reject> {
     let process = &*job.worker.process;
     let Some(_place) = Place::take(process) else {
@@ -58,7 +60,8 @@ pub(crate) async fn until_ready(
         .hold();
     let mut version = process.version.subscribe();
     // From the request's start, so that endpoints that come and go do not make it wait for ever.
-    let deadline = tokio::time::Instant::from_std(record.started + process.settings.hold);
+    let limit = process.settings.hold.min(rule.total);
+    let deadline = tokio::time::Instant::from_std(record.started + limit);
     loop {
         let newest = process
             .snapshot
@@ -66,7 +69,9 @@ pub(crate) async fn until_ready(
             .as_ref()
             .and_then(|snapshot| snapshot.rule_named(&rule.label).cloned());
         if let Some(newest) = newest
-            && newest.candidates().any(Candidate::has_endpoint)
+            && newest
+                .candidates()
+                .any(|candidate| candidate.has_endpoint() && fits(candidate))
         {
             return Ok(newest);
         }

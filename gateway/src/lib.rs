@@ -15,6 +15,7 @@ pub mod openai;
 pub mod outbound;
 pub mod outlier;
 pub mod pick;
+pub mod provider;
 pub mod pulse;
 pub mod reject;
 pub mod retry_budget;
@@ -25,6 +26,7 @@ pub mod sse;
 
 mod admin;
 mod attempt;
+mod begin;
 mod body;
 mod failure;
 mod guard;

@@ -9,17 +9,62 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 use serde::Deserialize;
 
+use crate::openai::Wire;
 use crate::sse::{Decoder, EventTooLarge};
 
+mod events;
+
 /// Tokens as the backend counted them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Tokens of the prompt.
-    #[serde(default)]
+    /// Tokens of the prompt, those that a cache of the backend held included.
     pub prompt_tokens: u64,
     /// Tokens of the answer.
-    #[serde(default)]
     pub completion_tokens: u64,
+}
+
+/// The members by which protocols count.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Counts {
+    #[serde(default)]
+    prompt_tokens: Option<u64>,
+    #[serde(default)]
+    completion_tokens: Option<u64>,
+    #[serde(default)]
+    input_tokens: Option<u64>,
+    #[serde(default)]
+    output_tokens: Option<u64>,
+    // Anthropic counts what its prompt cache read and wrote apart.
+    #[serde(default)]
+    cache_creation_input_tokens: Option<u64>,
+    #[serde(default)]
+    cache_read_input_tokens: Option<u64>,
+}
+
+impl Counts {
+    fn usage(self) -> Usage {
+        let apart = self.cache_creation_input_tokens.unwrap_or(0)
+            + self.cache_read_input_tokens.unwrap_or(0);
+        let prompt = self.prompt_tokens.or(self.input_tokens).unwrap_or(0);
+        Usage {
+            prompt_tokens: prompt.saturating_add(apart),
+            completion_tokens: self.completion_tokens.or(self.output_tokens).unwrap_or(0),
+        }
+    }
+
+    /// What came later counts, where it says anything.
+    fn over(self, before: Self) -> Self {
+        let creation = self.cache_creation_input_tokens;
+        let read = self.cache_read_input_tokens;
+        Self {
+            prompt_tokens: self.prompt_tokens.or(before.prompt_tokens),
+            completion_tokens: self.completion_tokens.or(before.completion_tokens),
+            input_tokens: self.input_tokens.or(before.input_tokens),
+            output_tokens: self.output_tokens.or(before.output_tokens),
+            cache_creation_input_tokens: creation.or(before.cache_creation_input_tokens),
+            cache_read_input_tokens: read.or(before.cache_read_input_tokens),
+        }
+    }
 }
 
 /// What the bytes of one frame meant.
@@ -27,7 +72,7 @@ pub struct Usage {
 pub struct Seen {
     /// Events that carried part of an answer.
     pub tokens: u32,
-    /// `[DONE]` was among them.
+    /// The stream's proper end was among them.
     pub done: bool,
     /// The backend gave up; the offset behind the event that says so.
     pub cut_at: Option<usize>,
@@ -45,11 +90,24 @@ pub enum Cut {
 /// Follows one event stream.
 #[derive(Debug, Default)]
 pub struct Meter {
+    wire: Wire,
     decoder: Decoder,
-    usage: Option<Usage>,
+    counts: Option<Counts>,
     done: bool,
     cut: Option<Cut>,
     started: bool,
+}
+
+/// What one event meant.
+#[derive(Default)]
+struct Meaning {
+    counts: Option<Counts>,
+    /// It carries part of an answer: text, thoughts, a call of a tool.
+    token: bool,
+    /// It is more than an opening.
+    starts: bool,
+    done: bool,
+    cut: Option<Cut>,
 }
 
 #[derive(Deserialize)]
@@ -57,7 +115,7 @@ struct Chunk<'a> {
     #[serde(borrow, default)]
     choices: Vec<Choice<'a>>,
     #[serde(default)]
-    usage: Option<Usage>,
+    usage: Option<Counts>,
     #[serde(default)]
     error: Option<serde::de::IgnoredAny>,
 }
@@ -88,39 +146,42 @@ static ABORT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""abor
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""error""#));
 
 impl Meter {
+    /// For a stream made of `wire`.
+    pub fn new(wire: Wire) -> Self {
+        Self {
+            wire,
+            ..Self::default()
+        }
+    }
+
     /// Takes the next frame.
     pub fn feed(&mut self, frame: &[u8]) -> Result<Seen, EventTooLarge> {
         let mut seen = Seen::default();
         let Self {
+            wire,
             decoder,
-            usage,
+            counts,
             done,
             cut,
             started,
         } = self;
         decoder.feed(frame, |data, end| {
-            if data.trim_ascii() == b"[DONE]" {
-                *done = true;
-                seen.done = true;
-                return;
+            let meaning = match wire {
+                Wire::Chunks => of_chunk(data, *started),
+                Wire::Responses => events::of_response(data),
+                Wire::Messages => events::of_message(data),
+            };
+            if let Some(now) = meaning.counts {
+                *counts = Some(now.over(counts.unwrap_or_default()));
             }
-            let mut carries_answer = true;
-            if may_matter(data)
-                && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data)
-            {
-                *usage = chunk.usage.or(*usage);
-                carries_answer = chunk.usage.is_none() || !chunk.choices.is_empty();
-                let found = cut_of(&chunk);
-                if found.is_some() {
-                    *cut = cut.or(found);
-                    seen.cut_at = seen.cut_at.or(Some(end));
-                    carries_answer = false;
-                }
+            if meaning.cut.is_some() {
+                *cut = cut.or(meaning.cut);
+                seen.cut_at = seen.cut_at.or(Some(end));
             }
-            if carries_answer {
-                seen.tokens += 1;
-                *started = *started || !is_opening(data);
-            }
+            seen.tokens += u32::from(meaning.token);
+            seen.done |= meaning.done;
+            *started |= meaning.starts;
+            *done |= meaning.done;
         })?;
         Ok(seen)
     }
@@ -131,7 +192,7 @@ impl Meter {
         self.started
     }
 
-    /// Whether `[DONE]` came.
+    /// Whether the stream's proper end came: `[DONE]`, or the event that stands for it.
     pub fn is_done(&self) -> bool {
         self.done
     }
@@ -143,13 +204,36 @@ impl Meter {
 
     /// The last usage that was reported.
     pub fn usage(&self) -> Option<Usage> {
-        self.usage
+        self.counts.map(Counts::usage)
     }
 
     /// Whether bytes of an unfinished event went through.
     pub fn is_inside_event(&self) -> bool {
         self.decoder.is_inside_event()
     }
+}
+
+fn of_chunk(data: &[u8], started: bool) -> Meaning {
+    if data.trim_ascii() == b"[DONE]" {
+        return Meaning {
+            done: true,
+            ..Meaning::default()
+        };
+    }
+    let mut meaning = Meaning {
+        token: true,
+        ..Meaning::default()
+    };
+    if may_matter(data)
+        && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data)
+    {
+        meaning.counts = chunk.usage;
+        meaning.cut = cut_of(&chunk);
+        meaning.token =
+            meaning.cut.is_none() && (chunk.usage.is_none() || !chunk.choices.is_empty());
+    }
+    meaning.starts = meaning.token && (started || !is_opening(data));
+    meaning
 }
 
 fn may_matter(data: &[u8]) -> bool {
@@ -193,7 +277,7 @@ pub fn of_whole(body: &[u8]) -> (Option<Usage>, Option<Cut>) {
     match serde_json::from_slice::<Chunk<'_>>(body) {
         Ok(chunk) => {
             let cut = cut_of(&chunk);
-            (chunk.usage, cut)
+            (chunk.usage.map(Counts::usage), cut)
         }
         Err(_) => (None, None),
     }

@@ -1,11 +1,13 @@
-//! The few things that the gateway reads of an OpenAI-shaped request: which call it is, the `model` member, whether
-//! it streams. All other bytes stay as they came; only `model` is ever replaced.
+//! The few things that the gateway reads of a request: which call it is, the `model` member, whether it streams. All
+//! other bytes stay as they came; only `model` is ever replaced. (Translations to another protocol read more: see
+//! `provider`.)
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
 use bytes::buf::{Buf as _, Chain};
+use penstock_core::config::Protocol;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -25,16 +27,25 @@ pub enum Api {
     Rerank,
     /// `POST /v1/score`, as vLLM has it
     Score,
+    /// `POST /v1/responses`
+    Responses,
+    /// `POST /v1/messages`, Anthropic's
+    Messages,
+    /// `POST /v1/messages/count_tokens`, Anthropic's
+    CountTokens,
 }
 
 impl Api {
     /// All of them, in the order of [`Api::index`].
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 8] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
         Self::Rerank,
         Self::Score,
+        Self::Responses,
+        Self::Messages,
+        Self::CountTokens,
     ];
 
     /// The call that a path leads to.
@@ -56,19 +67,52 @@ impl Api {
             Self::Embeddings => "/embeddings",
             Self::Rerank => "/rerank",
             Self::Score => "/score",
+            Self::Responses => "/responses",
+            Self::Messages => "/messages",
+            Self::CountTokens => "/messages/count_tokens",
         }
     }
 
-    /// `gen_ai.operation.name` of the OpenTelemetry conventions, which know the first three.
+    /// Which protocol its callers speak.
+    pub fn protocol(self) -> Protocol {
+        match self {
+            Self::Messages | Self::CountTokens => Protocol::Anthropic,
+            _ => Protocol::OpenAi,
+        }
+    }
+
+    /// What its event streams are made of.
+    pub fn wire(self) -> Wire {
+        match self {
+            Self::Responses => Wire::Responses,
+            Self::Messages | Self::CountTokens => Wire::Messages,
+            _ => Wire::Chunks,
+        }
+    }
+
+    /// `gen_ai.operation.name` of the OpenTelemetry conventions, where these have one.
     pub fn operation(self) -> &'static str {
         match self {
-            Self::Chat => "chat",
+            Self::Chat | Self::Responses | Self::Messages => "chat",
             Self::Completions => "text_completion",
             Self::Embeddings => "embeddings",
             Self::Rerank => "rerank",
             Self::Score => "score",
+            Self::CountTokens => "count_tokens",
         }
     }
+}
+
+/// What an event stream is made of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wire {
+    /// Chunks of completions, ended by `[DONE]`.
+    #[default]
+    Chunks,
+    /// Typed events of OpenAI's Responses API, ended by `response.completed` or its like.
+    Responses,
+    /// Typed events of Anthropic's Messages API, ended by `message_stop`.
+    Messages,
 }
 
 /// What was read of a request body.
@@ -80,7 +124,7 @@ pub struct Call<'a> {
     pub model_at: Range<usize>,
     /// Whether an event stream is asked for.
     pub stream: bool,
-    /// The JSON text of `messages` or `prompt`; empty if there is neither.
+    /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
     pub prompt: &'a [u8],
 }
 
@@ -106,6 +150,8 @@ struct View<'a> {
     stream: Option<bool>,
     #[serde(borrow, default)]
     messages: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    input: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt: Option<&'a RawValue>,
 }
@@ -151,6 +197,7 @@ impl<'a> Call<'a> {
             stream: view.stream.unwrap_or(false),
             prompt: view
                 .messages
+                .or(view.input)
                 .or(view.prompt)
                 .map_or(&[], |raw| raw.get().as_bytes()),
         })
@@ -215,7 +262,7 @@ mod tests {
             "/v1",
             "/chat/completions",
             "/v1/chat/completions/",
-            "/v1/responses",
+            "/v1/responses/",
         ] {
             assert_eq!(Api::of_path(path), None, "{path}");
         }

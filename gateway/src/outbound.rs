@@ -9,6 +9,7 @@ use http::header::{
     VIA,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+use penstock_core::config::Protocol;
 use penstock_core::names::REQUEST_ID_HEADER;
 
 /// [`REQUEST_ID_HEADER`].
@@ -21,8 +22,15 @@ const API_KEYS: [HeaderName; 3] = [
     HeaderName::from_static("x-api-key"),
     HeaderName::from_static("x-goog-api-key"),
 ];
-/// Headers that the gateway adds: `Host`, `Authorization`, `Via`, the request id.
-const ADDED: usize = 4;
+/// What Anthropic's API takes its key from.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Anthropic demands it of every request.
+const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
+/// The version that translations are made for, and the newest there is.
+const SPOKEN_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
+/// Headers that the gateway adds: `Host`, the credential, `Via`, the request id, `Anthropic-Version`.
+const ADDED: usize = 5;
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     [
@@ -66,11 +74,11 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .collect()
 }
 
-/// What goes upstream.
+/// What goes upstream, less the protocol's own: see [`speak`].
 pub fn request(
     from_caller: &HeaderMap,
     host: &HeaderValue,
-    authorization: Option<&HeaderValue>,
+    credential: Option<(&HeaderName, &HeaderValue)>,
     via: &HeaderValue,
     id: &HeaderValue,
 ) -> HeaderMap {
@@ -86,16 +94,39 @@ pub fn request(
             headers.append(name, value.clone());
         }
     }
-    if let Some(authorization) = authorization {
-        headers.insert(AUTHORIZATION, authorization.clone());
+    if let Some((name, value)) = credential {
+        headers.insert(name, value.clone());
     }
     headers.append(VIA, via.clone());
     headers.insert(REQUEST_ID, id.clone());
     headers
 }
 
-/// Leaves of a backend's headers what the caller may see.
-pub fn answer(headers: &mut HeaderMap) {
+/// The protocol's own headers. Those of a caller mean something only to a backend that speaks the caller's protocol.
+pub fn speak(headers: &mut HeaderMap, protocol: Protocol, is_callers: bool) {
+    if !is_callers {
+        headers.remove(ANTHROPIC_VERSION);
+        headers.remove(ANTHROPIC_BETA);
+    }
+    if protocol == Protocol::Anthropic && !headers.contains_key(ANTHROPIC_VERSION) {
+        headers.insert(ANTHROPIC_VERSION, SPOKEN_VERSION);
+    }
+}
+
+/// Which protocol a caller speaks on paths that both have: Anthropic's clients name its version.
+pub fn speaks(headers: &HeaderMap) -> Protocol {
+    if headers.contains_key(ANTHROPIC_VERSION) {
+        Protocol::Anthropic
+    } else {
+        Protocol::OpenAi
+    }
+}
+
+/// Leaves of a backend's headers what the caller may see. The length stays only where the bytes are sure to match.
+pub fn answer(headers: &mut HeaderMap, keeps_length: bool) {
+    if !keeps_length {
+        headers.remove(CONTENT_LENGTH);
+    }
     if headers.contains_key(CONNECTION) {
         for name in named_by_connection(headers) {
             headers.remove(name);
@@ -163,7 +194,7 @@ mod tests {
         let sent = request(
             &caller,
             &value("pod:8000"),
-            Some(&value("Bearer ours")),
+            Some((&AUTHORIZATION, &value("Bearer ours"))),
             &value("1.1 me"),
             &value("id"),
         );
@@ -206,8 +237,22 @@ mod tests {
             ("transfer-encoding", "chunked"),
             ("content-type", "text/event-stream"),
         ]);
-        answer(&mut headers);
+        answer(&mut headers, false);
         assert_eq!(headers, map(&[("content-type", "text/event-stream")]));
+    }
+
+    #[test]
+    fn anthropic_gets_a_version_and_others_none() {
+        let caller = [("anthropic-version", "2024-01-01"), ("anthropic-beta", "x")];
+        let spoken = |protocol, is_callers| {
+            let mut headers = map(&caller);
+            speak(&mut headers, protocol, is_callers);
+            headers
+        };
+        assert_eq!(spoken(Protocol::Anthropic, true), map(&caller));
+        let own = map(&[("anthropic-version", "2023-06-01")]);
+        assert_eq!(spoken(Protocol::Anthropic, false), own);
+        assert_eq!(spoken(Protocol::OpenAi, false), HeaderMap::new());
     }
 
     #[test]

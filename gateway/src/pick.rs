@@ -7,13 +7,13 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use penstock_core::config::Strategy;
+use penstock_core::config::{Protocol, Strategy};
 use rand::Rng;
 
 use crate::balance::peak_ewma::Work;
 use crate::balance::prefix_affinity::Seen;
 use crate::balance::{self, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin};
-use crate::snapshot::{Authorization, Candidate, Endpoint, Slot, Tier};
+use crate::snapshot::{Candidate, Credential, Endpoint, Slot, Tier};
 
 /// What a strategy may know of the request.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +26,16 @@ pub struct Wish<'a> {
     pub prompt_tokens: u32,
     /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
     pub blocks: &'a [u64],
+    /// Protocols that cannot carry it.
+    pub unfit: &'a [Protocol],
 }
 
 impl Wish<'_> {
+    /// Whether the candidate's protocol can carry it.
+    pub fn fits(&self, candidate: &Candidate) -> bool {
+        !self.unfit.contains(&candidate.backend.protocol)
+    }
+
     /// What an average of the endpoint's latency is to be multiplied with.
     pub fn work_at(&self, endpoint: &Endpoint) -> f32 {
         let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
@@ -78,7 +85,7 @@ pub fn pick(
 
 /// Whether its requests can carry the credential that they need.
 pub fn has_credential(candidate: &Candidate) -> bool {
-    !matches!(candidate.backend.authorization, Authorization::Missing)
+    !matches!(candidate.backend.credential, Credential::Missing)
 }
 
 /// The cheaper of two endpoints of the tier: by its latency for such requests, or by requests in flight alone.

@@ -18,7 +18,7 @@ use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Endpoint, Rule};
 
 /// Every value of the `outcome` label that a request with a backend may have.
-pub(crate) const ROUTE_OUTCOMES: [&str; 8] = [
+pub(crate) const ROUTE_OUTCOMES: [&str; 9] = [
     OK,
     CLIENT_GONE,
     REFUSED,
@@ -26,6 +26,7 @@ pub(crate) const ROUTE_OUTCOMES: [&str; 8] = [
     "aborted",
     "stalled",
     "malformed",
+    "deadline",
     UPSTREAM_ERROR,
 ];
 /// A whole answer went out.

@@ -1,14 +1,20 @@
 //! `Reject`: the closed list of reasons for which the gateway itself refuses or ends a request. Each has one status,
-//! one label for metrics and logs, and one OpenAI-shaped body. Nothing else in this crate makes error answers.
+//! one label for metrics, logs and the header `x-penstock-reason`, and one body in the protocol of the caller. Nothing
+//! else in this crate makes error answers.
 //!
 //! Messages are for callers: no secret, no address of a backend.
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderValue, StatusCode};
-use serde_json::json;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use penstock_core::config::Protocol;
+use penstock_core::names::REASON_HEADER;
+use serde_json::{Value, json};
+
+use crate::openai::Wire;
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;
+const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 
 /// Why a request is not answered by a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,20 @@ pub enum Reject {
     },
     /// No `model` in the body.
     MissingModel,
+    /// A member of the body has the wrong shape.
+    InvalidField {
+        /// Which one.
+        param: String,
+        /// What it must be.
+        expected: &'static str,
+    },
+    /// No backend for the model can carry a member of the body.
+    UnsupportedByBackend {
+        /// Which one.
+        param: String,
+    },
+    /// The rule's limit for the whole request.
+    DeadlineExceeded,
     /// No rule takes this model.
     ModelNotFound {
         /// As the caller wrote it.
@@ -88,7 +108,7 @@ struct Shape {
     label: &'static str,
     kind: &'static str,
     message: String,
-    param: Option<&'static str>,
+    param: Option<String>,
     retry_after_s: Option<u32>,
 }
 
@@ -115,8 +135,8 @@ impl Reject {
                 404,
                 "path_not_found",
                 INVALID,
-                "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/embeddings, /v1/rerank or \
-                 /v1/score, or GET /v1/models.",
+                "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, \
+                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank or /v1/score, or GET /v1/models.",
             ),
             Self::MethodNotAllowed { allowed } => shape(
                 405,
@@ -163,13 +183,39 @@ impl Reject {
                 ),
             ),
             Self::MissingModel => Shape {
-                param: Some("model"),
+                param: Some("model".to_owned()),
                 ..shape(400, "missing_model", INVALID, "The body must name a model.")
             },
+            Self::InvalidField { param, expected } => Shape {
+                param: Some(param.clone()),
+                ..shape(
+                    400,
+                    "invalid_field",
+                    INVALID,
+                    &format!("'{param}' must be {expected}."),
+                )
+            },
+            Self::UnsupportedByBackend { param } => Shape {
+                param: Some(param.clone()),
+                ..shape(
+                    400,
+                    "unsupported_by_backend",
+                    INVALID,
+                    &format!(
+                        "No backend for this model can carry '{param}': leave it out, or ask for another model."
+                    ),
+                )
+            },
+            Self::DeadlineExceeded => shape(
+                504,
+                "deadline_exceeded",
+                SERVER,
+                "The request was not answered within the limit that its rule sets.",
+            ),
             Self::ModelNotFound { model } => {
                 let shown: String = model.chars().take(SHOWN_MODEL_CHARS).collect();
                 Shape {
-                    param: Some("model"),
+                    param: Some("model".to_owned()),
                     ..shape(
                         404,
                         "model_not_found",
@@ -275,8 +321,8 @@ impl Reject {
         self.shape().label
     }
 
-    /// Status, headers and body of the answer.
-    pub fn parts(&self) -> (StatusCode, HeaderMap, Vec<u8>) {
+    /// Status, headers and body of the answer to a caller that speaks `protocol`.
+    pub fn parts(&self, protocol: Protocol) -> (StatusCode, HeaderMap, Vec<u8>) {
         let Shape {
             status,
             label,
@@ -285,9 +331,14 @@ impl Reject {
             param,
             retry_after_s,
         } = self.shape();
-        let body =
-            json!({"error": {"message": message, "type": kind, "param": param, "code": label}});
+        let body = match protocol {
+            Protocol::OpenAi => {
+                json!({"error": {"message": message, "type": kind, "param": param, "code": label}})
+            }
+            Protocol::Anthropic => anthropic_error(status, &message),
+        };
         let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(REASON, HeaderValue::from_static(label));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = retry_after_s {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
@@ -306,6 +357,23 @@ impl Reject {
     }
 }
 
+/// An error body in Anthropic's shape, with the type that goes with the status
+/// (<https://docs.anthropic.com/en/api/errors>).
+pub fn anthropic_error(status: u16, message: &str) -> Value {
+    let kind = match status {
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 | 529 => "overloaded_error",
+        504 => "timeout_error",
+        400..500 => "invalid_request_error",
+        _ => "api_error",
+    };
+    json!({"type": "error", "error": {"type": kind, "message": message}})
+}
+
 /// Why an answer that has begun cannot be finished; becomes the event that ends its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -317,6 +385,8 @@ pub enum Broken {
     Stalled,
     /// The backend sent an event beyond all bounds.
     Malformed,
+    /// The rule's limit for the whole request.
+    Deadline,
 }
 
 impl Broken {
@@ -327,11 +397,13 @@ impl Broken {
             Self::Aborted => "aborted",
             Self::Stalled => "stalled",
             Self::Malformed => "malformed",
+            Self::Deadline => "deadline",
         }
     }
 
-    /// The event. `inside` says that part of another event went out before, which must be closed first.
-    pub fn event(self, inside: bool) -> Vec<u8> {
+    /// The event, as the caller's stream has it. `inside` says that part of another event went out before, which must
+    /// be closed first.
+    pub fn event(self, wire: Wire, inside: bool) -> Vec<u8> {
         let message = match self {
             Self::Cut => "The backend broke off. The answer is incomplete.",
             Self::Aborted => "The backend stopped and aborted the answer. It is incomplete.",
@@ -339,12 +411,23 @@ impl Broken {
             Self::Malformed => {
                 "The backend sent an event that cannot be read. The answer is incomplete."
             }
+            Self::Deadline => {
+                "The answer took longer than the rule of this model allows. It is incomplete."
+            }
         };
         let code = format!("stream_{}", self.label());
-        let error =
-            json!({"error": {"message": message, "type": SERVER, "param": null, "code": code}});
+        let error = json!({"message": message, "type": SERVER, "param": null, "code": code});
+        let event = match wire {
+            Wire::Chunks => format!("data: {}", json!({ "error": error })),
+            // The official SDK raises an error only for an event with a member `error`.
+            Wire::Responses => format!(
+                "event: error\ndata: {}",
+                json!({"type": "error", "code": code, "message": message, "param": null, "error": error})
+            ),
+            Wire::Messages => format!("event: error\ndata: {}", anthropic_error(500, message)),
+        };
         let start = if inside { "\n\n" } else { "" };
-        format!("{start}data: {error}\n\n").into_bytes()
+        format!("{start}{event}\n\n").into_bytes()
     }
 }
 
@@ -363,6 +446,14 @@ mod tests {
             Reject::BodyBroken,
             Reject::InvalidJson { line: 1, column: 2 },
             Reject::MissingModel,
+            Reject::InvalidField {
+                param: "stop".to_owned(),
+                expected: "a text or a list of texts",
+            },
+            Reject::UnsupportedByBackend {
+                param: "logit_bias".to_owned(),
+            },
+            Reject::DeadlineExceeded,
             Reject::ModelNotFound {
                 model: format!("no\"pe{}", "x".repeat(1000)),
             },
@@ -385,10 +476,19 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_answer() {
+        insta::assert_snapshot!(answers(Protocol::OpenAi));
+    }
+
+    #[test]
+    fn anthropic_callers_get_its_error_shape() {
+        insta::assert_snapshot!(answers(Protocol::Anthropic));
+    }
+
+    fn answers(protocol: Protocol) -> String {
         let answers: Vec<String> = all()
             .iter()
             .map(|reject| {
-                let (status, headers, body) = reject.parts();
+                let (status, headers, body) = reject.parts(protocol);
                 let retry = headers
                     .get(RETRY_AFTER)
                     .map_or("-", |value| value.to_str().unwrap());
@@ -400,7 +500,7 @@ mod tests {
                 )
             })
             .collect();
-        insta::assert_snapshot!(answers.join("\n"));
+        answers.join("\n")
     }
 
     #[test]
@@ -411,9 +511,21 @@ mod tests {
 
     #[test]
     fn the_last_event_of_a_broken_stream_closes_an_open_one_first() {
-        let event = String::from_utf8(Broken::Cut.event(true)).unwrap();
+        let event = String::from_utf8(Broken::Cut.event(Wire::Chunks, true)).unwrap();
         assert!(event.starts_with("\n\ndata: {\"error\""), "{event}");
         assert!(event.ends_with("}\n\n"));
-        assert!(Broken::Stalled.event(false).starts_with(b"data: "));
+        let event = Broken::Stalled.event(Wire::Chunks, false);
+        assert!(event.starts_with(b"data: "));
+    }
+
+    #[test]
+    fn a_broken_stream_ends_as_its_protocol_ends_broken_ones() {
+        for wire in [Wire::Responses, Wire::Messages] {
+            let event = String::from_utf8(Broken::Deadline.event(wire, false)).unwrap();
+            let data = event.strip_prefix("event: error\ndata: ").unwrap();
+            let data: Value = serde_json::from_str(data.trim_end()).unwrap();
+            assert_eq!(data["type"], "error");
+            assert!(data["error"]["message"].is_string());
+        }
     }
 }

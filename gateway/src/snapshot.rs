@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, Strategy};
+use http::{HeaderName, HeaderValue, Uri};
+use penstock_core::config::{self, GatewayConfig, Protocol, Strategy};
 use penstock_core::ids::{BackendId, Id};
 
 use crate::balance::peak_ewma::PeakEwma;
@@ -24,6 +24,7 @@ use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::openai::Api;
 use crate::outlier::Outlier;
+use crate::provider::Rest;
 use crate::pulse::Pulse;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::Pool;
@@ -47,8 +48,8 @@ pub struct Snapshot {
     pub digest: String,
     /// Objects that are not served as the config says.
     pub rejected: Vec<String>,
-    /// The answer to `GET /v1/models`.
-    pub models: Bytes,
+    /// The answers to `GET /v1/models`.
+    pub models: Models,
     rules: Vec<Arc<Rule>>,
     /// Model → first rule with that exact name.
     exact: HashMap<String, usize>,
@@ -56,6 +57,14 @@ pub struct Snapshot {
     prefixes: Vec<(String, usize)>,
     backends: BTreeMap<BackendId, Arc<Backend>>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+}
+
+/// The models that rules name exactly, as each protocol lists them.
+pub struct Models {
+    /// For callers that speak OpenAI's.
+    pub openai: Bytes,
+    /// For callers that speak Anthropic's.
+    pub anthropic: Bytes,
 }
 
 /// One rule.
@@ -72,10 +81,14 @@ pub struct Rule {
     pub retries: Arc<RetryBudget>,
     /// To connect.
     pub connect: Duration,
-    /// To the first byte of an answer's body.
-    pub first_byte: Duration,
+    /// To the first token of a stream, or the first byte of another answer's body.
+    pub first_token: Duration,
     /// Between two pieces of an answer.
     pub idle: Duration,
+    /// From the request's head to its answer's end.
+    pub total: Duration,
+    /// Parts of a request that a backend's protocol cannot carry.
+    pub rest: Rest,
     /// Where answers are stored, with the cache's name.
     pub cache: Option<(String, Arc<ExactCache>)>,
 }
@@ -141,10 +154,12 @@ pub struct Backend {
     pub id: BackendId,
     /// Its name as text, for logs, headers and labels.
     pub label: HeaderValue,
+    /// What it speaks.
+    pub protocol: Protocol,
     /// Those that may take new requests.
     pub endpoints: Vec<Arc<Endpoint>>,
-    /// What goes upstream as `Authorization`.
-    pub authorization: Authorization,
+    /// What goes upstream as credential.
+    pub credential: Credential,
     /// Requests in flight and waiting.
     pub ledger: Arc<BackendLedger>,
     /// Where the scan for the next endpoint begins.
@@ -153,12 +168,12 @@ pub struct Backend {
     lives: BTreeMap<Address, Arc<EndpointLive>>,
 }
 
-/// What goes upstream as `Authorization`.
-pub enum Authorization {
+/// What goes upstream as credential.
+pub enum Credential {
     /// Nothing.
     None,
-    /// This, marked sensitive.
-    Value(HeaderValue),
+    /// This header, its value marked sensitive.
+    Header(HeaderName, HeaderValue),
     /// It should, but no value has arrived: the backend cannot be used.
     Missing,
 }
@@ -308,6 +323,7 @@ pub(crate) mod tests {
                 service_port,
                 port_name: None,
             },
+            protocol: Protocol::OpenAi,
             model: None,
             credential: None,
         }
@@ -335,9 +351,11 @@ pub(crate) mod tests {
             retry: Retry { attempts: 3 },
             timeouts: Timeouts {
                 connect_ms: 1000,
-                first_byte_ms: 1000,
+                first_token_ms: 1000,
                 idle_ms: 1000,
+                total_ms: 60_000,
             },
+            on_unsupported: config::OnUnsupported::Refuse,
             cache: None,
         }
     }
@@ -487,14 +505,15 @@ pub(crate) mod tests {
         let some = endpoints(&[("a", &[1])]);
         let missing = build(config.clone(), &some, &Credentials::default(), None);
         assert!(matches!(
-            missing.backends().next().unwrap().authorization,
-            Authorization::Missing
+            missing.backends().next().unwrap().credential,
+            super::Credential::Missing
         ));
         let credentials = Credentials {
             values: BTreeMap::from([("ns.s.k".to_owned(), Credential::new("sk-1\n"))]),
         };
         let arrived = build(config, &some, &credentials, Some(&missing));
-        let Authorization::Value(value) = &arrived.backends().next().unwrap().authorization else {
+        let super::Credential::Header(_, value) = &arrived.backends().next().unwrap().credential
+        else {
             panic!()
         };
         assert_eq!(value, "Bearer sk-1");
@@ -535,7 +554,7 @@ pub(crate) mod tests {
             &Credentials::default(),
             None,
         );
-        let value: serde_json::Value = serde_json::from_slice(&snapshot.models).unwrap();
+        let value: serde_json::Value = serde_json::from_slice(&snapshot.models.openai).unwrap();
         assert_eq!(value["data"].as_array().unwrap().len(), 2);
         assert_eq!(value["data"][0]["id"], "a");
     }

@@ -12,7 +12,9 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::meter::{Cut, Meter};
+use crate::openai::{Api, Wire};
 use crate::process::Worker;
+use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, UPSTREAM_ERROR};
 use crate::reject::Broken;
 use crate::upstream::{BodyError, Exchange};
@@ -156,11 +158,24 @@ pub(crate) struct Stream {
     exchange: Option<Exchange>,
     /// `None` for a body that is no event stream.
     meter: Option<Meter>,
+    /// Between a backend and a caller that speak different protocols.
+    translator: Option<Translator>,
+    /// What the caller's stream is made of.
+    wire: Wire,
     ready: Option<Bytes>,
     next: Next,
-    idle: Duration,
+    limits: Limits,
     fill: Option<Fill>,
     record: Box<Record>,
+}
+
+/// How long a body may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Each further piece.
+    pub(crate) idle: Duration,
+    /// All of it, until then.
+    pub(crate) last: Instant,
 }
 
 /// An answer that has begun: `first` was read and, with a meter, followed already.
@@ -168,22 +183,25 @@ pub(crate) struct Begun {
     pub(crate) exchange: Exchange,
     /// `None` for a body that is no event stream.
     pub(crate) meter: Option<Meter>,
+    /// `None` where the backend speaks the caller's protocol.
+    pub(crate) translator: Option<Translator>,
     pub(crate) first: Bytes,
     /// Where in `first` the backend gave up.
     pub(crate) cut_at: Option<usize>,
 }
 
 impl Stream {
-    /// Goes on with an answer; `idle` bounds the wait for each further piece.
+    /// Goes on with an answer.
     pub(crate) fn new(
         worker: &Arc<Worker>,
         begun: Begun,
-        idle: Duration,
+        limits: Limits,
         record: Box<Record>,
     ) -> Self {
         let Begun {
             exchange,
             meter,
+            translator,
             first,
             cut_at,
         } = begun;
@@ -191,9 +209,11 @@ impl Stream {
             worker: Arc::clone(worker),
             exchange: Some(exchange),
             meter,
+            translator,
+            wire: record.api.map(Api::wire).unwrap_or_default(),
             ready: None,
             next: Next::Upstream,
-            idle,
+            limits,
             fill: None,
             record,
         };
@@ -222,10 +242,16 @@ impl Stream {
                 Some(Cut::Abort) | None => self.break_off(Broken::Aborted),
             }
         }
+        if let Some(translator) = &mut self.translator {
+            match translator.feed(&bytes) {
+                Ok(translated) => bytes = translated,
+                Err(_too_large) => return self.break_off(Broken::Malformed),
+            }
+        }
         if let Some(fill) = &mut self.fill {
             fill.add(&bytes);
         }
-        self.ready = Some(bytes);
+        self.ready = Some(bytes).filter(|bytes| !bytes.is_empty());
     }
 
     fn end(&mut self, outcome: &'static str) {
@@ -243,30 +269,37 @@ impl Stream {
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
-        if let Some(bytes) = self.ready.take() {
-            return Poll::Ready(Some(Ok(bytes)));
-        }
-        match self.next {
-            Next::End => Poll::Ready(None),
-            Next::Event(broken) => {
-                self.next = Next::End;
-                let Some(meter) = &self.meter else {
-                    return Poll::Ready(Some(Err(BrokenOff)));
-                };
-                Poll::Ready(Some(Ok(Bytes::from(broken.event(meter.is_inside_event())))))
+        loop {
+            if let Some(bytes) = self.ready.take() {
+                return Poll::Ready(Some(Ok(bytes)));
             }
-            Next::Upstream => self.poll_upstream(cx),
+            match self.next {
+                Next::End => return Poll::Ready(None),
+                Next::Event(broken) => {
+                    self.next = Next::End;
+                    let Some(meter) = &self.meter else {
+                        return Poll::Ready(Some(Err(BrokenOff)));
+                    };
+                    // A translator lets whole events out only.
+                    let inside = self.translator.is_none() && meter.is_inside_event();
+                    let event = broken.event(self.wire, inside);
+                    return Poll::Ready(Some(Ok(Bytes::from(event))));
+                }
+                Next::Upstream => std::task::ready!(self.poll_upstream(cx)),
+            }
         }
     }
 
-    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+    /// Takes what comes next from the backend.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(exchange) = &mut self.exchange else {
-            return Poll::Ready(None);
+            self.next = Next::End;
+            return Poll::Ready(());
         };
         match std::task::ready!(exchange.poll_frame(cx)) {
             Ok(Some(bytes)) => {
                 let now = penstock_shell::clock::now();
-                exchange.set_deadline(now + self.idle);
+                exchange.set_deadline(self.limits.last.min(now + self.limits.idle));
                 let is_over = exchange.is_over();
                 self.take(bytes, now);
                 if is_over && self.next == Next::Upstream {
@@ -275,9 +308,12 @@ impl Stream {
             }
             Ok(None) => self.finish(cx),
             Err(BodyError::Broken) => self.break_off(Broken::Cut),
+            Err(BodyError::TimedOut) if penstock_shell::clock::now() >= self.limits.last => {
+                self.break_off(Broken::Deadline);
+            }
             Err(BodyError::TimedOut) => self.break_off(Broken::Stalled),
         }
-        self.poll_next(cx)
+        Poll::Ready(())
     }
 
     fn take(&mut self, bytes: Bytes, now: Instant) {

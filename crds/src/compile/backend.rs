@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use penstock_core::config::{Backend, CredentialRef, Target};
+use penstock_core::config::{Backend, CredentialRef, Protocol, Target};
 use penstock_core::endpoints::ServicePort;
 use penstock_core::ids::Id;
 use penstock_core::names;
 
 use super::Facts;
-use crate::backend::{External, LLMBackendSpec, Pool, Scaling, SecretKey, ServiceTarget};
+use crate::backend::{
+    External, LLMBackendSpec, Pool, ProtocolSpec, Scaling, SecretKey, ServiceTarget,
+};
 use crate::object::{Kind, ObjectRef};
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
@@ -151,6 +153,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
             },
             port_name: Some("http".to_owned()),
         },
+        protocol: Protocol::OpenAi,
         model: Some(id.name.clone()),
         credential: None,
     }
@@ -244,6 +247,7 @@ fn compile_service(
                 .flatten()
                 .and_then(|service| service.ports.get(&port).cloned().flatten()),
         },
+        protocol: protocol(service.protocol),
         model: service.model.clone(),
         credential: compile_credential(
             id,
@@ -279,6 +283,7 @@ fn compile_external(
     }
     Some(Backend {
         target: Target::Url(external.url.trim_end_matches('/').to_owned()),
+        protocol: protocol(external.protocol),
         model: external.model.clone(),
         credential: compile_credential(
             id,
@@ -288,6 +293,13 @@ fn compile_external(
             check,
         ),
     })
+}
+
+fn protocol(spec: ProtocolSpec) -> Protocol {
+    match spec {
+        ProtocolSpec::OpenAI => Protocol::OpenAi,
+        ProtocolSpec::Anthropic => Protocol::Anthropic,
+    }
 }
 
 fn is_gateway_service(namespace: &str, service: &str, gateways: &BTreeSet<Id>) -> bool {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, ModelMatch, Retry, Rule, RuleBackend, Strategy, Timeouts,
+    Backend, Cache, ModelMatch, OnUnsupported, Retry, Rule, RuleBackend, Strategy, Timeouts,
 };
 use penstock_core::ids::Id;
 
 use crate::object::{Kind, ObjectRef, Objects};
-use crate::policy::{RuleSpec, StrategySpec};
+use crate::policy::{OnUnsupportedSpec, RuleSpec, StrategySpec};
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
 
@@ -17,9 +17,11 @@ use crate::text::DurationText;
 const DEFAULT_ATTEMPTS: u32 = 3;
 const DEFAULT_CONNECT: Duration = Duration::from_secs(2);
 /// Longer than the longest prefill that still makes sense; a queue that long is a scaling fault, not a routing one.
-const DEFAULT_FIRST_BYTE: Duration = Duration::from_mins(5);
+const DEFAULT_FIRST_TOKEN: Duration = Duration::from_mins(5);
 /// An engine under preemption may pause for tens of seconds between tokens.
 const DEFAULT_IDLE: Duration = Duration::from_mins(2);
+/// Longer than any answer of today's models takes; a request that waits in all loops at once ends here.
+const DEFAULT_TOTAL: Duration = Duration::from_hours(1);
 const MAX_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// What the rules may refer to.
@@ -172,6 +174,10 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
         },
         timeouts: compile_timeouts(spec, scope),
+        on_unsupported: match spec.on_unsupported {
+            Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
+            Some(OnUnsupportedSpec::Refuse) | None => OnUnsupported::Refuse,
+        },
         cache: compile_cache_ref(policy, spec, known, scope),
     }
 }
@@ -210,12 +216,13 @@ fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
     };
     Timeouts {
         connect_ms: ms(".timeouts.connect", timeouts.connect, DEFAULT_CONNECT),
-        first_byte_ms: ms(
-            ".timeouts.firstByte",
-            timeouts.first_byte,
-            DEFAULT_FIRST_BYTE,
+        first_token_ms: ms(
+            ".timeouts.firstToken",
+            timeouts.first_token,
+            DEFAULT_FIRST_TOKEN,
         ),
         idle_ms: ms(".timeouts.idle", timeouts.idle, DEFAULT_IDLE),
+        total_ms: ms(".timeouts.total", timeouts.total, DEFAULT_TOTAL),
     }
 }
 

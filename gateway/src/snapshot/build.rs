@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, ModelMatch, Target};
+use penstock_core::config::{self, GatewayConfig, ModelMatch, OnUnsupported, Protocol, Target};
 use penstock_core::endpoints::Endpoints;
 use penstock_core::ids::{BackendId, Id};
 use serde_json::json;
@@ -15,12 +16,14 @@ use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Address, Authorization, Backend, Candidate, Endpoint, EndpointLive, Parts, Rule, Slot,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, Models, Parts, Rule, Slot,
     Snapshot, Tier, Uris,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::metrics::Metrics;
 use crate::openai::Api;
+use crate::outbound::X_API_KEY;
+use crate::provider::Rest;
 use crate::source::Credentials;
 
 impl Snapshot {
@@ -82,7 +85,7 @@ impl Snapshot {
             .collect();
         rejected.dedup();
         let (exact, prefixes) = build_matches(&config);
-        let models = models_answer(&config);
+        let models = models(&config);
         Self {
             config,
             digest,
@@ -110,8 +113,9 @@ fn build_backend(
     let mut built = Backend {
         id: id.clone(),
         label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
+        protocol: backend.protocol,
         endpoints: Vec::new(),
-        authorization: authorization(backend, credentials),
+        credential: credential(backend, credentials),
         ledger: parts.ledger.backend(id),
         turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
         lives: BTreeMap::new(),
@@ -179,27 +183,28 @@ fn origin(url: &str) -> Option<(String, HeaderValue, Uris)> {
 }
 
 /// An older version than the config names is used until the new one arrives.
-fn authorization(backend: &config::Backend, credentials: &Credentials) -> Authorization {
+fn credential(backend: &config::Backend, credentials: &Credentials) -> Credential {
     let Some(credential) = &backend.credential else {
-        return Authorization::None;
+        return Credential::None;
+    };
+    let (name, scheme) = match backend.protocol {
+        Protocol::OpenAi => (AUTHORIZATION, "Bearer "),
+        Protocol::Anthropic => (X_API_KEY, ""),
     };
     let value = credentials
         .values
         .get(&credential.id)
         .and_then(|credential| {
             // Secrets made from files often end in a line feed, which no header may hold.
-            HeaderValue::from_str(&format!(
-                "Bearer {}",
-                credential.value.expose().trim_ascii()
-            ))
-            .ok()
+            let secret = credential.value.expose().trim_ascii();
+            HeaderValue::from_str(&format!("{scheme}{secret}")).ok()
         });
     match value {
         Some(mut value) => {
             value.set_sensitive(true);
-            Authorization::Value(value)
+            Credential::Header(name, value)
         }
-        None => Authorization::Missing,
+        None => Credential::Missing,
     }
 }
 
@@ -272,8 +277,13 @@ fn build_rule(
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         connect: Duration::from_millis(rule.timeouts.connect_ms),
-        first_byte: Duration::from_millis(rule.timeouts.first_byte_ms),
+        first_token: Duration::from_millis(rule.timeouts.first_token_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
+        total: Duration::from_millis(rule.timeouts.total_ms),
+        rest: match rule.on_unsupported {
+            OnUnsupported::Refuse => Rest::Refuse,
+            OnUnsupported::Drop => Rest::Drop,
+        },
         cache,
     }
 }
@@ -390,7 +400,7 @@ fn build_matches(config: &GatewayConfig) -> (HashMap<String, usize>, Vec<(String
     (exact, prefixes)
 }
 
-fn models_answer(config: &GatewayConfig) -> Bytes {
+fn models(config: &GatewayConfig) -> Models {
     let models: BTreeSet<&str> = config
         .rules
         .iter()
@@ -400,9 +410,19 @@ fn models_answer(config: &GatewayConfig) -> Bytes {
             ModelMatch::Prefix(_) => None,
         })
         .collect();
-    let data: Vec<_> = models
-        .into_iter()
+    let openai: Vec<_> = models
+        .iter()
         .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "penstock"}))
         .collect();
-    Bytes::from(json!({"object": "list", "data": data}).to_string())
+    let anthropic: Vec<_> = models
+        .iter()
+        .map(|id| json!({"id": id, "type": "model", "display_name": id, "created_at": "1970-01-01T00:00:00Z"}))
+        .collect();
+    let anthropic = json!({
+        "data": anthropic, "first_id": models.first(), "last_id": models.last(), "has_more": false
+    });
+    Models {
+        openai: Bytes::from(json!({"object": "list", "data": openai}).to_string()),
+        anthropic: Bytes::from(anthropic.to_string()),
+    }
 }

@@ -174,7 +174,7 @@ async fn each_backend_gets_the_same_bytes_and_its_own_model() {
 
 #[tokio::test]
 async fn silence_is_repeated_elsewhere_and_not_on_the_same_endpoint() {
-    let short = |plan: Plan| plan.rule(|rule| rule.timeouts.first_byte_ms = 100);
+    let short = |plan: Plan| plan.rule(|rule| rule.timeouts.first_token_ms = 100);
     let result = two(Upstream::always(|| Reply::Silent).await, short).await;
     assert_second_answered(&result);
     until("the silent connection is closed", || result.0.gone() == 1).await;

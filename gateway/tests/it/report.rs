@@ -161,6 +161,14 @@ async fn models_are_listed() {
         answer.body,
         "{\"data\":[{\"created\":0,\"id\":\"chat\",\"object\":\"model\",\"owned_by\":\"penstock\"}],\"object\":\"list\"}"
     );
+    client
+        .send("GET /v1/models HTTP/1.1\r\nhost: x\r\nanthropic-version: 2023-06-01\r\n\r\n")
+        .await;
+    let listed: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    assert_eq!(
+        (&listed["data"][0]["type"], &listed["last_id"]),
+        (&"model".into(), &"chat".into())
+    );
 }
 
 #[tokio::test]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use penstock_core::config::{
-    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, ModelMatch, Retry, Rule, RuleBackend,
-    Strategy, Target, Timeouts,
+    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, ModelMatch, OnUnsupported, Protocol,
+    Retry, Rule, RuleBackend, Strategy, Target, Timeouts,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -39,9 +39,11 @@ impl Plan {
             retry: Retry { attempts: 3 },
             timeouts: Timeouts {
                 connect_ms: 2_000,
-                first_byte_ms: 20_000,
+                first_token_ms: 20_000,
                 idle_ms: 20_000,
+                total_ms: 60_000,
             },
+            on_unsupported: OnUnsupported::Refuse,
             cache: None,
         };
         let config = GatewayConfig {
@@ -74,6 +76,7 @@ impl Plan {
             id(name),
             Backend {
                 target,
+                protocol: Protocol::OpenAi,
                 model: None,
                 credential: None,
             },
@@ -105,6 +108,11 @@ impl Plan {
         self = self.backend(name, &[], 1, 0);
         let backend = self.config.backends.get_mut(&id(name)).unwrap();
         backend.target = Target::Url(url.to_owned());
+        self
+    }
+
+    pub(crate) fn speaking(mut self, name: &str, protocol: Protocol) -> Self {
+        self.config.backends.get_mut(&id(name)).unwrap().protocol = protocol;
         self
     }
 

@@ -1,0 +1,204 @@
+//! Protocols: what a caller speaks, what a backend speaks, and the translations between the two. Pure.
+//!
+//! A call whose backend speaks the caller's protocol passes byte for byte. Else `chat_over_messages` or
+//! `messages_over_chat` carries it: each member of a request is carried, emulated, left out as without meaning for the
+//! answer, or refused; docs/protocols.md lists them all.
+
+pub mod chat_over_messages;
+pub mod fields;
+pub mod messages_over_chat;
+
+mod chat;
+mod messages;
+
+#[cfg(test)]
+mod tests;
+
+use bytes::Bytes;
+use http::StatusCode;
+use penstock_core::config::Protocol;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::openai::Api;
+use crate::reject::anthropic_error;
+use crate::sse::EventTooLarge;
+
+/// How a call reaches a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The backend has this call itself.
+    Straight,
+    /// A chat completion, asked of a backend that speaks Anthropic Messages.
+    ChatOverMessages,
+    /// An Anthropic message, asked of a backend that speaks chat completions.
+    MessagesOverChat,
+}
+
+impl Way {
+    /// How `api` reaches a backend that speaks `protocol`; `None` if it cannot.
+    pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
+        match (protocol, api) {
+            (Protocol::Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
+            (Protocol::Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
+            (Protocol::OpenAi, Api::Messages) => Some(Self::MessagesOverChat),
+            (Protocol::OpenAi, Api::CountTokens) | (Protocol::Anthropic, _) => None,
+            (Protocol::OpenAi, _) => Some(Self::Straight),
+        }
+    }
+
+    /// The call that the backend gets for `api`.
+    pub fn api(self, api: Api) -> Api {
+        match self {
+            Self::Straight => api,
+            Self::ChatOverMessages => Api::Messages,
+            Self::MessagesOverChat => Api::Chat,
+        }
+    }
+
+    /// Translates a request body.
+    pub fn request(self, body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
+        match self {
+            Self::ChatOverMessages => chat_over_messages::request(body, rest),
+            Self::MessagesOverChat => messages_over_chat::request(body, rest),
+            Self::Straight => Err(Misfit::Unsupported("model".to_owned())),
+        }
+    }
+
+    /// Translates a whole answer; `created` is now in seconds since 1970. `None` if it is no answer of the backend's
+    /// protocol.
+    pub fn answer(self, body: &[u8], created: u64) -> Option<Bytes> {
+        match self {
+            Self::Straight => None,
+            Self::ChatOverMessages => chat_over_messages::answer(body, created),
+            Self::MessagesOverChat => messages_over_chat::answer(body),
+        }
+    }
+
+    /// What translates the event stream of a call.
+    pub fn stream(self, created: u64, include_usage: bool) -> Option<Translator> {
+        match self {
+            Self::Straight => None,
+            Self::ChatOverMessages => {
+                let stream = chat_over_messages::Stream::new(created, include_usage);
+                Some(Translator::ChatOverMessages(Box::new(stream)))
+            }
+            Self::MessagesOverChat => Some(Translator::MessagesOverChat(Box::default())),
+        }
+    }
+}
+
+/// What becomes of members that the backend's protocol cannot carry.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Rest {
+    /// They make the request unfit for the backend.
+    #[default]
+    Refuse,
+    /// They are left out.
+    Drop,
+}
+
+/// Why a request cannot be translated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// It is not of its own protocol's shape: the member, and what it must be.
+    Invalid(String, &'static str),
+    /// The backend's protocol has nothing for this member.
+    Unsupported(String),
+}
+
+/// A request in the backend's protocol.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// Its body.
+    pub body: Bytes,
+    /// Where the value of `model` stands in it.
+    pub model_at: std::ops::Range<usize>,
+    /// Whether the caller asked for a stream's usage (`stream_options.include_usage`).
+    pub include_usage: bool,
+}
+
+/// Follows an event stream and gives the caller's events for the backend's.
+#[derive(Debug)]
+pub enum Translator {
+    /// See [`Way::ChatOverMessages`].
+    ChatOverMessages(Box<chat_over_messages::Stream>),
+    /// See [`Way::MessagesOverChat`].
+    MessagesOverChat(Box<messages_over_chat::Stream>),
+}
+
+impl Translator {
+    /// Takes the backend's next bytes, gives the caller's.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Bytes, EventTooLarge> {
+        let mut out = Vec::with_capacity(bytes.len() * 2);
+        match self {
+            Self::ChatOverMessages(stream) => stream.feed(bytes, &mut out)?,
+            Self::MessagesOverChat(stream) => stream.feed(bytes, &mut out)?,
+        }
+        Ok(Bytes::from(out))
+    }
+}
+
+impl Rest {
+    /// Something that cannot be carried.
+    fn leave(self, param: impl Into<String>) -> Result<(), Misfit> {
+        match self {
+            Self::Refuse => Err(Misfit::Unsupported(param.into())),
+            Self::Drop => Ok(()),
+        }
+    }
+}
+
+/// A backend's error body, for callers that speak `protocol`; empty if it is shaped like no error.
+pub fn error(body: &[u8], status: StatusCode, protocol: Protocol) -> Bytes {
+    let value: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = value.get("error");
+    let Some(message) = error.and_then(|error| error.get("message")?.as_str()) else {
+        return Bytes::new();
+    };
+    let told = match protocol {
+        Protocol::OpenAi => {
+            let kind = error.and_then(|error| error.get("type"));
+            json!({"error": {"message": message, "type": kind, "param": null, "code": null}})
+        }
+        Protocol::Anthropic => anthropic_error(status.as_u16(), message),
+    };
+    Bytes::from(told.to_string())
+}
+
+/// Reads one member of a request.
+fn read<'a, T: Deserialize<'a>>(
+    param: &str,
+    raw: &'a RawValue,
+    expected: &'static str,
+) -> Result<T, Misfit> {
+    serde_json::from_str(raw.get()).map_err(|_| Misfit::Invalid(param.to_owned(), expected))
+}
+
+/// Whether a member is as good as absent.
+fn is_null(raw: &RawValue) -> bool {
+    raw.get() == "null"
+}
+
+/// Writes a request whose first member is `model`, so that its place is known.
+fn with_model(
+    model: &str,
+    rest: &impl serde::Serialize,
+    include_usage: bool,
+) -> Result<Translated, Misfit> {
+    const START: &[u8] = br#"{"model":"#;
+    let shape = |_| Misfit::Invalid("model".to_owned(), "a text");
+    let name = serde_json::to_vec(model).map_err(shape)?;
+    let members = serde_json::to_vec(rest).map_err(shape)?;
+    let mut body = Vec::with_capacity(START.len() + name.len() + members.len());
+    body.extend_from_slice(START);
+    body.extend_from_slice(&name);
+    body.push(b',');
+    body.extend_from_slice(members.get(1..).unwrap_or_default());
+    Ok(Translated {
+        body: Bytes::from(body),
+        model_at: START.len()..START.len() + name.len(),
+        include_usage,
+    })
+}

@@ -1,0 +1,220 @@
+//! From the events of a message to the chunks of a chat completion.
+
+use std::borrow::Cow;
+
+use serde_json::json;
+
+use super::{finish_reason, usage};
+use crate::provider::chat::{Answer, Choice, Delta, FunctionCall, ToolCall};
+use crate::provider::messages::{BlockIn, DeltaIn, EventIn, OpeningIn, UsageIn};
+use crate::sse::{Decoder, EventTooLarge};
+
+/// One stream.
+#[derive(Debug)]
+pub struct Stream {
+    decoder: Decoder,
+    created: u64,
+    include_usage: bool,
+    id: String,
+    model: String,
+    /// Tool calls so far; the last one is the open one.
+    tools: usize,
+    /// The open block is a tool call that has no arguments yet.
+    bare_call: bool,
+    usage: UsageIn,
+}
+
+impl Stream {
+    /// `created` is now in seconds since 1970.
+    pub fn new(created: u64, include_usage: bool) -> Self {
+        Self {
+            decoder: Decoder::default(),
+            created,
+            include_usage,
+            id: String::new(),
+            model: String::new(),
+            tools: 0,
+            bare_call: false,
+            usage: UsageIn::default(),
+        }
+    }
+
+    /// Takes the backend's next bytes and writes the caller's.
+    pub fn feed(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), EventTooLarge> {
+        let mut decoder = std::mem::take(&mut self.decoder);
+        let fed = decoder.feed(bytes, |data, _| self.event(data, out));
+        self.decoder = decoder;
+        fed
+    }
+
+    fn event(&mut self, data: &[u8], out: &mut Vec<u8>) {
+        let Ok(event) = serde_json::from_slice::<EventIn<'_>>(data) else {
+            return;
+        };
+        match event.kind.as_ref() {
+            "message_start" => self.open(event.message, out),
+            "content_block_start" => self.block(event.content_block, out),
+            "content_block_delta" => self.delta(event.delta, out),
+            "content_block_stop" => self.close(out),
+            "message_delta" => self.end(event.delta, event.usage, out),
+            "message_stop" => {
+                if self.include_usage {
+                    self.write(Vec::new(), Some(usage(self.usage)), out);
+                }
+                out.extend_from_slice(b"data: [DONE]\n\n");
+            }
+            "ping" => out.extend_from_slice(b": ping\n\n"),
+            "error" => {
+                let (kind, message) = event
+                    .error
+                    .map(|error| (error.kind, error.message))
+                    .unwrap_or_default();
+                let error = json!({"error": {"message": message, "type": kind, "param": null, "code": null}});
+                out.extend_from_slice(format!("data: {error}\n\n").as_bytes());
+            }
+            // Yet to be invented.
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, message: Option<OpeningIn<'_>>, out: &mut Vec<u8>) {
+        if let Some(message) = message {
+            self.id = message.id.into_owned();
+            self.model = message.model.into_owned();
+            self.usage = message.usage;
+        }
+        let delta = Delta {
+            role: Some("assistant"),
+            content: Some(Cow::Borrowed("")),
+            ..Delta::default()
+        };
+        self.say(delta, None, out);
+    }
+
+    fn block(&mut self, block: Option<BlockIn<'_>>, out: &mut Vec<u8>) {
+        let Some(block) = block else { return };
+        let filled = |text: Option<Cow<'static, str>>| text.filter(|text| !text.is_empty());
+        let delta = match block.kind.as_ref() {
+            "tool_use" => {
+                let call = ToolCall {
+                    index: Some(self.tools),
+                    id: block.id,
+                    kind: Some("function"),
+                    function: FunctionCall {
+                        name: block.name,
+                        arguments: Cow::Borrowed(""),
+                    },
+                };
+                self.tools += 1;
+                self.bare_call = true;
+                let delta = Delta {
+                    tool_calls: vec![call],
+                    ..Delta::default()
+                };
+                return self.say(delta, None, out);
+            }
+            "text" => Delta {
+                content: filled(block.text.map(|text| Cow::Owned(text.into_owned()))),
+                ..Delta::default()
+            },
+            "thinking" => Delta {
+                reasoning_content: filled(block.thinking.map(|text| Cow::Owned(text.into_owned()))),
+                ..Delta::default()
+            },
+            _ => return,
+        };
+        if delta.content.is_some() || delta.reasoning_content.is_some() {
+            self.say(delta, None, out);
+        }
+    }
+
+    fn delta(&mut self, delta: Option<DeltaIn<'_>>, out: &mut Vec<u8>) {
+        let Some(delta) = delta else { return };
+        if let Some(arguments) = delta.partial_json.filter(|json| !json.is_empty()) {
+            return self.arguments(arguments, out);
+        }
+        let chunk = Delta {
+            content: delta.text,
+            reasoning_content: delta.thinking,
+            ..Delta::default()
+        };
+        // Signatures and citations have no counterpart.
+        if chunk.content.is_some() || chunk.reasoning_content.is_some() {
+            self.say(chunk, None, out);
+        }
+    }
+
+    /// A call without arguments has no delta here, and an empty object there.
+    fn close(&mut self, out: &mut Vec<u8>) {
+        if self.bare_call {
+            self.arguments(Cow::Borrowed("{}"), out);
+        }
+    }
+
+    fn arguments(&mut self, arguments: Cow<'_, str>, out: &mut Vec<u8>) {
+        self.bare_call = false;
+        let call = ToolCall {
+            index: Some(self.tools.saturating_sub(1)),
+            id: None,
+            kind: None,
+            function: FunctionCall {
+                name: None,
+                arguments,
+            },
+        };
+        let delta = Delta {
+            tool_calls: vec![call],
+            ..Delta::default()
+        };
+        self.say(delta, None, out);
+    }
+
+    fn end(&mut self, delta: Option<DeltaIn<'_>>, usage: Option<UsageIn>, out: &mut Vec<u8>) {
+        if let Some(now) = usage {
+            let before = self.usage;
+            let creation = now.cache_creation_input_tokens;
+            self.usage = UsageIn {
+                input_tokens: now.input_tokens.or(before.input_tokens),
+                cache_creation_input_tokens: creation.or(before.cache_creation_input_tokens),
+                cache_read_input_tokens: now
+                    .cache_read_input_tokens
+                    .or(before.cache_read_input_tokens),
+                output_tokens: now.output_tokens.or(before.output_tokens),
+            };
+        }
+        if let Some(reason) = delta.and_then(|delta| delta.stop_reason) {
+            self.say(Delta::default(), Some(finish_reason(&reason)), out);
+        }
+    }
+
+    fn say(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, out: &mut Vec<u8>) {
+        let choice = Choice {
+            index: 0,
+            message: None,
+            delta: Some(delta),
+            logprobs: None,
+            finish_reason,
+        };
+        self.write(vec![choice], None, out);
+    }
+
+    fn write(
+        &self,
+        choices: Vec<Choice<'_>>,
+        usage: Option<crate::provider::chat::Usage>,
+        out: &mut Vec<u8>,
+    ) {
+        let chunk = Answer {
+            id: &self.id,
+            object: "chat.completion.chunk",
+            created: self.created,
+            model: &self.model,
+            choices,
+            usage,
+        };
+        out.extend_from_slice(b"data: ");
+        // Writing to memory what consists of texts and numbers cannot fail.
+        let _ = serde_json::to_writer(&mut *out, &chunk);
+        out.extend_from_slice(b"\n\n");
+    }
+}
