@@ -2,6 +2,7 @@
 
 mod check;
 mod crds;
+mod explain;
 mod load;
 mod process;
 mod up;
@@ -37,6 +38,8 @@ enum Command {
     Up(Box<up::Args>),
     /// Check a folder of objects and print what is wrong and how to mend it.
     Check(check::Args),
+    /// Ask a running gateway where a request would go, and why, without sending it.
+    Explain(explain::Args),
     /// Send requests at a rate or a ramp and measure what users would feel.
     Load(Box<load::Args>),
     /// Print or write the CustomResourceDefinitions.
@@ -81,6 +84,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Explain(args) => process::run(|_stop| explain::run(args)),
         Command::Load(args) => process::run(|stop| load::run(*args, stop)),
         Command::Up(args) => process::run(|stop| up::run(*args, stop)),
         Command::Operator(args) => process::run(|stop| process::operator(args, stop)),

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use penstock_core::config::{GatewayConfig, ModelMatch};
+use penstock_core::config::{GatewayConfig, NameMatch};
 use penstock_core::duration;
 use penstock_shell::listen;
 use tokio::sync::watch;
@@ -118,8 +118,8 @@ fn first_model(config: &GatewayConfig) -> String {
         .iter()
         .flat_map(|rule| &rule.models)
         .find_map(|model| match model {
-            ModelMatch::Exact(name) => Some(name.clone()),
-            ModelMatch::Prefix(_) => None,
+            NameMatch::Exact(name) => Some(name.clone()),
+            NameMatch::Prefix(_) => None,
         });
     exact.unwrap_or_else(|| "any".to_owned())
 }

@@ -3,7 +3,7 @@
 //! Made only by `penstock_crds::compile`, from objects; read only by gateways. References are resolved, defaults are
 //! filled, units are typed. It never holds a secret value or the address of a pod.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -60,7 +60,7 @@ pub struct Backend {
 }
 
 /// What a backend speaks.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Protocol {
     /// OpenAI's API, as vLLM, SGLang and most providers have it.
     #[default]
@@ -117,13 +117,23 @@ pub struct Rule {
     /// Its name in the policy.
     pub name: String,
     /// Any of these model names selects the rule.
-    pub models: Vec<ModelMatch>,
+    pub models: Vec<NameMatch>,
+    /// What else must hold of a request, all of it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub conditions: Vec<Condition>,
     /// Candidates. Lower `priority` first; within one priority by `strategy` and `weight`.
     pub backends: Vec<RuleBackend>,
     /// How to choose among candidates of one priority, and among the endpoints of one backend.
     pub strategy: Strategy,
+    /// What [`Strategy::Hash`] keeps together: a header, in lower case; `None` is the conversation or user that the
+    /// body names.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hash_on: Option<String>,
     /// When to try again elsewhere. Never after the first byte of an answer went to the caller.
     pub retry: Retry,
+    /// A second attempt beside one whose first token is slow to come.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub hedge: Option<Hedge>,
     /// Limits of waiting.
     pub timeouts: Timeouts,
     /// What becomes of parts of a request that a backend's protocol cannot carry.
@@ -134,17 +144,56 @@ pub struct Rule {
     pub cache: Option<Id>,
 }
 
-/// How a request's model name selects a rule.
+/// One thing that must hold of a request. Equal conditions take the same requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub enum Condition {
+    /// The path is one of these.
+    Paths(Vec<NameMatch>),
+    /// A header of this name, in lower case, has a value like this.
+    Header(String, NameMatch),
+    /// The prompt has about this many tokens.
+    #[serde(rename_all = "camelCase")]
+    PromptTokens {
+        /// At least.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        min: Option<u32>,
+        /// At most.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        max: Option<u32>,
+    },
+    /// The request needs all of these.
+    Needs(BTreeSet<Need>),
+    /// An event stream is asked for, or is not.
+    Stream(bool),
+    /// The last message of the user matches this regular expression.
+    Text(String),
+}
+
+/// What a request needs of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Need {
+    /// It holds a picture.
+    Vision,
+    /// It holds sound.
+    Audio,
+    /// It offers tools.
+    Tools,
+    /// It asks for an answer that keeps to a JSON schema.
+    JsonSchema,
+}
+
+/// How a name selects a rule: a model's, a path, a header's value.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub enum ModelMatch {
+pub enum NameMatch {
     /// The whole name.
     Exact(String),
     /// The beginning of the name; written `gpt-*` in a policy. The empty prefix (`*`) matches any name.
     Prefix(String),
 }
 
-impl ModelMatch {
+impl NameMatch {
     /// Whether `model` is selected.
     pub fn matches(&self, model: &str) -> bool {
         match self {
@@ -180,6 +229,9 @@ pub enum Strategy {
     PowerOfTwo,
     /// Of two endpoints drawn by weight the one that is expected to begin its answer sooner.
     PeakEwma,
+    /// The endpoint that the hash of [`Rule::hash_on`] falls to, as long as it has room; `PeakEwma` for requests
+    /// without it.
+    Hash,
     /// The endpoint that was sent more than half of the prompt, as long as it is not saturated; `PeakEwma` for short
     /// prompts.
     PrefixAffinity,
@@ -203,6 +255,16 @@ pub struct Retry {
     pub attempts: u32,
 }
 
+/// A second attempt beside a slow one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Hedge {
+    /// After this long without a first token, in ms.
+    pub after_ms: u64,
+    /// Prompt tokens that hedges may add, in percent of all prompts' tokens, 1..=100.
+    pub extra_percent: u32,
+}
+
 /// Limits of waiting, in ms.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -222,6 +284,19 @@ pub struct Timeouts {
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+/// The regular expression of [`Condition::Text`]; `Err` says what is wrong with it. Upper and lower case are alike.
+/// Linear time in the text, and at most [`MAX_PATTERN_BYTES`] of memory.
+pub fn pattern(text: &str) -> Result<regex::Regex, String> {
+    regex::RegexBuilder::new(text)
+        .case_insensitive(true)
+        .size_limit(MAX_PATTERN_BYTES)
+        .build()
+        .map_err(|err| err.to_string())
+}
+
+/// What a compiled pattern may take.
+pub const MAX_PATTERN_BYTES: usize = 1 << 20;
 
 /// A config that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -322,9 +397,9 @@ mod tests {
 
     #[test]
     fn prefix_matches_its_beginning_only() {
-        assert!(ModelMatch::Prefix("gpt-".into()).matches("gpt-5"));
-        assert!(!ModelMatch::Prefix("gpt-".into()).matches("my-gpt-5"));
-        assert!(ModelMatch::Prefix(String::new()).matches("anything"));
-        assert!(!ModelMatch::Exact("a".into()).matches("ab"));
+        assert!(NameMatch::Prefix("gpt-".into()).matches("gpt-5"));
+        assert!(!NameMatch::Prefix("gpt-".into()).matches("my-gpt-5"));
+        assert!(NameMatch::Prefix(String::new()).matches("anything"));
+        assert!(!NameMatch::Exact("a".into()).matches("ab"));
     }
 }

@@ -17,6 +17,12 @@ pub const CONFIG_KEY: &str = "config.json.zst";
 pub const CACHE_HEADER: &str = "x-penstock-cache";
 /// `x-penstock-backend: namespace/name` of the backend that answered.
 pub const BACKEND_HEADER: &str = "x-penstock-backend";
+/// Sent by a caller who wants [`ATTEMPTS_HEADER`] and [`DECISION_HEADER`] on the answer; any value.
+pub const EXPLAIN_HEADER: &str = "x-penstock-explain";
+/// `x-penstock-attempts`: how often the request was sent, hedges included.
+pub const ATTEMPTS_HEADER: &str = "x-penstock-attempts";
+/// `x-penstock-decision`: strategy, priority and what was tried before, in words.
+pub const DECISION_HEADER: &str = "x-penstock-decision";
 /// `x-penstock-reason`: why the gateway itself refused a request, one of a closed list.
 pub const REASON_HEADER: &str = "x-penstock-reason";
 /// `x-penstock-engine: simulated` on everything that the stand-in engine answers.

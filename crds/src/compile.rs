@@ -2,6 +2,7 @@
 //! `penstock up` and by `penstock check`.
 
 mod backend;
+mod condition;
 mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,7 +12,8 @@ use crate::condition::Condition;
 use crate::text::DurationText;
 
 /// Rules of one gateway. All policies that name the same gateway in one namespace are merged: exact model names
-/// before prefixes before `*`, longer prefixes first, then by policy name, then in the order written.
+/// before prefixes before `*`, longer prefixes first, then rules with more conditions, then by policy name, then in the
+/// order written.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "penstock.dev",
@@ -68,9 +69,16 @@ pub struct RuleSpec {
     /// How one of several equal candidates is chosen. Default `PeakEwma`.
     #[serde(default)]
     pub strategy: StrategySpec,
+    /// What the strategy `Hash` keeps together. Default: what the body names as `prompt_cache_key`, else as `user`,
+    /// `safety_identifier` or `metadata.user_id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hash_on: Option<HashOnSpec>,
     /// When a failed attempt is repeated elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
+    /// A second attempt beside one whose first token is slow to come. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hedge: Option<HedgeSpec>,
     /// Limits of waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,
@@ -82,13 +90,78 @@ pub struct RuleSpec {
     pub cache: Option<CacheRef>,
 }
 
-/// Which requests a rule takes.
+/// Which requests a rule takes: those of which everything holds that is written here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MatchSpec {
     /// Model names: exact (`chat`), by prefix (`gpt-*`), or any (`*`). One of them must match.
     #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)))]
     pub models: Vec<String>,
+    /// Paths: exact (`/v1/embeddings`) or by prefix (`/v1/chat/*`). One of them must match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    pub paths: Vec<String>,
+    /// Headers of the request; all of them must match.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub headers: Vec<HeaderMatchSpec>,
+    /// About how many tokens the prompt has, at 4 bytes a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_tokens: Option<TokenRangeSpec>,
+    /// What the request needs of a model; it must need all of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub needs: Vec<NeedSpec>,
+    /// `true`: only requests for a stream; `false`: only others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream: Option<bool>,
+    /// A regular expression that the user's last message must match somewhere, upper and lower case alike, such as
+    /// `\b(sql|join|index)\b`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub text: Option<String>,
+}
+
+/// A header that a request must have.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HeaderMatchSpec {
+    /// Its name; upper and lower case are alike.
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+    )]
+    pub name: String,
+    /// Its value: exact (`research`), by prefix (`team-*`), or any (`*`).
+    #[schemars(length(min = 1, max = 256))]
+    pub value: String,
+}
+
+/// A range of tokens.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenRangeSpec {
+    /// At least this many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000_000))]
+    pub min: Option<i32>,
+    /// At most this many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100_000_000))]
+    pub max: Option<i32>,
+}
+
+/// What a request needs of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NeedSpec {
+    /// It holds a picture.
+    Vision,
+    /// It holds sound.
+    Audio,
+    /// It offers tools.
+    Tools,
+    /// It asks for an answer that keeps to a JSON schema.
+    JsonSchema,
 }
 
 /// An `LLMBackend` of the same namespace.
@@ -127,11 +200,26 @@ pub enum StrategySpec {
     PowerOfTwo,
     /// The fewest requests in flight, relative to weight.
     LeastRequests,
+    /// The endpoint that the hash of `hashOn` falls to, as long as it has at most 1.25 times its share of the requests
+    /// in flight; `PeakEwma` for requests without it.
+    Hash,
     /// The endpoint that was sent more than half of the prompt before and so holds it in its KV cache, as long as it is
     /// not saturated; `PeakEwma` for prompts under 64 tokens.
     PrefixAffinity,
     /// In turn, proportional to weight.
     RoundRobin,
+}
+
+/// What is kept together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HashOnSpec {
+    /// Requests with the same value of this header, such as `x-session-id`.
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
+    )]
+    pub header: String,
 }
 
 /// Attempts that failed with 429, 5xx or a connection error before the first byte of the answer are repeated on
@@ -142,6 +230,23 @@ pub struct RetrySpec {
     /// Attempts in all, the first one included. Default 3.
     #[schemars(range(min = 1, max = 10))]
     pub attempts: i32,
+}
+
+/// A stream that has no first token after some time is asked for a second time, of another endpoint that has no queue;
+/// the first one to answer is the answer, the other one is ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HedgeSpec {
+    /// How long to wait for the first token before: above what nine in ten requests need.
+    pub after: DurationText,
+    /// Prompt tokens that hedges may add, in percent of all prompts' tokens. Default 5.
+    #[serde(default = "five")]
+    #[schemars(range(min = 1, max = 100))]
+    pub max_extra_percent: i32,
+}
+
+fn five() -> i32 {
+    5
 }
 
 /// What becomes of parts of a request that a backend's protocol cannot carry; docs/protocols.md lists them.

@@ -1,5 +1,5 @@
 //! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /load` tells the scaler
-//! what every backend has to do.
+//! what every backend has to do, `POST /explain` where a request would go and why.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -7,17 +7,23 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use bytes::Bytes;
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::attempt;
+use crate::conditions::Asked;
+use crate::handle::match_rule;
 use crate::load::Demand;
+use crate::openai::{Api, Call};
 use crate::process::Process;
+use crate::reject::Reject;
 
 /// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
@@ -26,11 +32,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// Lines for new demand are at least this far apart: at one request at a time each one would be such a moment.
 const APART: Duration = Duration::from_millis(50);
 
-/// `/config` and `/load`.
+/// `/config`, `/load` and `/explain`.
 pub(crate) fn routes(process: &Arc<Process>) -> Router {
     Router::new()
         .route("/config", get(config))
         .route("/load", get(load))
+        .route("/explain", post(explain))
         .with_state(Arc::clone(process))
 }
 
@@ -48,6 +55,52 @@ async fn config(State(process): State<Arc<Process>>) -> Response {
         format!("{body}\n"),
     )
         .into_response()
+}
+
+/// Where the body of `POST /explain` would be sent; its headers are taken to be the request's.
+#[derive(Deserialize)]
+struct Target {
+    #[serde(default = "chat_completions")]
+    path: String,
+}
+
+fn chat_completions() -> String {
+    "/v1/chat/completions".to_owned()
+}
+
+/// Answers as the request itself would be refused, or with an [`crate::explain::Explanation`].
+async fn explain(
+    State(process): State<Arc<Process>>,
+    Query(target): Query<Target>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    match explained(&process, &target.path, &headers, &body) {
+        Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(reject) => {
+            let (status, headers, body) = reject.parts(penstock_core::config::Protocol::OpenAi);
+            (status, headers, body).into_response()
+        }
+    }
+}
+
+fn explained(
+    process: &Process,
+    path: &str,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<String, Reject> {
+    let api = Api::of_path(path).ok_or(Reject::PathNotFound)?;
+    let call = Call::parse(body).map_err(Reject::from)?;
+    let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
+    let asked = Asked {
+        path,
+        headers,
+        call: &call,
+    };
+    let rule = match_rule(Some(&snapshot), &asked)?;
+    let explanation = attempt::explain(process, &snapshot, &rule, api, &asked, body);
+    Ok(format!("{}\n", json!(explanation)))
 }
 
 /// A place among the listeners; given back when dropped.

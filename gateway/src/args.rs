@@ -76,6 +76,10 @@ pub struct Args {
     /// How long a caller may leave a ready answer unread.
     #[arg(long, default_value = "1m")]
     pub write_timeout: String,
+    /// Share of requests whose choice of an endpoint goes to the log (target `decision`) with all candidates and
+    /// figures: 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    pub decision_log_share: f64,
     /// PEM file with certificate authorities for https backends, besides the public ones.
     #[arg(long)]
     pub upstream_ca: Option<PathBuf>,
@@ -165,6 +169,9 @@ impl Args {
                 problems.push(format!("{flag}: must be above 0s"));
             }
         }
+        if !(0.0..=1.0).contains(&self.decision_log_share) {
+            problems.push("--decision-log-share: must be 0 to 1, such as 0.01".to_owned());
+        }
         if self.gateway.is_empty() {
             problems.push("--gateway: must not be empty".to_owned());
         }
@@ -185,6 +192,7 @@ impl Args {
         settings.hold = hold;
         settings.drain_delay = drain_delay;
         settings.drain = drain;
+        settings.decision_log_share = self.decision_log_share;
         settings.upstream_ca = self.upstream_ca;
         let cluster = ClusterSettings {
             gateway,
@@ -232,6 +240,14 @@ mod tests {
             settings(&["--drain-timeout=5", "--hold-timeout=x", "--max-requests=0"]).unwrap_err();
         assert_eq!(error.problems.len(), 3, "{error}");
         assert!(error.to_string().contains("--drain-timeout: '5'"));
+    }
+
+    #[test]
+    fn a_share_is_a_share() {
+        for wrong in ["-0.1", "1.5", "NaN"] {
+            let flag = format!("--decision-log-share={wrong}");
+            assert!(settings(&[&flag]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,28 +1,35 @@
 //! (IO) Attempts: one endpoint after another until one begins to answer (see `begin`), the rule's limit is reached, or
 //! nothing is left to try.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
-use penstock_core::config::Protocol;
+use penstock_core::config::{Protocol, Strategy};
 use rand::RngExt as _;
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::begin::begin;
-use crate::choose::{Choice, Nowhere, Pass, Tried, choose};
+use crate::balance::prefix_affinity;
+use crate::choose::{Choice, Nowhere, Pass, choose};
+use crate::conditions::Asked;
+use crate::explain::{self, Explanation};
 use crate::failure::Failure;
+use crate::hedge::{Lane, Raced, race};
 use crate::hold;
-use crate::load::{BYTES_PER_TOKEN, Ticket};
+use crate::load::Ticket;
 use crate::meter::Usage;
+use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
 use crate::pick::Wish;
-use crate::process::Worker;
+use crate::process::{Process, Worker};
 use crate::provider::{Misfit, Rest, Translated, Way};
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
-use crate::snapshot::{Candidate, Endpoint, Rule};
+use crate::snapshot::{Candidate, Rule, Snapshot};
 use crate::stream::Begun;
+use crate::vitals::Sample;
 
 /// Larger bodies are sent once: keeping them until a first byte comes would hold too much memory.
 pub(crate) const MAX_REPLAY_BYTES: usize = 1 << 20;
@@ -32,23 +39,30 @@ const BACKOFF: Duration = Duration::from_millis(50);
 /// What a request asks of its attempts.
 pub(crate) struct Job<'a> {
     pub(crate) worker: &'a Arc<Worker>,
+    /// The request's id.
+    pub(crate) id: HeaderValue,
+    /// When its head was read.
+    pub(crate) started: Instant,
     pub(crate) api: Api,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) body: &'a Bytes,
     pub(crate) call: &'a Call<'a>,
     /// Hashes of the prompt's leading blocks, if the rule's strategy asks for them.
     pub(crate) blocks: Vec<u64>,
+    /// Hash of what the rule's strategy keeps together.
+    pub(crate) key: Option<u64>,
     /// The request in the protocol of backends that do not speak the caller's; made when the first of them is chosen.
     pub(crate) translated: OnceLock<Result<Translated, Misfit>>,
 }
 
 impl Job<'_> {
-    fn wish<'a>(&'a self, now: Instant, unfit: &'a [Protocol]) -> Wish<'a> {
+    pub(crate) fn wish<'a>(&'a self, now: Instant, unfit: &'a [Protocol]) -> Wish<'a> {
         Wish {
             now_ms: self.worker.process.ms(now),
             stream: self.call.stream,
             prompt_tokens: self.prompt_tokens(),
             blocks: &self.blocks,
+            key: self.key,
             unfit,
         }
     }
@@ -60,7 +74,7 @@ impl Job<'_> {
         rest: Rest,
     ) -> Result<(Way, Option<&Translated>), Misfit> {
         match Way::of(self.api, protocol) {
-            None => Err(Misfit::Unsupported("model".to_owned())),
+            None => Err(Misfit::Unsupported(self.api.path().to_owned())),
             Some(Way::Straight) => Ok((Way::Straight, None)),
             Some(way) => {
                 let translated = self
@@ -74,9 +88,8 @@ impl Job<'_> {
         }
     }
 
-    /// About how many tokens the prompt has.
-    fn prompt_tokens(&self) -> u32 {
-        u32::try_from(self.call.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
+    pub(crate) fn prompt_tokens(&self) -> u32 {
+        self.call.prompt_tokens()
     }
 }
 
@@ -98,6 +111,83 @@ pub(crate) enum Answer {
     Refused { head: Response<()>, bytes: Bytes },
 }
 
+/// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
+pub(crate) fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
+    match rule.strategy {
+        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
+        _ => Vec::new(),
+    }
+}
+
+/// Hash of what the rule's strategy keeps together, if it does and the request has it.
+pub(crate) fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
+    if rule.strategy != Strategy::Hash {
+        return None;
+    }
+    let kept = match &rule.hash_on {
+        Some(header) => headers.get(header)?.as_bytes(),
+        None => call.session?.as_bytes(),
+    };
+    Some(xxh3_64(kept))
+}
+
+/// Where a request would go now, without sending it.
+pub(crate) fn explain(
+    process: &Process,
+    snapshot: &Snapshot,
+    rule: &Rule,
+    api: Api,
+    asked: &Asked<'_>,
+    body: &[u8],
+) -> Explanation {
+    let call = asked.call;
+    let protocols: BTreeSet<Protocol> = rule
+        .candidates()
+        .map(|candidate| candidate.backend.protocol)
+        .collect();
+    let misfits: Vec<(Protocol, Misfit)> = protocols
+        .into_iter()
+        .filter_map(|protocol| Some((protocol, misfit(api, protocol, body, rule.rest)?)))
+        .collect();
+    let unfit: Vec<Protocol> = misfits.iter().map(|(protocol, _)| *protocol).collect();
+    let blocks = blocks(rule, call);
+    let wish = Wish {
+        now_ms: process.ms(penstock_shell::clock::now()),
+        stream: call.stream,
+        prompt_tokens: call.prompt_tokens(),
+        blocks: &blocks,
+        key: key(rule, asked.headers, call),
+        unfit: &unfit,
+    };
+    let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
+    explain::explain(snapshot, rule, wish, &misfits, choice.as_ref())
+}
+
+/// Why a backend of this protocol cannot carry the request.
+fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfit> {
+    match Way::of(api, protocol) {
+        None => Some(Misfit::Unsupported(api.path().to_owned())),
+        Some(Way::Straight) => None,
+        Some(way) => way.request(body, rest).err(),
+    }
+}
+
+/// One in so many requests is told in the decision log.
+fn log_decision(job: &Job<'_>, rule: &Rule, wish: Wish<'_>, choice: &Choice) {
+    let process = &job.worker.process;
+    let share = process.settings.decision_log_share;
+    if share <= 0.0 || rand::rng().random::<f64>() >= share {
+        return;
+    }
+    if let Some(snapshot) = process.snapshot.load().as_deref() {
+        let told = explain::explain(snapshot, rule, wish, &[], Some(choice));
+        let id = job.id.to_str().unwrap_or("");
+        // One text: a log's field holds no structure.
+        let told = serde_json::to_string(&told).unwrap_or_default();
+        tracing::info!(target: "decision", { request.id = id, decision = told }, "decision");
+    }
+}
+
 /// Tries endpoints until one answers. `record.rule` is set.
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
@@ -110,7 +200,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         let wish = job.wish(penstock_shell::clock::now(), &unfit);
         let found = choose(&rule, &record.tried, wish, &mut rand::rng());
         let choice = match found {
-            Ok(choice) if may_go_on(&rule, record, &choice) => choice,
+            Ok(choice) if may_go_on(&rule, record, &choice, job.prompt_tokens()) => choice,
             Err(Nowhere::NoEndpoint) if last.is_none() => {
                 let fits = |candidate: &Candidate| wish.fits(candidate);
                 record.rule = Some(hold::until_ready(job, &rule, record, fits).await?);
@@ -128,7 +218,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         };
         let protocol = candidate.backend.protocol;
         if let Err(why) = job.way(protocol, rule.rest) {
-            record.tried.push(tried(&choice, "unsupported", false));
+            record.tried.push(choice.failed("unsupported", false));
             misfit = Some(why);
             unfit.push(protocol);
             continue;
@@ -139,19 +229,26 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         if !job.blocks.is_empty() {
             tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
         }
-        let entered = penstock_shell::clock::now();
-        let work = job.wish(entered, &[]).work_at(&choice.endpoint);
-        enter(job, record, candidate, &choice, entered);
-        match begin(job, record, &rule, candidate, &choice.endpoint).await {
+        if record.attempts == 0 {
+            log_decision(
+                job,
+                &rule,
+                job.wish(penstock_shell::clock::now(), &unfit),
+                &choice,
+            );
+        }
+        let lane = Lane::new(job, choice);
+        enter(job, record, candidate, &lane);
+        let raced = race(job, &rule, lane, &record.tried, &unfit).await;
+        let (lane, result) = settle(job, record, &rule, raced);
+        match result {
             Ok(answer) => {
-                choice.endpoint.live.outlier.succeeded();
-                if !matches!(answer, Answer::Refused { .. }) {
-                    observe(job, &choice.endpoint, entered, work);
-                }
+                lane.choice.endpoint.live.outlier.succeeded();
+                observe(job, &lane, Some(&answer));
                 return Ok(answer);
             }
             Err(failure) => {
-                note(job, candidate, &choice, &failure, record);
+                note(job, &rule, &lane.choice, &failure, record);
                 let is_large = failure.sent() && job.body.len() > MAX_REPLAY_BYTES;
                 if is_large || failure.is_final() {
                     return failure.conclude();
@@ -160,6 +257,54 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
         }
     }
+}
+
+/// Takes in how a race went: the request is now where its winner is.
+fn settle(
+    job: &Job<'_>,
+    record: &mut Record,
+    rule: &Rule,
+    raced: Raced,
+) -> (Lane, Result<Answer, Failure>) {
+    let Raced {
+        lane,
+        result,
+        other,
+        in_flight,
+    } = raced;
+    let Some((other, failure)) = other else {
+        return (lane, result);
+    };
+    record.attempts += 1;
+    let hedge = match (&in_flight, &result, &failure) {
+        (Some(_), Ok(_), _) => Hedged::Won,
+        (None, _, None) => Hedged::Lost,
+        _ => Hedged::Failed,
+    };
+    record.hedge = Some(hedge);
+    job.worker.process.metrics.hedged(hedge);
+    match failure {
+        Some(failure) => note(job, rule, &other.choice, &failure, record),
+        // It has taken that long at least.
+        None if in_flight.is_some() => observe(job, &other, None),
+        None => {}
+    }
+    if in_flight.is_some() {
+        record.in_flight = in_flight;
+        let choice = &lane.choice;
+        record.choose(choice.tier, choice.candidate, choice.pass);
+        if let Some(candidate) = candidate_of(rule, choice) {
+            move_ticket(job, record, candidate, lane.entered);
+        }
+    }
+    (lane, result)
+}
+
+fn candidate_of<'a>(rule: &'a Rule, choice: &Choice) -> Option<&'a Candidate> {
+    rule.tiers
+        .get(choice.tier)?
+        .candidates
+        .get(choice.candidate)
 }
 
 /// What the caller is told when not one attempt could be made.
@@ -181,9 +326,12 @@ fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
 
 /// The first attempt is always made, further ones up to the rule's limit; at endpoints that fail, while its budget
 /// lasts.
-fn may_go_on(rule: &Rule, record: &Record, choice: &Choice) -> bool {
+fn may_go_on(rule: &Rule, record: &Record, choice: &Choice, prompt_tokens: u32) -> bool {
     if record.attempts == 0 {
         rule.retries.earn();
+        if let Some(hedge) = &rule.hedge {
+            hedge.budget.earn(prompt_tokens, hedge.extra_percent);
+        }
         return true;
     }
     let works = choice.pass == Pass::Fresh && !choice.endpoint.live.outlier.is_failing();
@@ -197,21 +345,36 @@ async fn back_off(attempts: usize) {
 }
 
 /// Tells the balancer how long the endpoint took to begin a stream, per unit of work that it had before it, or to give
-/// another answer whole.
-fn observe(job: &Job<'_>, endpoint: &Endpoint, since: Instant, work: f32) {
+/// another answer whole. `None`: it has not answered yet.
+fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
+    if matches!(answer, Some(Answer::Refused { .. })) {
+        return;
+    }
     let now = penstock_shell::clock::now();
-    let took_ms = now.saturating_duration_since(since).as_secs_f32() * 1000.0;
+    let took_ms = now.saturating_duration_since(lane.entered).as_secs_f32() * 1000.0;
     let sample_ms = if job.call.stream {
-        took_ms / work
+        took_ms / lane.work
     } else {
         took_ms
     };
-    let latency = endpoint.live.latency(job.call.stream);
-    latency.observe(sample_ms, job.worker.process.ms(now));
+    let live = &lane.choice.endpoint.live;
+    let now_ms = job.worker.process.ms(now);
+    live.latency(job.call.stream).observe(sample_ms, now_ms);
+    if job.call.stream {
+        live.vitals.note(Sample::FirstToken(sample_ms), now_ms);
+    } else if let Some(Answer::Whole {
+        usage: Some(usage), ..
+    }) = answer
+    {
+        let tokens = u16::try_from(usage.completion_tokens.max(1));
+        let tokens = tokens.map_or(f32::from(u16::MAX), f32::from);
+        live.vitals.note(Sample::Whole(took_ms / tokens), now_ms);
+    }
 }
 
 /// Moves the request to its next endpoint in the ledger and the record.
-fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Choice, now: Instant) {
+fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane) {
+    let choice = &lane.choice;
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);
     record.in_flight = None;
@@ -219,8 +382,12 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Cho
         &choice.endpoint,
         job.call.stream,
         job.prompt_tokens(),
-        job.worker.process.ms(now),
+        job.worker.process.ms(lane.entered),
     ));
+    move_ticket(job, record, candidate, lane.entered);
+}
+
+fn move_ticket(job: &Job<'_>, record: &mut Record, candidate: &Candidate, now: Instant) {
     let ledger = &candidate.backend.ledger;
     match &mut record.ticket {
         Some(ticket) if ticket.is_of(ledger) => ticket.release(),
@@ -237,13 +404,10 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, choice: &Cho
     }
 }
 
-fn note(
-    job: &Job<'_>,
-    candidate: &Candidate,
-    choice: &Choice,
-    failure: &Failure,
-    record: &mut Record,
-) {
+fn note(job: &Job<'_>, rule: &Rule, choice: &Choice, failure: &Failure, record: &mut Record) {
+    let Some(candidate) = candidate_of(rule, choice) else {
+        return;
+    };
     let process = &job.worker.process;
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
@@ -252,6 +416,7 @@ fn note(
         choice.endpoint.live.cooldown.ask(wait, now_ms);
     }
     if failure.weight() > 0 {
+        choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
         let away = endpoints
             .iter()
             .filter(|endpoint| endpoint.live.outlier.is_away(now_ms))
@@ -276,15 +441,5 @@ fn note(
         .attempt_failed(candidate.metrics.backend(), failure.label());
     record
         .tried
-        .push(tried(choice, failure.label(), failure.again()));
-}
-
-fn tried(choice: &Choice, reason: &'static str, again: bool) -> Tried {
-    Tried {
-        tier: choice.tier,
-        candidate: choice.candidate,
-        endpoint: Arc::clone(&choice.endpoint),
-        reason,
-        again,
-    }
+        .push(choice.failed(failure.label(), failure.again()));
 }

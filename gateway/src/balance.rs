@@ -1,10 +1,33 @@
 //! Choosing one of several. Pure: loads, weights, times and randomness come in, an index goes out. A file a strategy.
 
+pub mod hash;
 pub mod least_requests;
 pub mod peak_ewma;
 pub mod power_of_two;
 pub mod prefix_affinity;
 pub mod round_robin;
+
+/// How far above its share an endpoint's requests in flight may go (consistent hashing with bounded loads, Mirrokni et
+/// al., 2018; the factor is the one that KubeAI runs with).
+const BOUND: f32 = 1.25;
+
+/// An endpoint, as strategies with affinity see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen {
+    /// Its requests in flight.
+    pub in_flight: u32,
+    /// Its part of the traffic, of all that are seen.
+    pub share: f32,
+    /// Hash of its address, the same in all replicas.
+    pub name: u64,
+}
+
+/// Whether one more request keeps it within [`BOUND`] times its share of `total` requests in flight.
+fn has_room(seen: Seen, total: u32) -> bool {
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^23")]
+    let (mine, all) = (seen.in_flight as f32 + 1.0, total as f32 + 1.0);
+    mine <= (BOUND * all * seen.share).ceil()
+}
 
 /// Round robin or least in flight among equals without weights: the scan begins at `turn`, so ties rotate.
 pub fn endpoint(

@@ -17,7 +17,6 @@ use crate::openai::{self, Pieces};
 use crate::outbound;
 use crate::process::Worker;
 use crate::provider::{self, Translated, Way};
-use crate::record::Record;
 use crate::snapshot::{Candidate, Credential, Endpoint, Rule};
 use crate::stream::Begun;
 use crate::upstream::{BodyError, Conn, ConnectError, Exchange, SendError};
@@ -35,7 +34,6 @@ const MAX_ERROR_BYTES: usize = 64 << 10;
 /// Sends the request and reads until the answer has begun.
 pub(crate) async fn begin(
     job: &Job<'_>,
-    record: &mut Record,
     rule: &Rule,
     candidate: &Candidate,
     endpoint: &Arc<Endpoint>,
@@ -45,7 +43,7 @@ pub(crate) async fn begin(
     let (way, translated) = job
         .way(candidate.backend.protocol, rule.rest)
         .unwrap_or((Way::Straight, None));
-    let last = record.started + rule.total;
+    let last = job.started + rule.total;
     let pooled = std::future::poll_fn(|cx| {
         std::task::Poll::Ready(endpoint.live.pool.take(
             worker.index,
@@ -61,7 +59,7 @@ pub(crate) async fn begin(
     let (head, exchange) = loop {
         let reused = conn.is_reused();
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
-        let request = request(job, record, candidate, endpoint, way, translated);
+        let request = request(job, candidate, endpoint, way, translated);
         match conn.send(request, deadline).await {
             Ok(answer) => break answer,
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
@@ -85,7 +83,7 @@ pub(crate) async fn begin(
     let status = head.status();
     if status.is_success() {
         if is_event_stream(head.headers()) {
-            reader.stream(head, exchange, record).await
+            reader.stream(head, exchange).await
         } else {
             reader.whole(head, exchange).await
         }
@@ -109,7 +107,6 @@ fn late(last: Instant, otherwise: Failure) -> Failure {
 
 fn request(
     job: &Job<'_>,
-    record: &Record,
     candidate: &Candidate,
     endpoint: &Endpoint,
     way: Way,
@@ -128,7 +125,7 @@ fn request(
         None => openai::unpatched(body.clone()),
     };
     let via = &job.worker.process.via;
-    let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &record.id);
+    let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &job.id);
     let is_callers = way == Way::Straight;
     outbound::speak(&mut headers, candidate.backend.protocol, is_callers);
     let mut request = Request::new(Full::new(pieces));
@@ -205,12 +202,8 @@ impl Reader<'_> {
     }
 
     /// Holds an event stream back until it carries an answer; the limit of the first token counts until then.
-    async fn stream(
-        &self,
-        head: Response<()>,
-        mut exchange: Exchange,
-        record: &mut Record,
-    ) -> Result<Answer, Failure> {
+    async fn stream(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
+        let mut tokens = 0;
         let mut meter = Meter::new(self.way.api(self.job.api).wire());
         let mut held: Option<BytesMut> = None;
         loop {
@@ -226,10 +219,9 @@ impl Reader<'_> {
             let before = held.as_ref().map_or(0, BytesMut::len);
             let committed =
                 meter.has_started() || meter.is_done() || before + bytes.len() > MAX_HELD_BYTES;
-            record.tokens(seen.tokens, now);
+            tokens += seen.tokens;
             if committed {
                 self.goes_on(&mut exchange, now);
-                record.usage = meter.usage();
                 let cut_at = seen.cut_at.map(|at| before + at);
                 let first = match held {
                     None => bytes,
@@ -247,6 +239,7 @@ impl Reader<'_> {
                         translator: self.way.stream(created, self.include_usage),
                         first,
                         cut_at,
+                        tokens,
                     },
                 });
             }
@@ -286,6 +279,7 @@ impl Reader<'_> {
                     translator: None,
                     first: joined,
                     cut_at: None,
+                    tokens: 0,
                 };
                 return Ok(Answer::Stream { head, begun });
             }

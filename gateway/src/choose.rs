@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
-use rand::Rng;
+use rand::{Rng, RngExt as _};
 
 use crate::pick::{Wish, has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
 use crate::snapshot::{Endpoint, EndpointLive, Rule};
 
 /// An attempt that failed.
+#[derive(Clone)]
 pub struct Tried {
     /// Position of the tier in the rule.
     pub tier: usize,
@@ -36,6 +37,19 @@ pub struct Choice {
     pub endpoint: Arc<Endpoint>,
     /// Which pass found it.
     pub pass: Pass,
+}
+
+impl Choice {
+    /// As an attempt that failed.
+    pub fn failed(&self, reason: &'static str, again: bool) -> Tried {
+        Tried {
+            tier: self.tier,
+            candidate: self.candidate,
+            endpoint: Arc::clone(&self.endpoint),
+            reason,
+            again,
+        }
+    }
 }
 
 /// What an endpoint may be.
@@ -83,6 +97,7 @@ pub fn choose(
     rng: &mut impl Rng,
 ) -> Result<Choice, Nowhere> {
     let now_ms = wish.now_ms;
+    let draw = rng.random::<f32>();
     let passes: &[Pass] = if tried.is_empty() {
         &[Pass::Fresh, Pass::Failing]
     } else {
@@ -107,7 +122,7 @@ pub fn choose(
                             && tried.candidate == candidate
                             && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
                     });
-                    fits(pass, quiet_too, before, &endpoint.live, now_ms)
+                    fits(pass, quiet_too, before, &endpoint.live, now_ms, draw)
                 };
                 if let Some((candidate, endpoint)) = pick(rule.strategy, group, wish, rng, fits) {
                     return Ok(Choice {
@@ -123,24 +138,79 @@ pub fn choose(
     Err(nowhere(rule, wish))
 }
 
-/// Whether an endpoint may be chosen in this pass; `before` is its last attempt for this request.
+/// How an endpoint stands, whatever this request did there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing speaks against it.
+    Good,
+    /// It does worse than its peers: for most requests after them.
+    Worse,
+    /// It has streams and said nothing for a while: after its peers.
+    Quiet,
+    /// For longer: after all others.
+    Silent,
+    /// It failed several times in a row: after all others.
+    Failing,
+    /// It is over a limit: after all others for a moment.
+    Aside,
+    /// It asked to be left alone until a time: never.
+    Closed,
+}
+
+impl Standing {
+    /// How an endpoint stands at `now_ms`.
+    pub fn of(live: &EndpointLive, now_ms: u64) -> Self {
+        let silence_ms = live.pulse.silence_ms(now_ms);
+        if live.cooldown.closed_ms(now_ms) > 0 {
+            Self::Closed
+        } else if live.outlier.is_away(now_ms) {
+            Self::Failing
+        } else if live.cooldown.is_aside(now_ms) {
+            Self::Aside
+        } else if silence_ms > SILENT_MS {
+            Self::Silent
+        } else if silence_ms > QUIET_MS {
+            Self::Quiet
+        } else if live.vitals.share() < 1.0 {
+            Self::Worse
+        } else {
+            Self::Good
+        }
+    }
+
+    /// In a word.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Good => "good",
+            Self::Worse => "worse than its peers",
+            Self::Quiet => "quiet",
+            Self::Silent => "silent",
+            Self::Failing => "failing",
+            Self::Aside => "over a limit",
+            Self::Closed => "closed by its Retry-After",
+        }
+    }
+}
+
+/// Whether an endpoint may be chosen in this pass; `before` is its last attempt for this request, `draw` the request's
+/// luck, 0 to 1, against which the shares of those count that do worse than their peers.
 fn fits(
     pass: Pass,
     quiet_too: bool,
     before: Option<&Tried>,
     live: &EndpointLive,
     now_ms: u64,
+    draw: f32,
 ) -> bool {
-    if live.cooldown.closed_ms(now_ms) > 0 {
-        return false;
-    }
-    let silence_ms = live.pulse.silence_ms(now_ms);
-    let is_away =
-        live.outlier.is_away(now_ms) || live.cooldown.is_aside(now_ms) || silence_ms > SILENT_MS;
-    match (pass, before) {
-        (Pass::Fresh, None) => !is_away && (quiet_too || silence_ms <= QUIET_MS),
-        (Pass::Failing, None) => is_away,
-        (Pass::Again, Some(before)) => before.again,
+    let share = live.vitals.share();
+    match (pass, before, Standing::of(live, now_ms)) {
+        (_, _, Standing::Closed) => false,
+        (Pass::Fresh, None, Standing::Good) | (Pass::Again, Some(Tried { again: true, .. }), _) => {
+            true
+        }
+        (Pass::Fresh, None, Standing::Worse) => quiet_too || draw < share,
+        (Pass::Fresh, None, Standing::Quiet) => quiet_too,
+        (Pass::Failing, None, Standing::Silent | Standing::Failing | Standing::Aside) => true,
         _ => false,
     }
 }
@@ -173,7 +243,7 @@ fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
 mod tests {
     use std::time::Duration;
 
-    use penstock_core::config::{ModelMatch, Strategy};
+    use penstock_core::config::{NameMatch, Strategy};
     use proptest::prelude::*;
     use rand::SeedableRng as _;
     use rand::rngs::StdRng;
@@ -181,7 +251,7 @@ mod tests {
     use super::*;
     use crate::outlier::FAILURES;
     use crate::snapshot::Snapshot;
-    use crate::snapshot::tests::{build, config, endpoints, rule};
+    use crate::snapshot::tests::{build, config, endpoints, rule, rule_of};
     use crate::source::Credentials;
 
     fn snapshot(
@@ -190,7 +260,7 @@ mod tests {
         strategy: Strategy,
     ) -> Snapshot {
         let names: Vec<&str> = backends.iter().map(|backend| backend.0).collect();
-        let mut rule = rule("r", &[ModelMatch::Exact("m".to_owned())], backends);
+        let mut rule = rule("r", &[NameMatch::Exact("m".to_owned())], backends);
         rule.strategy = strategy;
         build(
             config(&names, vec![rule]),
@@ -205,6 +275,7 @@ mod tests {
         stream: true,
         prompt_tokens: 100,
         blocks: &[],
+        key: None,
         unfit: &[],
     };
 
@@ -212,19 +283,8 @@ mod tests {
         StdRng::seed_from_u64(7)
     }
 
-    fn tried(choice: &Choice, again: bool) -> Tried {
-        let endpoint = Arc::clone(&choice.endpoint);
-        Tried {
-            tier: choice.tier,
-            candidate: choice.candidate,
-            endpoint,
-            reason: "x",
-            again,
-        }
-    }
-
     fn all(snapshot: &Snapshot, again: bool, attempts: usize) -> Vec<(usize, usize, String, Pass)> {
-        let rule = snapshot.rule_for("m").unwrap();
+        let rule = &rule_of(snapshot, "m").unwrap();
         let mut failed = Vec::new();
         let mut order = Vec::new();
         for _ in 0..attempts {
@@ -237,7 +297,7 @@ mod tests {
                 choice.endpoint.address.to_string(),
                 choice.pass,
             ));
-            failed.push(tried(&choice, again));
+            failed.push(choice.failed("x", again));
         }
         order
     }
@@ -266,7 +326,7 @@ mod tests {
             &[("a", &[1]), ("b", &[3])],
             Strategy::RoundRobin,
         );
-        let rule = snapshot.rule_for("m").unwrap();
+        let rule = &rule_of(&snapshot, "m").unwrap();
         rule.tiers[0].candidates[0].backend.endpoints[0]
             .live
             .outlier
@@ -284,7 +344,7 @@ mod tests {
     #[test]
     fn a_slow_endpoint_gets_little_and_is_tried_again_when_that_is_long_ago() {
         let snapshot = snapshot(&[("a", 1, 0)], &[("a", &[1, 2, 3])], Strategy::PeakEwma);
-        let rule = snapshot.rule_for("m").unwrap();
+        let rule = &rule_of(&snapshot, "m").unwrap();
         let endpoints = &rule.tiers[0].candidates[0].backend.endpoints;
         for (endpoint, ms) in endpoints.iter().zip([100.0, 100.0, 1_000.0]) {
             endpoint.live.latency(true).observe(ms, 1);
@@ -318,7 +378,7 @@ mod tests {
             &[("a", &[1]), ("b", &[2])],
             Strategy::PeakEwma,
         );
-        let rule = snapshot.rule_for("m").unwrap();
+        let rule = &rule_of(&snapshot, "m").unwrap();
         let cooldown = |tier: usize| {
             &rule.tiers[tier].candidates[0].backend.endpoints[0]
                 .live
@@ -343,7 +403,7 @@ mod tests {
             &[("a", &[1, 2]), ("b", &[3])],
             Strategy::PeakEwma,
         );
-        let rule = snapshot.rule_for("m").unwrap();
+        let rule = &rule_of(&snapshot, "m").unwrap();
         let first = |now_ms: u64| {
             let choice = choose(rule, &[], Wish { now_ms, ..WISH }, &mut rng())
                 .ok()
@@ -379,7 +439,7 @@ mod tests {
 
     #[test]
     fn nowhere_says_why() {
-        let rule_of = |snapshot: &Snapshot| Arc::clone(snapshot.rule_for("m").unwrap());
+        let rule_of = |snapshot: &Snapshot| rule_of(snapshot, "m").unwrap();
         let empty = snapshot(&[("a", 1, 0)], &[], Strategy::RoundRobin);
         assert_eq!(
             choose(&rule_of(&empty), &[], WISH, &mut rng()).err(),
@@ -388,7 +448,13 @@ mod tests {
         let one = snapshot(&[("a", 1, 0)], &[("a", &[1])], Strategy::RoundRobin);
         let choice = choose(&rule_of(&one), &[], WISH, &mut rng()).ok().unwrap();
         assert_eq!(
-            choose(&rule_of(&one), &[tried(&choice, false)], WISH, &mut rng()).err(),
+            choose(
+                &rule_of(&one),
+                &[choice.failed("x", false)],
+                WISH,
+                &mut rng()
+            )
+            .err(),
             Some(Nowhere::Spent)
         );
     }
@@ -400,7 +466,7 @@ mod tests {
             let backends: Vec<_> = weights.iter().zip(names).map(|(weight, name)| (name, *weight, 0)).collect();
             let services: Vec<(&str, &[u16])> = names.iter().map(|name| (*name, &[1, 2][..])).collect();
             let snapshot = snapshot(&backends, &services, Strategy::RoundRobin);
-            let rule = snapshot.rule_for("m").unwrap();
+            let rule = &rule_of(&snapshot, "m").unwrap();
             let mut counts = vec![0; weights.len()];
             for _ in 0..weights.iter().sum::<u32>() {
                 counts[choose(rule, &[], WISH, &mut rng()).ok().unwrap().candidate] += 1;

@@ -9,26 +9,31 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use penstock_core::config::{Protocol, Strategy};
-use penstock_core::names::{BACKEND_HEADER, CACHE_HEADER, ENGINE_HEADER};
+use penstock_core::config::Protocol;
+use penstock_core::names::{
+    ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
+};
 
 use crate::attempt::{self, Answer, Job};
-use crate::balance::prefix_affinity;
 use crate::begin::is_event_stream;
 use crate::body;
 use crate::cache::exact::{self, Entry, Key};
+use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
-use crate::openai::{Api, Call, CallError, MAX_MODEL_BYTES};
+use crate::openai::{Api, Call, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{Process, Worker};
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
-use crate::snapshot::{Rule, Snapshot};
+use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
 
 const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
 const CACHE: HeaderName = HeaderName::from_static(CACHE_HEADER);
+const EXPLAIN: HeaderName = HeaderName::from_static(EXPLAIN_HEADER);
+const ATTEMPTS: HeaderName = HeaderName::from_static(ATTEMPTS_HEADER);
+const DECISION: HeaderName = HeaderName::from_static(DECISION_HEADER);
 const ENGINE: HeaderName = HeaderName::from_static(ENGINE_HEADER);
 /// nginx and those that follow it.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -81,6 +86,11 @@ pub(crate) async fn handle(
     ));
     let done = serve(&worker, &watch, &head, body, &mut record).await;
     let is_draining = worker.process.is_draining();
+    let told = head
+        .headers
+        .contains_key(EXPLAIN)
+        .then(|| record.told())
+        .flatten();
     let cache = record.cache();
     let backend = record
         .candidate()
@@ -102,6 +112,10 @@ pub(crate) async fn handle(
     headers.insert(REQUEST_ID, id);
     if let Some(backend) = backend {
         headers.insert(BACKEND, backend);
+    }
+    if let Some((attempts, decision)) = told {
+        headers.insert(ATTEMPTS, attempts);
+        headers.insert(DECISION, decision);
     }
     if let Some(cache) = cache {
         headers.insert(CACHE, HeaderValue::from_static(cache));
@@ -146,28 +160,30 @@ async fn serve(
     };
     record.admit()?;
     let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
-    let call = Call::parse(&body).map_err(|err| match err {
-        CallError::Json { line, column } => Reject::InvalidJson { line, column },
-        CallError::NoModel => Reject::MissingModel,
-    })?;
+    let call = Call::parse(&body)?;
     record.set_model(&call.model);
-    let rule = match_rule(process.snapshot.load().as_deref(), &call.model)?;
+    let asked = Asked {
+        path: head.uri.path(),
+        headers: &head.headers,
+        call: &call,
+    };
+    let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
     record.rule = Some(Arc::clone(&rule));
     let store = match look_up(process, &rule, api, &head.headers, &body, record) {
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
-    let blocks = match rule.strategy {
-        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
-        _ => Vec::new(),
-    };
+    let blocks = attempt::blocks(&rule, &call);
     let job = Job {
         worker,
+        id: record.id.clone(),
+        started: record.started,
         api,
         headers: &head.headers,
         body: &body,
         call: &call,
         blocks,
+        key: attempt::key(&rule, &head.headers, &call),
         translated: OnceLock::new(),
     };
     let answer = attempt::run(&job, record).await?;
@@ -208,15 +224,25 @@ fn check_headers(process: &Process, headers: &HeaderMap) -> Result<(), Reject> {
     Ok(())
 }
 
-fn match_rule(snapshot: Option<&Snapshot>, model: &str) -> Result<Arc<Rule>, Reject> {
+/// The rule that takes a request.
+pub(crate) fn match_rule(
+    snapshot: Option<&Snapshot>,
+    asked: &Asked<'_>,
+) -> Result<Arc<Rule>, Reject> {
     let snapshot = snapshot.ok_or(Reject::NotConfigured)?;
+    let model = &asked.call.model;
     let rule = if model.len() > MAX_MODEL_BYTES {
-        None
+        Err(NoRule::Model)
     } else {
-        snapshot.rule_for(model)
+        snapshot.rule_for(asked)
     };
-    rule.cloned().ok_or_else(|| Reject::ModelNotFound {
-        model: model.to_owned(),
+    rule.cloned().map_err(|none| match none {
+        NoRule::Model => Reject::ModelNotFound {
+            model: model.to_string(),
+        },
+        NoRule::Conditions => Reject::NoRule {
+            model: model.to_string(),
+        },
     })
 }
 
@@ -317,6 +343,7 @@ fn answered(
         Answer::Whole { head, bytes, usage } => {
             record.status = head.status().as_u16();
             record.usage = usage;
+            record.completed(false, penstock_shell::clock::now());
             if let Some((store, entry)) = storable(&head, store, &record) {
                 let now_ms = worker.process.ms(penstock_shell::clock::now());
                 if let Some((_, cache)) = &store.rule.cache {

@@ -73,8 +73,30 @@ struct FailureLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct CacheLabels {
+struct ResultLabels {
     result: &'static str,
+}
+
+/// What became of a hedge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hedged {
+    /// It answered first.
+    Won,
+    /// The first attempt answered after all.
+    Lost,
+    /// One of the two failed, and the other one was waited for.
+    Failed,
+}
+
+impl Hedged {
+    /// Value of the label `result`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,7 +115,8 @@ pub struct Metrics {
     ttft: Histograms<RouteLabels>,
     tpot: Histograms<RouteLabels>,
     tokens: Histograms<TokenLabels>,
-    cache: Family<CacheLabels, Counter>,
+    cache: Family<ResultLabels, Counter>,
+    hedges: Family<ResultLabels, Counter>,
     config: Family<ConfigLabels, Gauge>,
     /// Requests in progress.
     pub in_flight: Gauge,
@@ -145,6 +168,7 @@ impl Metrics {
             tpot: Family::new_with_constructor(|| Histogram::new(TPOT_BUCKETS)),
             tokens: Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
             cache: Family::default(),
+            hedges: Family::default(),
             config: Family::default(),
             in_flight: Gauge::default(),
             held: Gauge::default(),
@@ -201,6 +225,11 @@ impl Metrics {
             "penstock_gateway_cache_lookups",
             "Requests of rules with a cache",
             metrics.cache.clone(),
+        );
+        registry.register(
+            "penstock_gateway_hedges",
+            "Second attempts beside a first one whose first token was slow to come",
+            metrics.hedges.clone(),
         );
         registry.register(
             "penstock_gateway_in_flight_requests",
@@ -316,7 +345,13 @@ impl Metrics {
 
     /// Counts a request of a rule with a cache.
     pub fn cache(&self, result: &'static str) {
-        self.cache.get_or_create(&CacheLabels { result }).inc();
+        self.cache.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a hedge.
+    pub fn hedged(&self, hedge: Hedged) {
+        let result = hedge.label();
+        self.hedges.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Says which config is in force.

@@ -11,6 +11,8 @@ use penstock_core::config::Protocol;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::load::BYTES_PER_TOKEN;
+
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
 pub const MAX_MODEL_BYTES: usize = 512;
 
@@ -126,6 +128,12 @@ pub struct Call<'a> {
     pub stream: bool,
     /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
     pub prompt: &'a [u8],
+    /// Whether tools are offered.
+    pub has_tools: bool,
+    /// Whether the answer must keep to a JSON schema.
+    pub has_schema: bool,
+    /// The conversation or user that the body names, as JSON text.
+    pub session: Option<&'a str>,
 }
 
 /// Why a body cannot be used.
@@ -154,6 +162,38 @@ struct View<'a> {
     input: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tools: Option<&'a RawValue>,
+    /// Where chat completions, Messages and Responses have the form of the answer.
+    #[serde(borrow, default)]
+    response_format: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    output_config: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    prompt_cache_key: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    user: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    safety_identifier: Option<&'a RawValue>,
+    /// Anthropic's holds the user's id and nothing else.
+    #[serde(borrow, default)]
+    metadata: Option<&'a RawValue>,
+}
+
+impl View<'_> {
+    fn has_schema(&self) -> bool {
+        [self.response_format, self.output_config, self.text]
+            .into_iter()
+            .flatten()
+            .any(|form| form.get().contains("\"json_schema\""))
+    }
+
+    fn has_tools(&self) -> bool {
+        let is_filled = |raw: &RawValue| raw.get().bytes().any(|byte| byte == b'{');
+        self.tools.is_some_and(is_filled)
+    }
 }
 
 impl<'a> Call<'a> {
@@ -192,6 +232,14 @@ impl<'a> Call<'a> {
             return Err(CallError::NoModel);
         }
         Ok(Self {
+            has_tools: view.has_tools(),
+            has_schema: view.has_schema(),
+            session: view
+                .prompt_cache_key
+                .or(view.user)
+                .or(view.safety_identifier)
+                .or(view.metadata)
+                .map(RawValue::get),
             model,
             model_at,
             stream: view.stream.unwrap_or(false),
@@ -201,6 +249,13 @@ impl<'a> Call<'a> {
                 .or(view.prompt)
                 .map_or(&[], |raw| raw.get().as_bytes()),
         })
+    }
+}
+
+impl Call<'_> {
+    /// About how many tokens the prompt has.
+    pub fn prompt_tokens(&self) -> u32 {
+        u32::try_from(self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
     }
 }
 

@@ -11,8 +11,10 @@ use penstock_core::config::{Protocol, Strategy};
 use rand::Rng;
 
 use crate::balance::peak_ewma::Work;
-use crate::balance::prefix_affinity::Seen;
-use crate::balance::{self, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin};
+use crate::balance::prefix_affinity::Owner;
+use crate::balance::{
+    self, Seen, hash, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin,
+};
 use crate::snapshot::{Candidate, Credential, Endpoint, Slot, Tier};
 
 /// What a strategy may know of the request.
@@ -26,6 +28,8 @@ pub struct Wish<'a> {
     pub prompt_tokens: u32,
     /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
     pub blocks: &'a [u64],
+    /// Hash of what `Hash` keeps together; `None` where the request has no such thing.
+    pub key: Option<u64>,
     /// Protocols that cannot carry it.
     pub unfit: &'a [Protocol],
 }
@@ -51,7 +55,8 @@ impl Wish<'_> {
         }
     }
 
-    fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
+    /// What `PeakEwma` takes the endpoint to need for it, in ms per share of the traffic.
+    pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
         let average_ms = endpoint.live.latency(self.stream).at(self.now_ms);
         let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
         peak_ewma::cost(average_ms, self.work_at(endpoint), in_flight, slot.share)
@@ -77,6 +82,9 @@ pub fn pick(
         Strategy::LeastRequests => in_two_steps(tier, true, fits),
         Strategy::PowerOfTwo => cheaper_of_two(tier, None, rng, fits),
         Strategy::PeakEwma => cheaper_of_two(tier, Some(wish), rng, fits),
+        Strategy::Hash => {
+            by_hash(tier, wish, &fits).or_else(|| cheaper_of_two(tier, Some(wish), rng, fits))
+        }
         Strategy::PrefixAffinity => {
             by_prefix(tier, wish, &fits).or_else(|| cheaper_of_two(tier, Some(wish), rng, fits))
         }
@@ -117,6 +125,42 @@ fn cheaper_of_two(
     at(index).map(|(slot, _, endpoint)| (slot.candidate, Arc::clone(endpoint)))
 }
 
+/// Those of a tier that may be chosen.
+struct Fitting<'a> {
+    slots: Vec<(&'a Slot, &'a Arc<Endpoint>)>,
+    seen: Vec<Seen>,
+}
+
+impl<'a> Fitting<'a> {
+    fn of(tier: &'a Tier, fits: impl Fn(usize, &Arc<Endpoint>) -> bool) -> Self {
+        let slots: Vec<(&Slot, &Arc<Endpoint>)> = tier
+            .slots
+            .iter()
+            .filter_map(|slot| {
+                let candidate = tier.candidates.get(slot.candidate)?;
+                let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
+                (has_credential(candidate) && fits(slot.candidate, endpoint))
+                    .then_some((slot, endpoint))
+            })
+            .collect();
+        let total: f32 = slots.iter().map(|(slot, _)| slot.share).sum();
+        let seen = slots
+            .iter()
+            .map(|(slot, endpoint)| Seen {
+                in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
+                share: slot.share / total,
+                name: slot.name,
+            })
+            .collect();
+        Self { slots, seen }
+    }
+
+    fn at(&self, index: usize) -> Option<(usize, Arc<Endpoint>)> {
+        let (slot, endpoint) = self.slots.get(index)?;
+        Some((slot.candidate, Arc::clone(endpoint)))
+    }
+}
+
 /// The endpoint that knows most of the prompt and has room.
 fn by_prefix(
     tier: &Tier,
@@ -126,35 +170,37 @@ fn by_prefix(
     if wish.blocks.is_empty() {
         return None;
     }
-    let fitting: Vec<(&Slot, &Arc<Endpoint>)> = tier
+    let fitting = Fitting::of(tier, fits);
+    let owners: Vec<Owner> = fitting
         .slots
         .iter()
-        .filter_map(|slot| {
-            let candidate = tier.candidates.get(slot.candidate)?;
-            let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
-            (has_credential(candidate) && fits(slot.candidate, endpoint))
-                .then_some((slot, endpoint))
-        })
-        .collect();
-    let total: f32 = fitting.iter().map(|(slot, _)| slot.share).sum();
-    let seen: Vec<Seen> = fitting
-        .iter()
-        .map(|(slot, endpoint)| Seen {
-            owner: endpoint.live.id,
-            in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
-            share: slot.share / total,
-            name: slot.name,
-        })
+        .map(|(_, endpoint)| endpoint.live.id)
         .collect();
     let cost = |index: usize| {
-        let fitting = fitting.get(index);
-        fitting.map_or(f32::INFINITY, |(slot, endpoint)| {
+        let slot = fitting.slots.get(index);
+        slot.map_or(f32::INFINITY, |(slot, endpoint)| {
             wish.cost_at(slot, endpoint)
         })
     };
-    let index = prefix_affinity::pick(wish.blocks, &tier.prefixes, &seen, cost)?;
-    let (slot, endpoint) = fitting.get(index)?;
-    Some((slot.candidate, Arc::clone(endpoint)))
+    let (blocks, index) = (wish.blocks, &tier.prefixes);
+    fitting.at(prefix_affinity::pick(
+        blocks,
+        index,
+        &fitting.seen,
+        &owners,
+        cost,
+    )?)
+}
+
+/// The endpoint that the request's key falls to and that has room.
+fn by_hash(
+    tier: &Tier,
+    wish: Wish<'_>,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    let key = wish.key?;
+    let fitting = Fitting::of(tier, fits);
+    fitting.at(hash::pick(key, &fitting.seen)?)
 }
 
 /// A backend, then one of its endpoints; in turn, or the one with the fewest requests in flight.

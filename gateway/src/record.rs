@@ -12,10 +12,12 @@ use crate::choose::{Pass, Tried};
 use crate::guard::Watch;
 use crate::load::Ticket;
 use crate::meter::Usage;
+use crate::metrics::Hedged;
 use crate::openai::Api;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Endpoint, Rule};
+use crate::vitals::Sample;
 
 /// Every value of the `outcome` label that a request with a backend may have.
 pub(crate) const ROUTE_OUTCOMES: [&str; 9] = [
@@ -39,6 +41,11 @@ pub(crate) const REFUSED: &str = "refused";
 pub(crate) const UPSTREAM_ERROR: &str = "upstream_error";
 /// A stored answer went out.
 const CACHED: &str = "cached";
+
+/// A stream of as many events has a role and an end, and nothing between.
+const EMPTY_EVENTS: u64 = 2;
+/// Tokens after which a stream's gaps are looked at.
+const GAPS_EVERY: u64 = 16;
 
 /// A request at an endpoint; counted there until dropped.
 pub(crate) struct InFlight {
@@ -120,6 +127,8 @@ pub(crate) struct Record {
     pub(crate) in_flight: Option<InFlight>,
     pub(crate) ticket: Option<Ticket>,
     pub(crate) attempts: usize,
+    /// What became of the last attempt's hedge, if it had one.
+    pub(crate) hedge: Option<Hedged>,
     pub(crate) tried: Vec<Tried>,
     cache: Option<&'static str>,
     pub(crate) status: u16,
@@ -127,6 +136,8 @@ pub(crate) struct Record {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     tokens: u64,
+    /// Tokens and time at which the gaps between them were looked at last.
+    gaps_from: (u64, Option<Instant>),
     pub(crate) usage: Option<Usage>,
 }
 
@@ -152,6 +163,7 @@ impl Record {
             in_flight: None,
             ticket: None,
             attempts: 0,
+            hedge: None,
             tried: Vec::new(),
             cache: None,
             status: 0,
@@ -159,6 +171,7 @@ impl Record {
             first_token: None,
             last_token: None,
             tokens: 0,
+            gaps_from: (0, None),
             usage: None,
         }
     }
@@ -217,6 +230,7 @@ impl Record {
         }
         self.tokens += u64::from(count);
         self.last_token = Some(now);
+        self.gaps(now);
         if self.first_token.is_none() {
             self.first_token = Some(now);
         }
@@ -236,6 +250,42 @@ impl Record {
 
     pub(crate) fn broken(&mut self, broken: Broken) {
         self.outcome = broken.label();
+        // The limit of the whole request says nothing of the endpoint.
+        if broken != Broken::Deadline {
+            self.vital(Sample::Failed, penstock_shell::clock::now());
+        }
+    }
+
+    /// What is to be compared with the endpoint's peers.
+    fn vital(&self, sample: Sample, now: Instant) {
+        if let Some(in_flight) = &self.in_flight {
+            let now_ms = self.worker.process.ms(now);
+            in_flight.endpoint().live.vitals.note(sample, now_ms);
+        }
+    }
+
+    /// An answer of a backend came to its end, as it should.
+    pub(crate) fn completed(&self, streamed: bool, now: Instant) {
+        let counted = self.usage.map(|usage| usage.completion_tokens);
+        let empty =
+            counted == Some(0) || (streamed && self.tokens <= EMPTY_EVENTS && counted.is_none());
+        self.vital(Sample::Ended { empty }, now);
+    }
+
+    /// Looks at the gaps of a stream every so many tokens, so that a slow one shows before its end.
+    fn gaps(&mut self, now: Instant) {
+        let (count, since) = self.gaps_from;
+        let tokens = self.tokens - count;
+        let Some(since) = since else {
+            self.gaps_from = (self.tokens, Some(now));
+            return;
+        };
+        if tokens >= GAPS_EVERY {
+            let gaps = u16::try_from(tokens).map_or(f32::from(u16::MAX), f32::from);
+            let took = now.saturating_duration_since(since).as_secs_f32() * 1000.0;
+            self.gaps_from = (self.tokens, Some(now));
+            self.vital(Sample::Gap(took / gaps), now);
+        }
     }
 
     pub(crate) fn ended(&mut self, outcome: &'static str) {
@@ -246,7 +296,14 @@ impl Record {
         };
     }
 
-    fn decision(&self) -> String {
+    /// Attempts and decision for a caller who asks: no addresses.
+    pub(crate) fn told(&self) -> Option<(HeaderValue, HeaderValue)> {
+        self.chosen?;
+        let decision = HeaderValue::try_from(self.decision(false)).ok()?;
+        Some((HeaderValue::from(self.attempts), decision))
+    }
+
+    fn decision(&self, addresses: bool) -> String {
         let mut text = String::new();
         if let (Some(rule), Some((tier, _, pass))) = (&self.rule, self.chosen) {
             let _ = write!(text, "{:?} tier {tier} {}", rule.strategy, pass.label());
@@ -258,11 +315,14 @@ impl Record {
                 .and_then(|rule| rule.tiers.get(tried.tier)?.candidates.get(tried.candidate))
                 .map_or("", |candidate| candidate.metrics.backend());
             let start = if number == 0 { "; after " } else { ", " };
-            let _ = write!(
-                text,
-                "{start}{backend} {} {}",
-                tried.endpoint.address, tried.reason
-            );
+            let _ = write!(text, "{start}{backend} ");
+            if addresses {
+                let _ = write!(text, "{} ", tried.endpoint.address);
+            }
+            text.push_str(tried.reason);
+        }
+        if let Some(hedge) = self.hedge {
+            let _ = write!(text, "; hedge {}", hedge.label());
         }
         text
     }
@@ -290,7 +350,7 @@ impl Record {
             backend.id = backend,
             endpoint,
             attempts = self.attempts,
-            decision = %self.decision(),
+            decision = %self.decision(true),
             cache = self.cache.unwrap_or(""),
             status = self.status,
             ttft_ms = self.first_token.map(ms),

@@ -10,7 +10,7 @@ use penstock_core::config::Protocol;
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
-use crate::openai::Wire;
+use crate::openai::{CallError, Wire};
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;
@@ -67,6 +67,11 @@ pub enum Reject {
         /// As the caller wrote it.
         model: String,
     },
+    /// Rules name this model, but the conditions of none hold.
+    NoRule {
+        /// As the caller wrote it.
+        model: String,
+    },
     /// The request went through this gateway before.
     LoopDetected,
     /// Too many requests or request bytes at one time.
@@ -100,6 +105,15 @@ pub enum Reject {
         /// Its status, 4xx.
         status: u16,
     },
+}
+
+impl From<CallError> for Reject {
+    fn from(err: CallError) -> Self {
+        match err {
+            CallError::Json { line, column } => Self::InvalidJson { line, column },
+            CallError::NoModel => Self::MissingModel,
+        }
+    }
 }
 
 /// Everything about a reason that callers see.
@@ -225,6 +239,17 @@ impl Reject {
                         ),
                     )
                 }
+            }
+            Self::NoRule { model } => {
+                let shown: String = model.chars().take(SHOWN_MODEL_CHARS).collect();
+                shape(
+                    404,
+                    "no_rule",
+                    INVALID,
+                    &format!(
+                        "The model '{shown}' is served here, but no rule takes this request: see 'match' of its rules."
+                    ),
+                )
             }
             Self::LoopDetected => shape(
                 508,
@@ -456,6 +481,9 @@ mod tests {
             Reject::DeadlineExceeded,
             Reject::ModelNotFound {
                 model: format!("no\"pe{}", "x".repeat(1000)),
+            },
+            Reject::NoRule {
+                model: "chat".to_owned(),
             },
             Reject::LoopDetected,
             Reject::Overloaded,

@@ -23,6 +23,8 @@ pub struct Settings {
     pub drain_delay: Duration,
     /// After that, requests in flight may finish for this long.
     pub drain: Duration,
+    /// Share of requests whose choice goes to the log with all candidates and figures, 0 to 1.
+    pub decision_log_share: f64,
     /// PEM file with certificate authorities that https backends may be signed by, besides the public ones.
     pub upstream_ca: Option<PathBuf>,
 }
@@ -88,6 +90,7 @@ impl Settings {
             hold: Duration::from_secs(30),
             drain_delay: Duration::ZERO,
             drain: Duration::from_mins(10),
+            decision_log_share: 0.0,
             upstream_ca: None,
         }
     }

@@ -19,7 +19,9 @@ use penstock_core::ids::{BackendId, Id};
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::cache::exact::{ExactCache, Maker};
+use crate::conditions::{Asked, Conditions};
 use crate::cooldown::Cooldown;
+use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::openai::Api;
@@ -28,6 +30,7 @@ use crate::provider::Rest;
 use crate::pulse::Pulse;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::Pool;
+use crate::vitals::{self, Means, Vitals};
 
 /// What builds live state for backends that are new.
 #[derive(Clone, Copy)]
@@ -51,13 +54,15 @@ pub struct Snapshot {
     /// The answers to `GET /v1/models`.
     pub models: Models,
     rules: Vec<Arc<Rule>>,
-    /// Model → first rule with that exact name.
-    exact: HashMap<String, usize>,
+    /// Model → rules with that exact name, in order.
+    exact: ExactRules,
     /// Prefixes in rule order.
     prefixes: Vec<(String, usize)>,
     backends: BTreeMap<BackendId, Arc<Backend>>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
 }
+
+type ExactRules = HashMap<String, Vec<usize>>;
 
 /// The models that rules name exactly, as each protocol lists them.
 pub struct Models {
@@ -71,14 +76,20 @@ pub struct Models {
 pub struct Rule {
     /// `namespace/policy/rule`, for logs and metrics.
     pub label: String,
+    /// What must hold of a request besides its model.
+    pub conditions: Conditions,
     /// Candidates by priority; never empty ones.
     pub tiers: Vec<Tier>,
     /// How to choose among equals.
     pub strategy: Strategy,
+    /// The header that `Hash` keeps together.
+    pub hash_on: Option<HeaderName>,
     /// Attempts in all.
     pub attempts: usize,
     /// Repeats at endpoints that fail.
     pub retries: Arc<RetryBudget>,
+    /// When a slow attempt gets a second one beside it.
+    pub hedge: Option<Hedge>,
     /// To connect.
     pub connect: Duration,
     /// To the first token of a stream, or the first byte of another answer's body.
@@ -91,6 +102,16 @@ pub struct Rule {
     pub rest: Rest,
     /// Where answers are stored, with the cache's name.
     pub cache: Option<(String, Arc<ExactCache>)>,
+}
+
+/// See [`Rule::hedge`].
+pub struct Hedge {
+    /// Without a first token for this long.
+    pub after: Duration,
+    /// Tokens that hedges may add, in percent of all.
+    pub extra_percent: u32,
+    /// What is saved of them.
+    pub budget: Arc<HedgeBudget>,
 }
 
 impl Rule {
@@ -225,6 +246,8 @@ pub struct EndpointLive {
     pub cooldown: Cooldown,
     /// Whether it still says something.
     pub pulse: Pulse,
+    /// How well it answers, compared with its peers.
+    pub vitals: Vitals,
     /// Until the first token of a stream, per unit of work that lay before it.
     to_first_token: PeakEwma,
     /// Until the end of any other answer.
@@ -243,6 +266,7 @@ impl EndpointLive {
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
             pulse: Pulse::default(),
+            vitals: Vitals::default(),
             to_first_token: PeakEwma::default(),
             to_end: PeakEwma::default(),
             pool: Pool::new(workers),
@@ -260,17 +284,40 @@ impl EndpointLive {
     }
 }
 
+/// Why no rule takes a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRule {
+    /// None names its model.
+    Model,
+    /// Those that do have conditions that do not hold.
+    Conditions,
+}
+
 impl Snapshot {
-    /// The first rule in order that takes `model`.
-    pub fn rule_for(&self, model: &str) -> Option<&Arc<Rule>> {
-        let exact = self.exact.get(model).copied();
-        let prefix = self
+    /// The first rule in order that takes a request.
+    pub fn rule_for(&self, asked: &Asked<'_>) -> Result<&Arc<Rule>, NoRule> {
+        let model = asked.call.model.as_ref();
+        let exact = self.exact.get(model).map_or(&[][..], Vec::as_slice);
+        let mut exact = exact.iter().copied().peekable();
+        let mut prefixes = self
             .prefixes
             .iter()
-            .take_while(|(_, index)| exact.is_none_or(|exact| *index < exact))
-            .find(|(prefix, _)| model.starts_with(prefix.as_str()))
-            .map(|(_, index)| *index);
-        self.rules.get(prefix.or(exact)?)
+            .filter(|(prefix, _)| model.starts_with(prefix.as_str()))
+            .map(|(_, index)| *index)
+            .peekable();
+        let mut none = NoRule::Model;
+        loop {
+            let next = match (exact.peek(), prefixes.peek()) {
+                (Some(first), Some(second)) if first < second => exact.next(),
+                (Some(_), None) => exact.next(),
+                _ => prefixes.next(),
+            };
+            let rule = self.rules.get(next.ok_or(none)?).ok_or(none)?;
+            if rule.conditions.hold(asked) {
+                return Ok(rule);
+            }
+            none = NoRule::Conditions;
+        }
     }
 
     /// The rule of this label.
@@ -295,6 +342,18 @@ impl Snapshot {
 }
 
 impl Backend {
+    /// Compares its endpoints with each other.
+    pub fn compare(&self, now_ms: u64) {
+        let peers: Vec<Means> = self
+            .endpoints
+            .iter()
+            .map(|endpoint| endpoint.live.vitals.means(now_ms))
+            .collect();
+        for (endpoint, share) in self.endpoints.iter().zip(vitals::shares(&peers)) {
+            endpoint.live.vitals.set_share(share);
+        }
+    }
+
     /// Every known address's state, those that are not ready included.
     pub fn lives(&self) -> impl Iterator<Item = &Arc<EndpointLive>> {
         self.lives.values()
@@ -304,7 +363,7 @@ impl Backend {
 #[cfg(test)]
 pub(crate) mod tests {
     use penstock_core::config::{
-        Cache, CredentialRef, FORMAT, ModelMatch, Retry, Strategy, Target, Timeouts,
+        Cache, CredentialRef, FORMAT, NameMatch, Retry, Strategy, Target, Timeouts,
     };
     use penstock_core::endpoints::{Endpoints, ServicePort};
     use prometheus_client::registry::Registry;
@@ -331,13 +390,14 @@ pub(crate) mod tests {
 
     pub(crate) fn rule(
         name: &str,
-        models: &[ModelMatch],
+        models: &[NameMatch],
         backends: &[(&str, u32, u32)],
     ) -> config::Rule {
         config::Rule {
             policy: Id::new("ns", "p"),
             name: name.to_owned(),
             models: models.to_vec(),
+            conditions: Vec::new(),
             backends: backends
                 .iter()
                 .map(|(name, weight, priority)| config::RuleBackend {
@@ -348,6 +408,7 @@ pub(crate) mod tests {
                 })
                 .collect(),
             strategy: Strategy::LeastRequests,
+            hash_on: None,
             retry: Retry { attempts: 3 },
             timeouts: Timeouts {
                 connect_ms: 1000,
@@ -356,8 +417,22 @@ pub(crate) mod tests {
                 total_ms: 60_000,
             },
             on_unsupported: config::OnUnsupported::Refuse,
+            hedge: None,
             cache: None,
         }
+    }
+
+    /// The rule that takes a chat with this model and nothing else.
+    pub(crate) fn rule_of(snapshot: &Snapshot, model: &str) -> Option<Arc<Rule>> {
+        let body = serde_json::json!({ "model": model }).to_string();
+        let call = crate::openai::Call::parse(body.as_bytes()).ok()?;
+        let headers = http::HeaderMap::new();
+        let asked = Asked {
+            path: "/v1/chat/completions",
+            headers: &headers,
+            call: &call,
+        };
+        snapshot.rule_for(&asked).ok().map(Arc::clone)
     }
 
     pub(crate) fn config(backends: &[&str], rules: Vec<config::Rule>) -> GatewayConfig {
@@ -421,12 +496,12 @@ pub(crate) mod tests {
         )
     }
 
-    fn exact(name: &str) -> ModelMatch {
-        ModelMatch::Exact(name.to_owned())
+    fn exact(name: &str) -> NameMatch {
+        NameMatch::Exact(name.to_owned())
     }
 
-    fn prefix(name: &str) -> ModelMatch {
-        ModelMatch::Prefix(name.to_owned())
+    fn prefix(name: &str) -> NameMatch {
+        NameMatch::Prefix(name.to_owned())
     }
 
     #[test]
@@ -437,7 +512,7 @@ pub(crate) mod tests {
         let second = build(config, &endpoints(&[("a", &[2, 3])]), &none, Some(&first));
         let live = |snapshot: &Snapshot, index: usize| {
             Arc::clone(
-                &snapshot.rule_for("m").unwrap().tiers[0].candidates[0]
+                &rule_of(snapshot, "m").unwrap().tiers[0].candidates[0]
                     .backend
                     .endpoints[index]
                     .live,
@@ -566,14 +641,14 @@ pub(crate) mod tests {
             model in "[ab]{1,3}",
         ) {
             let rules: Vec<config::Rule> = rules.iter().enumerate().map(|(index, models)| {
-                let models: Vec<ModelMatch> = models.iter().map(|(is_exact, name)| {
+                let models: Vec<NameMatch> = models.iter().map(|(is_exact, name)| {
                     if *is_exact { exact(name) } else { prefix(name) }
                 }).collect();
                 rule(&format!("r{index}"), &models, &[("a", 1, 0)])
             }).collect();
             let expected = rules.iter().find(|rule| rule.models.iter().any(|one| one.matches(&model))).map(|rule| format!("ns/p/{}", rule.name));
             let snapshot = build(config(&["a"], rules), &Endpoints::default(), &Credentials::default(), None);
-            prop_assert_eq!(snapshot.rule_for(&model).map(|rule| rule.label.clone()), expected);
+            prop_assert_eq!(rule_of(&snapshot, &model).map(|rule| rule.label.clone()), expected);
         }
     }
 }

@@ -188,6 +188,8 @@ pub(crate) struct Begun {
     pub(crate) first: Bytes,
     /// Where in `first` the backend gave up.
     pub(crate) cut_at: Option<usize>,
+    /// Events in `first` that carry part of an answer.
+    pub(crate) tokens: u32,
 }
 
 impl Stream {
@@ -204,6 +206,7 @@ impl Stream {
             translator,
             first,
             cut_at,
+            tokens,
         } = begun;
         let mut stream = Self {
             worker: Arc::clone(worker),
@@ -217,6 +220,8 @@ impl Stream {
             fill: None,
             record,
         };
+        stream.record.usage = stream.meter.as_ref().and_then(Meter::usage);
+        stream.record.tokens(tokens, penstock_shell::clock::now());
         stream.pass(first, cut_at);
         stream
     }
@@ -343,6 +348,7 @@ impl Stream {
         {
             exchange.finish(cx, &in_flight.endpoint().live, self.worker.index, now);
         }
+        self.record.completed(self.meter.is_some(), now);
         if let Some(fill) = self.fill.take() {
             fill.store(self.worker.process.ms(now));
         }

@@ -101,6 +101,12 @@ fn tick(worker: &Worker, watches: &mut Vec<Arc<Watch>>) {
         for live in snapshot.backends().flat_map(|backend| backend.lives()) {
             live.pool.sweep(worker.index, now);
         }
+        // One of them does it for all.
+        if worker.index == 0 {
+            for backend in snapshot.backends() {
+                backend.compare(now_ms);
+            }
+        }
     }
 }
 

@@ -1,13 +1,16 @@
 //! Rules of all policies of one gateway → `config::Rule`s in match order.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, ModelMatch, OnUnsupported, Retry, Rule, RuleBackend, Strategy, Timeouts,
+    Backend, Cache, Condition, Hedge, NameMatch, OnUnsupported, Retry, Rule, RuleBackend, Strategy,
+    Timeouts,
 };
 use penstock_core::ids::Id;
 
+use super::condition;
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{OnUnsupportedSpec, RuleSpec, StrategySpec};
 use crate::problem::{Problem, Reason};
@@ -34,8 +37,8 @@ pub(super) struct Known<'a> {
     pub caches: &'a BTreeMap<&'a Id, Cache>,
 }
 
-/// Exact names first, then longer prefixes, then policy, then the order written.
-type Order = (u8, std::cmp::Reverse<usize>, Id, usize);
+/// Exact names first, then longer prefixes, then more conditions, then policy, then the order written.
+type Order = (u8, Reverse<usize>, Reverse<usize>, Id, usize);
 
 pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Problem>) -> Vec<Rule> {
     let mut entries: Vec<(Order, Rule, Vec<usize>)> = Vec::new();
@@ -53,7 +56,8 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
             let rule = compile_rule(id, spec, known, &mut scope);
             for (class, models) in by_class(&spec.matches.models, &mut scope) {
                 let (models, positions) = models.into_iter().unzip();
-                let order = (class.0, std::cmp::Reverse(class.1), id.clone(), index);
+                let conditions = Reverse(rule.conditions.len());
+                let order = (class.0, Reverse(class.1), conditions, id.clone(), index);
                 entries.push((
                     order,
                     Rule {
@@ -69,14 +73,14 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
     drop_unreachable(entries, problems)
 }
 
-struct Scope<'a> {
+pub(super) struct Scope<'a> {
     object: ObjectRef,
     index: usize,
     problems: &'a mut Vec<Problem>,
 }
 
 impl Scope<'_> {
-    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
+    pub(super) fn refuse(&mut self, path: &str, reason: Reason, message: String) {
         let path = format!("spec.rules[{}]{path}", self.index);
         self.problems.push(Problem {
             object: self.object.clone(),
@@ -162,17 +166,21 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         policy: policy.clone(),
         name: spec.name.clone(),
         models: Vec::new(),
+        conditions: condition::compile(&spec.matches, scope),
         backends,
         strategy: match spec.strategy {
+            StrategySpec::Hash => Strategy::Hash,
             StrategySpec::LeastRequests => Strategy::LeastRequests,
             StrategySpec::PeakEwma => Strategy::PeakEwma,
             StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
             StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
             StrategySpec::RoundRobin => Strategy::RoundRobin,
         },
+        hash_on: compile_hash_on(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
         },
+        hedge: compile_hedge(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         on_unsupported: match spec.on_unsupported {
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
@@ -194,6 +202,46 @@ fn number(value: i32, least: u32, most: u32, path: &str, scope: &mut Scope<'_>) 
         );
     }
     number
+}
+
+fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<String> {
+    let header = spec.hash_on.as_ref()?.header.to_ascii_lowercase();
+    if spec.strategy != StrategySpec::Hash {
+        let message = "has no effect without strategy: Hash".to_owned();
+        scope.refuse(".hashOn", Reason::InvalidValue, message);
+    }
+    if !condition::is_token(&header) {
+        let message = format!("'{header}' is not the name of a header");
+        scope.refuse(".hashOn.header", Reason::InvalidValue, message);
+    }
+    Some(header)
+}
+
+fn compile_hedge(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<Hedge> {
+    let hedge = spec.hedge.as_ref()?;
+    let extra_percent = number(
+        hedge.max_extra_percent,
+        1,
+        100,
+        ".hedge.maxExtraPercent",
+        scope,
+    );
+    let after = match hedge.after.parse() {
+        Ok(after) if after.is_zero() || after > MAX_TIMEOUT => {
+            let message = "out of range: use 1ms to 24h".to_owned();
+            scope.refuse(".hedge.after", Reason::InvalidValue, message);
+            None
+        }
+        Ok(after) => u64::try_from(after.as_millis()).ok(),
+        Err(err) => {
+            scope.refuse(".hedge.after", Reason::InvalidValue, err.to_string());
+            None
+        }
+    };
+    Some(Hedge {
+        after_ms: after?,
+        extra_percent: extra_percent?,
+    })
 }
 
 fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
@@ -249,25 +297,21 @@ fn compile_cache_ref(
 type Class = (u8, usize);
 
 /// Groups a rule's model names by how specific they are; each keeps its position in the list.
-fn by_class(models: &[String], scope: &mut Scope<'_>) -> BTreeMap<Class, Vec<(ModelMatch, usize)>> {
+fn by_class(models: &[String], scope: &mut Scope<'_>) -> BTreeMap<Class, Vec<(NameMatch, usize)>> {
     let mut classes: BTreeMap<Class, Vec<_>> = BTreeMap::new();
     if models.is_empty() {
         let message = "name at least one model, or '*' for any".to_owned();
         scope.refuse(".match.models", Reason::InvalidValue, message);
     }
     for (position, text) in models.iter().enumerate() {
-        let (class, model) = match text.strip_suffix('*') {
-            Some(prefix) if prefix.contains('*') => {
-                refuse_star(text, position, scope);
-                continue;
-            }
-            Some("") => ((2, 0), ModelMatch::Prefix(String::new())),
-            Some(prefix) => ((1, prefix.len()), ModelMatch::Prefix(prefix.to_owned())),
-            None if text.contains('*') || text.is_empty() => {
-                refuse_star(text, position, scope);
-                continue;
-            }
-            None => ((0, 0), ModelMatch::Exact(text.clone())),
+        let Some(model) = condition::name_match(text) else {
+            refuse_star(text, position, scope);
+            continue;
+        };
+        let class = match &model {
+            NameMatch::Exact(_) => (0, 0),
+            NameMatch::Prefix(prefix) if prefix.is_empty() => (2, 0),
+            NameMatch::Prefix(prefix) => (1, prefix.len()),
         };
         classes.entry(class).or_default().push((model, position));
     }
@@ -285,20 +329,34 @@ fn refuse_star(text: &str, position: usize, scope: &mut Scope<'_>) {
     );
 }
 
-/// Leaves out names that an earlier rule takes already; says so.
+/// What an earlier rule takes of a name's requests.
+struct Taken {
+    policy: Id,
+    rule: String,
+    conditions: Vec<Condition>,
+}
+
+/// Leaves out names that an earlier rule takes already, whose conditions all hold wherever the later rule's do; says
+/// so.
 fn drop_unreachable(
     entries: Vec<(Order, Rule, Vec<usize>)>,
     problems: &mut Vec<Problem>,
 ) -> Vec<Rule> {
-    let mut taken: BTreeMap<ModelMatch, (Id, String)> = BTreeMap::new();
+    let mut taken: BTreeMap<NameMatch, Vec<Taken>> = BTreeMap::new();
     let mut rules = Vec::new();
-    for ((_, _, policy, index), mut rule, positions) in entries {
+    for ((_, _, _, policy, index), mut rule, positions) in entries {
         let mut kept = Vec::new();
         for (model, position) in std::mem::take(&mut rule.models).into_iter().zip(positions) {
-            if let Some((by_policy, by_rule)) = taken.get(&model) {
+            let before = taken.entry(model.clone()).or_default();
+            let by = before.iter().find(|taken| {
+                let mut needed = taken.conditions.iter();
+                needed.all(|condition| rule.conditions.contains(condition))
+            });
+            if let Some(by) = by {
                 let message = format!(
-                    "rule '{by_rule}' of RoutingPolicy {by_policy} takes these requests already: \
-                     remove the name here or there"
+                    "rule '{}' of RoutingPolicy {} takes these requests already: \
+                     remove the name here or there",
+                    by.rule, by.policy
                 );
                 problems.push(Problem {
                     object: ObjectRef::new(Kind::RoutingPolicy, policy.clone()),
@@ -307,7 +365,11 @@ fn drop_unreachable(
                     message,
                 });
             } else {
-                taken.insert(model.clone(), (policy.clone(), rule.name.clone()));
+                before.push(Taken {
+                    policy: policy.clone(),
+                    rule: rule.name.clone(),
+                    conditions: rule.conditions.clone(),
+                });
                 kept.push(model);
             }
         }

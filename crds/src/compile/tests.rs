@@ -1,4 +1,4 @@
-use penstock_core::config::{ModelMatch, Strategy, Target};
+use penstock_core::config::{NameMatch, Strategy, Target};
 use proptest::prelude::*;
 
 use super::*;
@@ -50,7 +50,7 @@ fn pool_and_rule_become_a_route_to_the_pools_service() {
     let compiled = compile(&objects(&text), &Facts::default());
     assert_eq!(messages(&compiled), [] as [&str; 0]);
     let config = only(&compiled);
-    assert_eq!(config.rules[0].models, [ModelMatch::Exact("chat".into())]);
+    assert_eq!(config.rules[0].models, [NameMatch::Exact("chat".into())]);
     assert_eq!(config.rules[0].strategy, Strategy::PeakEwma);
     let target = &config.backends[&Id::new("default", "chat")].target;
     assert!(
@@ -288,5 +288,59 @@ proptest! {
         for (gateway, config) in &one.gateways {
             prop_assert_eq!(config.digest().unwrap(), other.gateways[gateway].digest().unwrap());
         }
+    }
+}
+
+fn matching(name: &str, matches: &str) -> String {
+    format!("{{name: {name}, match: {{models: [chat], {matches}}}, backends: [{{name: chat}}]}}")
+}
+
+fn compile_rules(rules: &[String]) -> Compiled {
+    let text = backend("chat", POOL) + &policy("p", &rules.join(", "));
+    compile(&objects(&text), &Facts::default())
+}
+
+#[test]
+fn rules_with_more_conditions_come_first_and_those_of_others_are_no_obstacle() {
+    let compiled = compile_rules(&[
+        rule("plain", "chat", "chat"),
+        matching("tools", "needs: [Tools]"),
+        matching("long-tools", "needs: [Tools], promptTokens: {min: 1000}"),
+    ]);
+    assert_eq!(messages(&compiled), [] as [&str; 0]);
+    let rules = &only(&compiled).rules;
+    let names: Vec<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+    assert_eq!(names, ["long-tools", "tools", "plain"]);
+}
+
+#[test]
+fn a_rule_behind_one_with_the_same_or_fewer_conditions_is_unreachable() {
+    let compiled = compile_rules(&[
+        matching("a", "paths: ['/v1/chat/*']"),
+        matching("b", "paths: ['/v1/chat/*']"),
+        matching("c", "paths: ['/v1/embeddings']"),
+    ]);
+    assert_eq!(
+        messages(&compiled),
+        ["RoutingPolicy/default/p spec.rules[1].match.models[0] UnreachableRule"]
+    );
+}
+
+#[test]
+fn a_condition_that_cannot_hold_or_be_read_is_named() {
+    for (matches, path) in [
+        ("text: '('", "text"),
+        ("text: '(a{1000}){1000}'", "text"),
+        ("promptTokens: {min: 9, max: 8}", "promptTokens"),
+        ("promptTokens: {}", "promptTokens"),
+        ("promptTokens: {min: -1}", "promptTokens"),
+        ("paths: [v1]", "paths[0]"),
+        ("paths: ['/v1/*/x']", "paths[0]"),
+        ("headers: [{name: 'x y', value: a}]", "headers[0].name"),
+        ("headers: [{name: x, value: 'a*b'}]", "headers[0].value"),
+    ] {
+        let compiled = compile_rules(&[matching("a", matches)]);
+        let expected = format!("RoutingPolicy/default/p spec.rules[0].match.{path} InvalidValue");
+        assert_eq!(messages(&compiled), [expected], "{matches}");
     }
 }

@@ -1,14 +1,16 @@
 //! Prompts that begin alike go to the same endpoint, whose KV cache then holds that beginning. Pure: hashes, loads and
 //! what is known of caches come in.
 //!
-//! Affinity holds until the endpoint is saturated: no endpoint gets more than [`BOUND`] times its share of the
-//! requests in flight (consistent hashing with bounded loads, Mirrokni et al., 2018; the factor is the one that
-//! KubeAI runs with). Without that bound affinity is worse than chance under load.
+//! Affinity holds until the endpoint is saturated (see [`has_room`]). Without that bound affinity is worse than chance
+//! under load.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::{Seen, has_room};
 
 /// A block of a prompt: 64 tokens of about 4 bytes, which is four of vLLM's blocks.
 pub const BLOCK_BYTES: usize = 256;
@@ -18,9 +20,6 @@ const MAX_BLOCKS: usize = 128;
 const MAX_KNOWN: usize = 32_768;
 /// Endpoints that are remembered for one block.
 const MAX_OWNERS: usize = 4;
-/// How far above its share an endpoint's requests in flight may go.
-const BOUND: f32 = 1.25;
-
 /// Which endpoint of a process's life: see `EndpointLive::id`.
 pub type Owner = u32;
 
@@ -97,34 +96,16 @@ impl Generations {
     }
 }
 
-/// An endpoint as this strategy sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Seen {
-    /// Its name in the index.
-    pub owner: Owner,
-    /// Its requests in flight.
-    pub in_flight: u32,
-    /// Its part of the traffic, of all that `pick` is given.
-    pub share: f32,
-    /// Hash of its address, the same in all replicas.
-    pub name: u64,
-}
-
-/// Whether one more request keeps it within [`BOUND`] times its share of `total` requests in flight.
-fn has_room(seen: Seen, total: u32) -> bool {
-    #[expect(clippy::cast_precision_loss, reason = "far below 2^23")]
-    let (mine, all) = (seen.in_flight as f32 + 1.0, total as f32 + 1.0);
-    mine <= (BOUND * all * seen.share).ceil()
-}
-
 /// The one with room that was sent the most of the prompt, if that is more than half of it: then what is saved is more
 /// than what is computed anyway (Preble's rule, Srivatsa et al., 2025). Else the cheaper of the two with room that the
 /// first block's hash falls to, so that all replicas of a gateway learn a new prompt in the same places and a new
-/// prompt does not go where all are waiting already. `None`: the prompt is shorter than a block, or nobody is given.
+/// prompt does not go where all are waiting already. `owners` are the names in the index of `seen`. `None`: the prompt
+/// is shorter than a block, or nobody is given.
 pub fn pick(
     blocks: &[u64],
     index: &PrefixIndex,
     seen: &[Seen],
+    owners: &[Owner],
     cost: impl Fn(usize) -> f32,
 ) -> Option<usize> {
     let first = *blocks.first()?;
@@ -140,7 +121,7 @@ pub fn pick(
         known.map_or(0, |(_, count)| *count)
     };
     let best = roomy()
-        .map(|(at, seen)| (blocks_of(seen.owner), std::cmp::Reverse(seen.in_flight), at))
+        .filter_map(|(at, seen)| Some((blocks_of(*owners.get(at)?), Reverse(seen.in_flight), at)))
         .filter(|(count, ..)| *count > blocks.len() / 2)
         .max();
     if let Some((.., at)) = best {
@@ -168,17 +149,31 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::balance::BOUND;
 
     fn equal(in_flight: &[u32]) -> Vec<Seen> {
         let owners = (1..).zip(in_flight);
         let share = 1.0 / in_flight.len() as f32;
         let seen = owners.map(|(owner, in_flight)| Seen {
-            owner,
             in_flight: *in_flight,
             share,
-            name: u64::from(owner),
+            name: owner,
         });
         seen.collect()
+    }
+
+    /// In these tests an endpoint's name is its name in the index.
+    fn picked(
+        blocks: &[u64],
+        index: &PrefixIndex,
+        seen: &[Seen],
+        cost: impl Fn(usize) -> f32,
+    ) -> Option<usize> {
+        let owners: Vec<Owner> = seen
+            .iter()
+            .map(|seen| Owner::try_from(seen.name).unwrap())
+            .collect();
+        pick(blocks, index, seen, &owners, cost)
     }
 
     fn free(_: usize) -> f32 {
@@ -209,13 +204,13 @@ mod tests {
         index.learn(&prompt[..5], 1);
         index.learn(&prompt, 2);
         assert_eq!(index.matched(&prompt), [(2, 8), (1, 5)]);
-        assert_eq!(pick(&prompt, &index, &equal(&[0, 0, 0]), free), Some(1));
+        assert_eq!(picked(&prompt, &index, &equal(&[0, 0, 0]), free), Some(1));
         assert_eq!(
-            pick(&prompt, &index, &equal(&[0, 9, 0]), free),
+            picked(&prompt, &index, &equal(&[0, 9, 0]), free),
             Some(0),
             "2 is saturated"
         );
-        assert_eq!(pick(&prompt, &index, &equal(&[9, 9, 0]), free), Some(2));
+        assert_eq!(picked(&prompt, &index, &equal(&[9, 9, 0]), free), Some(2));
     }
 
     #[test]
@@ -225,7 +220,7 @@ mod tests {
         index.learn(&prompt[..4], 1);
         let places = |dear: usize| {
             let cost = |at: usize| if at == dear { 9.0 } else { 1.0 };
-            pick(&prompt, &index, &equal(&[0, 0, 0]), cost).unwrap()
+            picked(&prompt, &index, &equal(&[0, 0, 0]), cost).unwrap()
         };
         let picked = [0, 1, 2].map(places);
         assert!((0..3).all(|dear| picked[dear] != dear), "{picked:?}");
@@ -245,13 +240,12 @@ mod tests {
             let seen: Vec<Seen> = endpoints
                 .iter()
                 .map(|owner| Seen {
-                    owner: *owner,
                     in_flight: 0,
                     share: 1.0,
                     name: u64::from(*owner),
                 })
                 .collect();
-            let at = |prompt: &Vec<u64>| pick(prompt, &index, &seen, free).unwrap();
+            let at = |prompt: &Vec<u64>| picked(prompt, &index, &seen, free).unwrap();
             prompts.iter().map(|prompt| endpoints[at(prompt)]).collect()
         };
         let (all, fewer) = (of(&[1, 2, 3]), of(&[1, 3]));
@@ -290,8 +284,8 @@ mod tests {
             for (prompt, ends) in requests {
                 let prompt = blocks(&[prompt; 512]);
                 let seen = equal(&in_flight);
-                let at = pick(&prompt, &index, &seen, free).expect("among equals somebody has room");
-                index.learn(&prompt, seen[at].owner);
+                let at = picked(&prompt, &index, &seen, free).expect("among equals somebody has room");
+                index.learn(&prompt, Owner::try_from(seen[at].name).unwrap());
                 in_flight[at] += 1;
                 let total: u32 = in_flight.iter().sum();
                 prop_assert!(in_flight[at] as f32 <= (BOUND * total as f32 / endpoints as f32).ceil());

@@ -134,10 +134,11 @@ mod tests {
 
     fn feed(wire: Wire, events: &[&str]) -> (Meter, u32) {
         let mut meter = Meter::new(wire);
-        let text: String = events
+        let events: Vec<String> = events
             .iter()
             .map(|event| format!("data: {event}\n\n"))
             .collect();
+        let text = events.concat();
         let tokens = text
             .as_bytes()
             .chunks(5)

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, ModelMatch, OnUnsupported, Protocol, Target};
+use http::{HeaderName, HeaderValue, Uri};
+use penstock_core::config::{self, GatewayConfig, NameMatch, OnUnsupported, Protocol, Target};
 use penstock_core::endpoints::Endpoints;
 use penstock_core::ids::{BackendId, Id};
 use serde_json::json;
@@ -16,10 +16,11 @@ use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, Models, Parts, Rule, Slot,
-    Snapshot, Tier, Uris,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Models,
+    Parts, Rule, Slot, Snapshot, Tier, Uris,
 };
 use crate::cache::exact::{ExactCache, Maker};
+use crate::conditions::Conditions;
 use crate::metrics::Metrics;
 use crate::openai::Api;
 use crate::outbound::X_API_KEY;
@@ -238,6 +239,7 @@ fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
             .cache
             .as_ref()
             .is_none_or(|cache| config.caches.contains_key(cache))
+        && Conditions::new(&rule.conditions).is_some()
 }
 
 fn build_rule(
@@ -272,10 +274,22 @@ fn build_rule(
     });
     Rule {
         label,
+        conditions: Conditions::new(&rule.conditions).unwrap_or_default(),
         tiers,
         strategy: rule.strategy,
+        hash_on: rule
+            .hash_on
+            .as_ref()
+            .and_then(|header| HeaderName::try_from(header).ok()),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
+        hedge: rule.hedge.as_ref().map(|hedge| Hedge {
+            after: Duration::from_millis(hedge.after_ms),
+            extra_percent: hedge.extra_percent,
+            budget: previous
+                .and_then(|previous| previous.hedge.as_ref())
+                .map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
+        }),
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
@@ -384,16 +398,17 @@ fn maker(target: &Target, model: Option<&String>) -> Maker {
     hash.finalize().into()
 }
 
-fn build_matches(config: &GatewayConfig) -> (HashMap<String, usize>, Vec<(String, usize)>) {
-    let mut exact = HashMap::new();
+fn build_matches(config: &GatewayConfig) -> (ExactRules, Vec<(String, usize)>) {
+    let mut exact = ExactRules::new();
     let mut prefixes = Vec::new();
     for (index, rule) in config.rules.iter().enumerate() {
         for model in &rule.models {
             match model {
-                ModelMatch::Exact(name) => {
-                    exact.entry(name.clone()).or_insert(index);
+                NameMatch::Exact(name) => {
+                    let rules: &mut Vec<usize> = exact.entry(name.clone()).or_default();
+                    rules.push(index);
                 }
-                ModelMatch::Prefix(prefix) => prefixes.push((prefix.clone(), index)),
+                NameMatch::Prefix(prefix) => prefixes.push((prefix.clone(), index)),
             }
         }
     }
@@ -406,8 +421,8 @@ fn models(config: &GatewayConfig) -> Models {
         .iter()
         .flat_map(|rule| &rule.models)
         .filter_map(|model| match model {
-            ModelMatch::Exact(name) => Some(name.as_str()),
-            ModelMatch::Prefix(_) => None,
+            NameMatch::Exact(name) => Some(name.as_str()),
+            NameMatch::Prefix(_) => None,
         })
         .collect();
     let openai: Vec<_> = models

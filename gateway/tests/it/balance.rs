@@ -215,3 +215,30 @@ async fn an_endpoint_that_has_fallen_silent_comes_last_until_it_is_heard() {
     assert_eq!(frozen.count(), 6, "it takes its turns again");
     finish(&mut stuck, &steps).await;
 }
+
+#[tokio::test]
+async fn an_endpoint_that_is_slower_than_its_peers_gets_little_whatever_the_strategy() {
+    let (peers, mut addresses) = Upstream::several(2, || Reply::Json(200, completion("x"))).await;
+    let late = || Reply::Late(Duration::from_millis(60), completion("x"));
+    let slow = Upstream::always(late).await;
+    addresses.push(slow.address);
+    let plan = Plan::new()
+        .backend("a", &addresses, 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    within("the slow one gets one request in fifty", async {
+        let mut client = gateway.client().await;
+        loop {
+            let before = slow.count();
+            for _ in 0..60 {
+                client.post("", &chat(false)).await;
+                assert_eq!(client.answer().await.status, 200);
+            }
+            if slow.count() - before <= 2 {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(peers.iter().all(|peer| peer.count() > slow.count()));
+}

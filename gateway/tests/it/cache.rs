@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_core::config::ModelMatch;
+use penstock_core::config::NameMatch;
 
 use crate::harness::*;
 
@@ -96,7 +96,7 @@ async fn whatever_may_change_the_answer_is_part_of_the_key() {
     let upstream = counting(false).await;
     let plan = Plan::chain(&[upstream.address])
         .cached(60_000)
-        .rule(|rule| rule.models.push(ModelMatch::Prefix("chat-".to_owned())));
+        .rule(|rule| rule.models.push(NameMatch::Prefix("chat-".to_owned())));
     let gateway = Gateway::start(&plan).await;
     let bodies = [
         r#"{"model":"chat","messages":[{"role":"user","content":"a"}]}"#,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use penstock_core::config::{ModelMatch, Target};
+use penstock_core::config::{NameMatch, Target};
 use penstock_gateway::source::{Credential, Credentials};
 
 use crate::harness::*;
@@ -236,7 +236,7 @@ async fn a_backend_that_cannot_be_used_keeps_its_last_good_form_and_the_rest_is_
         .backend("b", &[other.address], 1, 0)
         .rule(|rule| {
             rule.name = "other".to_owned();
-            rule.models = vec![ModelMatch::Exact("other".to_owned())];
+            rule.models = vec![NameMatch::Exact("other".to_owned())];
         });
     broken.config.backends.extend(other_rule.config.backends);
     broken.config.rules.extend(other_rule.config.rules);

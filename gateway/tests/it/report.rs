@@ -206,3 +206,54 @@ async fn metrics_follow_the_genai_conventions() {
         gateway.metric_is(&series, value).await;
     }
 }
+
+#[tokio::test]
+async fn a_request_is_explained_without_being_sent() {
+    let upstream = Upstream::always(hello).await;
+    let plan = Plan::chain(&[upstream.address, upstream.address])
+        .speaking("a", penstock_core::config::Protocol::Anthropic);
+    let gateway = Gateway::start(&plan).await;
+    let explain = async |path: &str, body: &str| {
+        let mut client = Client::connect(gateway.admin).await;
+        client
+            .post_to(&format!("/explain?path={path}"), "", body)
+            .await;
+        client.answer().await
+    };
+    let seeded =
+        r#"{"model":"chat","seed":7,"stream":true,"messages":[{"role":"user","content":"Hi"}]}"#;
+    let answer = explain("/v1/chat/completions", seeded).await;
+    let told: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(told["rule"], "ns/policy/chat");
+    assert_eq!(told["chosen"]["backend"], "ns/b");
+    let dropped = told["candidates"][0]["dropped"].as_str().unwrap();
+    assert_eq!(dropped, "its protocol cannot carry 'seed'");
+    assert_eq!(told["candidates"][1]["endpoints"][0]["standing"], "good");
+    assert_eq!(
+        explain("/v1/chat/completions", "{}").await.code(),
+        "missing_model"
+    );
+    assert_eq!(
+        explain("/v1/nothing", seeded).await.code(),
+        "path_not_found"
+    );
+    assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_who_asks_is_told_how_it_was_decided() {
+    let busy = Upstream::always(|| Reply::Json(503, "{}".to_owned())).await;
+    let working = Upstream::always(hello).await;
+    let gateway = Gateway::start(&Plan::chain(&[busy.address, working.address])).await;
+    let silent = gateway.post(&chat(true)).await;
+    assert_eq!(silent.header("x-penstock-decision"), "");
+    let answer = gateway
+        .post_with("x-penstock-explain: 1\r\n", &chat(true))
+        .await;
+    assert_eq!(answer.header("x-penstock-attempts"), "2");
+    let decision = answer.header("x-penstock-decision");
+    assert_eq!(
+        decision,
+        "LeastRequests tier 1 fresh; after ns/a status_5xx"
+    );
+}

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use penstock_core::config::{
-    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, ModelMatch, OnUnsupported, Protocol,
+    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Protocol,
     Retry, Rule, RuleBackend, Strategy, Target, Timeouts,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
@@ -33,10 +33,13 @@ impl Plan {
         let rule = Rule {
             policy: id("policy"),
             name: "chat".to_owned(),
-            models: vec![ModelMatch::Exact("chat".to_owned())],
+            models: vec![NameMatch::Exact("chat".to_owned())],
+            conditions: Vec::new(),
             backends: Vec::new(),
             strategy: Strategy::LeastRequests,
+            hash_on: None,
             retry: Retry { attempts: 3 },
+            hedge: None,
             timeouts: Timeouts {
                 connect_ms: 2_000,
                 first_token_ms: 20_000,

@@ -1,0 +1,235 @@
+//! (IO) `penstock explain`: where a request would go and why, asked of a running gateway without sending it.
+
+use std::io::{Read as _, Write as _};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+
+/// A gateway answers from memory: one that takes longer is not there.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// A thousand candidates stay below it.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+
+/// Asks a gateway where a request would go, and why. The request is not sent to any backend.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Args {
+    /// File with the request's JSON body; `-` for standard input.
+    #[arg(value_name = "FILE")]
+    request: PathBuf,
+    /// The path that the request would be sent to.
+    #[arg(long, default_value = "/v1/chat/completions")]
+    path: String,
+    /// A header that the request would have, `name: value`; may be given several times.
+    #[arg(long, value_name = "HEADER")]
+    header: Vec<String>,
+    /// The gateway's admin address: of `penstock up`, or of a port-forward to a gateway's port 9090.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9090")]
+    admin: String,
+    /// Print the gateway's answer as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks, and prints the answer.
+pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    let mut body = Vec::new();
+    if args.request.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut body)?;
+    } else {
+        body = std::fs::read(&args.request)
+            .with_context(|| format!("read {}", args.request.display()))?;
+    }
+    ensure!(
+        args.path.starts_with('/') && !args.path.contains(['?', '#', '&', ' ']),
+        "--path '{}' is not a path such as /v1/chat/completions",
+        args.path
+    );
+    let admin = args.admin.trim_end_matches('/');
+    let uri: Uri = format!("{admin}/explain?path={}", args.path)
+        .parse()
+        .with_context(|| format!("--admin '{admin}' is not a URL"))?;
+    ensure!(
+        uri.scheme_str() == Some("http"),
+        "--admin '{admin}' needs http:// and a host"
+    );
+    let headers: anyhow::Result<Vec<_>> = args.header.iter().map(|text| header(text)).collect();
+    let headers = HeaderMap::from_iter(headers?);
+    let answer = tokio::time::timeout(TIMEOUT, ask(uri, headers, body))
+        .await
+        .with_context(|| format!("{admin} did not answer within {} s", TIMEOUT.as_secs()))?
+        .with_context(|| {
+            format!("ask {admin}: is it the admin address of a running gateway? (--admin)")
+        })?;
+    let value: Value = serde_json::from_slice(&answer).context("read the gateway's answer")?;
+    if let Some(message) = value.pointer("/error/message").and_then(Value::as_str) {
+        bail!("the gateway would refuse the request: {message}");
+    }
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&value)?)?;
+    } else {
+        out.write_all(table(&value).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// `name: value`.
+fn header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
+    let wrong = || format!("--header '{text}': write 'name: value'");
+    let (name, value) = text.split_once(':').with_context(wrong)?;
+    let name = HeaderName::try_from(name.trim()).with_context(wrong)?;
+    let value = HeaderValue::try_from(value.trim()).with_context(wrong)?;
+    Ok((name, value))
+}
+
+async fn ask(uri: Uri, headers: HeaderMap, body: Vec<u8>) -> anyhow::Result<Bytes> {
+    let client: Client<HttpConnector, Full<Bytes>> =
+        Client::builder(TokioExecutor::new()).build_http();
+    let mut request = Request::post(uri).body(Full::new(Bytes::from(body)))?;
+    *request.headers_mut() = headers;
+    let answer = client.request(request).await?;
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
+    match body.collect().await {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(err) => bail!("{err}"),
+    }
+}
+
+const HEADINGS: [&str; 9] = [
+    "TIER",
+    "BACKEND",
+    "WEIGHT",
+    "ENDPOINT",
+    "STANDING",
+    "IN FLIGHT",
+    "WAITING",
+    "AVERAGE",
+    "COST",
+];
+/// Begins a cell that may run over the columns behind it.
+const DROPPED: &str = "dropped: ";
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("")
+}
+
+/// The answer for people.
+fn table(answer: &Value) -> String {
+    let kind = if answer["stream"] == true {
+        "a stream"
+    } else {
+        "a whole answer"
+    };
+    let chosen = &answer["chosen"];
+    let chosen = if chosen.is_null() {
+        "none: it would be held until a replica is ready, or refused".to_owned()
+    } else {
+        format!(
+            "{} {} ({})",
+            text(&chosen["backend"]),
+            text(&chosen["address"]),
+            text(&chosen["pass"])
+        )
+    };
+    let mut lines = vec![
+        format!(
+            "rule     {} (generation {}), {}",
+            text(&answer["rule"]),
+            answer["generation"],
+            text(&answer["strategy"])
+        ),
+        format!(
+            "request  {kind}, about {} prompt tokens",
+            answer["promptTokens"]
+        ),
+        format!("chosen   {chosen}"),
+        String::new(),
+    ];
+    let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
+    for candidate in answer["candidates"].as_array().into_iter().flatten() {
+        rows.extend(rows_of(candidate));
+    }
+    lines.extend(aligned(&rows));
+    lines.join("\n") + "\n"
+}
+
+fn rows_of(candidate: &Value) -> Vec<Vec<String>> {
+    let start = [
+        candidate["tier"].to_string(),
+        text(&candidate["backend"]).to_owned(),
+        candidate["weight"].to_string(),
+    ];
+    let row = |rest: &[String]| [&start, rest].concat();
+    if let Some(why) = candidate["dropped"].as_str() {
+        return vec![row(&["-".to_owned(), format!("{DROPPED}{why}")])];
+    }
+    let ms = |value: &Value| format!("{:.1} ms", value.as_f64().unwrap_or(0.0));
+    let endpoints = candidate["endpoints"].as_array().into_iter().flatten();
+    endpoints
+        .map(|endpoint| {
+            row(&[
+                text(&endpoint["address"]).to_owned(),
+                text(&endpoint["standing"]).to_owned(),
+                endpoint["inFlight"].to_string(),
+                endpoint["waitingTokens"].to_string(),
+                ms(&endpoint["averageMs"]),
+                ms(&endpoint["cost"]),
+            ])
+        })
+        .collect()
+}
+
+/// Columns as wide as their widest entry.
+fn aligned(rows: &[Vec<String>]) -> Vec<String> {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column));
+        let fits = cells.filter(|cell| !cell.starts_with(DROPPED));
+        fits.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..HEADINGS.len()).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_table_says_what_speaks_against_a_candidate() {
+        let answer = json!({"rule": "ns/p/chat", "generation": 3, "strategy": "PeakEwma", "stream": true, "promptTokens": 12,
+            "chosen": {"backend": "ns/a", "address": "10.0.0.1:8000", "pass": "fresh"},
+            "candidates": [
+                {"backend": "ns/a", "tier": 0, "weight": 1, "endpoints": [
+                    {"address": "10.0.0.1:8000", "standing": "good", "inFlight": 2, "waitingTokens": 30, "averageMs": 41.25, "cost": 90.5},
+                    {"address": "10.0.0.2:8000", "standing": "failing", "inFlight": 0, "waitingTokens": 0, "averageMs": 0.0, "cost": 0.0}]},
+                {"backend": "ns/long-name", "tier": 1, "weight": 10, "dropped": "its protocol cannot carry 'seed'", "endpoints": []}]});
+        assert_eq!(
+            table(&answer),
+            "rule     ns/p/chat (generation 3), PeakEwma\n\
+             request  a stream, about 12 prompt tokens\n\
+             chosen   ns/a 10.0.0.1:8000 (fresh)\n\n\
+             TIER  BACKEND       WEIGHT  ENDPOINT       STANDING  IN FLIGHT  WAITING  AVERAGE  COST\n\
+             0     ns/a          1       10.0.0.1:8000  good      2          30       41.2 ms  90.5 ms\n\
+             0     ns/a          1       10.0.0.2:8000  failing   0          0        0.0 ms   0.0 ms\n\
+             1     ns/long-name  10      -              dropped: its protocol cannot carry 'seed'\n"
+        );
+    }
+}

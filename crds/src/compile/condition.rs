@@ -1,0 +1,115 @@
+//! What a rule's `match` says besides model names → `config::Condition`s.
+
+use std::collections::BTreeSet;
+
+use penstock_core::config::{self, Condition, NameMatch, Need};
+
+use super::rule::Scope;
+use crate::policy::{MatchSpec, NeedSpec, TokenRangeSpec};
+use crate::problem::Reason;
+
+/// Lists are bounded here too: files are not checked against the schema's maxima.
+const MAX_LIST: usize = 16;
+
+pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition> {
+    let mut conditions = Vec::new();
+    for (path, length) in [
+        (".match.paths", spec.paths.len()),
+        (".match.headers", spec.headers.len()),
+    ] {
+        if length > MAX_LIST {
+            let message = format!("has {length} entries: use {MAX_LIST} at most");
+            scope.refuse(path, Reason::InvalidValue, message);
+        }
+    }
+    if !spec.paths.is_empty() {
+        conditions.push(Condition::Paths(paths(&spec.paths, scope)));
+    }
+    for (position, header) in spec.headers.iter().enumerate() {
+        let at = format!(".match.headers[{position}]");
+        let name = header.name.to_ascii_lowercase();
+        if !is_token(&name) {
+            let message = format!("'{}' is not the name of a header", header.name);
+            scope.refuse(&format!("{at}.name"), Reason::InvalidValue, message);
+        }
+        match name_match(&header.value) {
+            Some(value) => conditions.push(Condition::Header(name, value)),
+            None => refuse_star(&format!("{at}.value"), &header.value, scope),
+        }
+    }
+    conditions.extend(prompt_tokens(spec.prompt_tokens.as_ref(), scope));
+    let needs: BTreeSet<Need> = spec.needs.iter().map(|need| self::need(*need)).collect();
+    if !needs.is_empty() {
+        conditions.push(Condition::Needs(needs));
+    }
+    conditions.extend(spec.stream.map(Condition::Stream));
+    if let Some(text) = &spec.text {
+        match config::pattern(text) {
+            Ok(_) => conditions.push(Condition::Text(text.clone())),
+            Err(err) => {
+                let message = format!("is not a regular expression: {err}");
+                scope.refuse(".match.text", Reason::InvalidValue, message);
+            }
+        }
+    }
+    conditions
+}
+
+fn paths(paths: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
+    let mut matches = Vec::new();
+    for (position, path) in paths.iter().enumerate() {
+        let at = format!(".match.paths[{position}]");
+        match name_match(path) {
+            _ if !path.starts_with('/') => {
+                let message = format!("'{path}' is not a path: begin with '/'");
+                scope.refuse(&at, Reason::InvalidValue, message);
+            }
+            Some(path) => matches.push(path),
+            None => refuse_star(&at, path, scope),
+        }
+    }
+    matches
+}
+
+fn prompt_tokens(range: Option<&TokenRangeSpec>, scope: &mut Scope<'_>) -> Option<Condition> {
+    let range = range?;
+    let bound = |value: Option<i32>| value.map(u32::try_from).transpose().ok().flatten();
+    let (min, max) = (bound(range.min), bound(range.max));
+    let is_empty = min.zip(max).is_some_and(|(min, max)| min > max);
+    let is_negative = min.is_none() && range.min.is_some() || max.is_none() && range.max.is_some();
+    if is_empty || is_negative || (min.is_none() && max.is_none()) {
+        let message = "set min, max or both, from 0 and min not above max".to_owned();
+        scope.refuse(".match.promptTokens", Reason::InvalidValue, message);
+        return None;
+    }
+    Some(Condition::PromptTokens { min, max })
+}
+
+fn need(spec: NeedSpec) -> Need {
+    match spec {
+        NeedSpec::Vision => Need::Vision,
+        NeedSpec::Audio => Need::Audio,
+        NeedSpec::Tools => Need::Tools,
+        NeedSpec::JsonSchema => Need::JsonSchema,
+    }
+}
+
+/// A name, or a beginning followed by one star; `None` for other stars.
+pub(super) fn name_match(text: &str) -> Option<NameMatch> {
+    match text.strip_suffix('*') {
+        Some(prefix) if !prefix.contains('*') => Some(NameMatch::Prefix(prefix.to_owned())),
+        None if !text.contains('*') && !text.is_empty() => Some(NameMatch::Exact(text.to_owned())),
+        _ => None,
+    }
+}
+
+fn refuse_star(at: &str, text: &str, scope: &mut Scope<'_>) {
+    let message = format!("'{text}': write a text, or a beginning followed by one '*' at the end");
+    scope.refuse(at, Reason::InvalidValue, message);
+}
+
+/// RFC 9110, 5.6.2.
+pub(super) fn is_token(name: &str) -> bool {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !name.is_empty() && name.bytes().all(is_token)
+}

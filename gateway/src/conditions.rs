@@ -1,0 +1,275 @@
+//! Whether what a rule's `match` says, besides model names, holds of a request. Pure.
+
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+
+use http::{HeaderMap, HeaderName};
+use memchr::memmem;
+use penstock_core::config::{self, Condition, NameMatch, Need};
+use regex::Regex;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::openai::Call;
+
+/// Patterns are looked for in the beginning of the user's last message: what it is about stands there.
+const MAX_TEXT_BYTES: usize = 64 << 10;
+
+/// What is known of a request before its rule is.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// Where it was sent.
+    pub path: &'a str,
+    /// As the caller sent them.
+    pub headers: &'a HeaderMap,
+    /// Its body.
+    pub call: &'a Call<'a>,
+}
+
+/// Conditions of one rule, ready for use.
+#[derive(Debug, Default)]
+pub struct Conditions(Vec<Test>);
+
+#[derive(Debug)]
+enum Test {
+    Paths(Vec<NameMatch>),
+    Header(HeaderName, NameMatch),
+    PromptTokens { min: u32, max: u32 },
+    Needs(BTreeSet<Need>),
+    Stream(bool),
+    Text(Regex),
+}
+
+impl Conditions {
+    /// `None` if one of them cannot be used; the compiler of configs lets none such through.
+    pub fn new(conditions: &[Condition]) -> Option<Self> {
+        let tests: Option<Vec<Test>> = conditions.iter().map(Test::new).collect();
+        tests.map(Self)
+    }
+
+    /// Whether all of them hold.
+    pub fn hold(&self, asked: &Asked<'_>) -> bool {
+        self.0.iter().all(|test| test.holds(asked))
+    }
+}
+
+impl Test {
+    fn new(condition: &Condition) -> Option<Self> {
+        Some(match condition {
+            Condition::Paths(paths) => Self::Paths(paths.clone()),
+            Condition::Header(name, value) => {
+                Self::Header(HeaderName::try_from(name).ok()?, value.clone())
+            }
+            Condition::PromptTokens { min, max } => Self::PromptTokens {
+                min: min.unwrap_or(0),
+                max: max.unwrap_or(u32::MAX),
+            },
+            Condition::Needs(needs) => Self::Needs(needs.clone()),
+            Condition::Stream(stream) => Self::Stream(*stream),
+            Condition::Text(text) => Self::Text(config::pattern(text).ok()?),
+        })
+    }
+
+    fn holds(&self, asked: &Asked<'_>) -> bool {
+        match self {
+            Self::Paths(paths) => paths.iter().any(|path| path.matches(asked.path)),
+            Self::Header(name, wanted) => asked
+                .headers
+                .get_all(name)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .any(|value| wanted.matches(value)),
+            Self::PromptTokens { min, max } => (*min..=*max).contains(&asked.call.prompt_tokens()),
+            Self::Needs(needs) => needs.iter().all(|need| is_needed(*need, asked.call)),
+            Self::Stream(stream) => asked.call.stream == *stream,
+            Self::Text(pattern) => pattern.is_match(&last_text(asked.call.prompt)),
+        }
+    }
+}
+
+/// In valid JSON the quotes of a text inside a message are escaped, so these can only be names and values of members.
+fn is_needed(need: Need, call: &Call<'_>) -> bool {
+    let holds = |mark: &[u8]| memmem::find(call.prompt, mark).is_some();
+    match need {
+        Need::Vision => holds(b"\"image_url\"") || holds(b"\"input_image\"") || holds(b"\"image\""),
+        Need::Audio => holds(b"\"input_audio\""),
+        Need::Tools => call.has_tools,
+        Need::JsonSchema => call.has_schema,
+    }
+}
+
+/// The text of the user's last message, or a prompt that is no list of messages.
+fn last_text(prompt: &[u8]) -> Cow<'_, str> {
+    #[derive(Deserialize)]
+    struct Message<'a> {
+        #[serde(borrow, default)]
+        role: Cow<'a, str>,
+        #[serde(borrow, default)]
+        content: Option<&'a RawValue>,
+    }
+    if let Ok(text) = serde_json::from_slice::<Text<'_>>(prompt) {
+        return beginning(text.0);
+    }
+    let messages: Vec<Message<'_>> = serde_json::from_slice(prompt).unwrap_or_default();
+    let last = messages.iter().rfind(|message| message.role == "user");
+    let Some(content) = last.and_then(|message| message.content) else {
+        return Cow::Borrowed("");
+    };
+    match serde_json::from_str::<Text<'_>>(content.get()) {
+        Ok(text) => beginning(text.0),
+        Err(_) => beginning(Cow::Owned(texts(content))),
+    }
+}
+
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+fn texts(content: &RawValue) -> String {
+    #[derive(Deserialize)]
+    struct Part<'a> {
+        #[serde(borrow, default)]
+        text: Option<Cow<'a, str>>,
+    }
+    let parts: Vec<Part<'_>> = serde_json::from_str(content.get()).unwrap_or_default();
+    let texts: Vec<Cow<'_, str>> = parts.into_iter().filter_map(|part| part.text).collect();
+    texts.join("\n")
+}
+
+fn beginning(text: Cow<'_, str>) -> Cow<'_, str> {
+    if text.len() <= MAX_TEXT_BYTES {
+        return text;
+    }
+    let mut end = MAX_TEXT_BYTES;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    Cow::Owned(text[..end].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn holds(condition: Condition, path: &str, headers: &HeaderMap, body: &str) -> bool {
+        let call = Call::parse(body.as_bytes()).unwrap();
+        let asked = Asked {
+            path,
+            headers,
+            call: &call,
+        };
+        Conditions::new(&[condition]).unwrap().hold(&asked)
+    }
+
+    fn of_body(condition: Condition, body: &str) -> bool {
+        holds(condition, "/v1/chat/completions", &HeaderMap::new(), body)
+    }
+
+    #[test]
+    fn paths_and_headers_are_matched_whole_or_by_their_beginning() {
+        let headers = HeaderMap::from_iter([(
+            HeaderName::from_static("x-team"),
+            HeaderValue::from_static("research-2"),
+        )]);
+        let body = r#"{"model":"m"}"#;
+        let path = |text: NameMatch| {
+            let condition = Condition::Paths(vec![text]);
+            holds(condition, "/v1/chat/completions", &headers, body)
+        };
+        assert!(path(NameMatch::Exact("/v1/chat/completions".into())));
+        assert!(path(NameMatch::Prefix("/v1/chat".into())));
+        assert!(!path(NameMatch::Exact("/v1/chat".into())));
+        let header = |name: &str, value: NameMatch| {
+            holds(
+                Condition::Header(name.to_owned(), value),
+                "/",
+                &headers,
+                body,
+            )
+        };
+        assert!(header("x-team", NameMatch::Prefix("research".into())));
+        assert!(header("x-team", NameMatch::Prefix(String::new())));
+        assert!(!header("x-team", NameMatch::Exact("research".into())));
+        assert!(!header("x-other", NameMatch::Prefix(String::new())));
+    }
+
+    #[test]
+    fn what_a_request_needs_is_seen_in_every_protocol() {
+        let needs = |need, body: &str| of_body(Condition::Needs(BTreeSet::from([need])), body);
+        for (need, body) in [
+            (
+                Need::Vision,
+                r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#,
+            ),
+            (
+                Need::Vision,
+                r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image","source":{}}]}]}"#,
+            ),
+            (
+                Need::Vision,
+                r#"{"model":"m","input":[{"role":"user","content":[{"type":"input_image"}]}]}"#,
+            ),
+            (
+                Need::Audio,
+                r#"{"model":"m","messages":[{"role":"user","content":[{"type":"input_audio"}]}]}"#,
+            ),
+            (
+                Need::Tools,
+                r#"{"model":"m","tools":[{"type":"function"}]}"#,
+            ),
+            (
+                Need::JsonSchema,
+                r#"{"model":"m","response_format":{"type":"json_schema"}}"#,
+            ),
+            (
+                Need::JsonSchema,
+                r#"{"model":"m","output_config":{"format":{"type":"json_schema"}}}"#,
+            ),
+            (
+                Need::JsonSchema,
+                r#"{"model":"m","text":{"format":{"type":"json_schema"}}}"#,
+            ),
+        ] {
+            assert!(needs(need, body), "{body}");
+        }
+        let plain = r#"{"model":"m","tools":[],"response_format":{"type":"text"},"messages":[{"role":"user","content":"an \"image_url\" and \"input_audio\""}]}"#;
+        for need in [Need::Vision, Need::Audio, Need::Tools, Need::JsonSchema] {
+            assert!(!needs(need, plain), "{need:?}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_is_looked_for_in_the_users_last_message_only() {
+        let text = |pattern: &str, body: &str| of_body(Condition::Text(pattern.to_owned()), body);
+        let chat = r#"{"model":"m","messages":[{"role":"user","content":"earlier"},{"role":"assistant","content":"said"},
+            {"role":"user","content":[{"type":"text","text":"Write SQL"},{"type":"text","text":"please"}]}]}"#;
+        assert!(text(r"\bsql\b", chat) && text("please", chat));
+        assert!(!text("earlier|said", chat));
+        assert!(text("^prompt$", r#"{"model":"m","prompt":"prompt"}"#));
+        assert!(!text(".", r#"{"model":"m"}"#));
+    }
+
+    #[test]
+    fn tokens_and_streams_are_as_the_balancer_counts_them() {
+        let body = format!(
+            r#"{{"model":"m","stream":true,"prompt":"{}"}}"#,
+            "x".repeat(398)
+        );
+        let range = |min, max| of_body(Condition::PromptTokens { min, max }, &body);
+        assert!(range(Some(100), Some(100)) && range(None, Some(100)) && range(Some(50), None));
+        assert!(!range(Some(101), None) && !range(None, Some(99)));
+        assert!(of_body(Condition::Stream(true), &body));
+        assert!(!of_body(Condition::Stream(false), &body));
+    }
+
+    proptest! {
+        #[test]
+        fn long_texts_are_cut_at_a_character(text in "[aé\u{1F600}]{0,40}", times in 0usize..4_000) {
+            let long = text.repeat(times);
+            let cut = beginning(Cow::Borrowed(&long));
+            prop_assert!(cut.len() <= MAX_TEXT_BYTES && long.starts_with(cut.as_ref()));
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Why a request would go where it goes: every candidate, what speaks against it, and the figures that the strategy
+//! compares. Pure; for `penstock explain`, the sampled decision log and nothing on the path of other requests.
+
+use std::sync::atomic::Ordering;
+
+use penstock_core::config::Protocol;
+use serde::Serialize;
+
+use crate::choose::{Choice, Standing};
+use crate::pick::{Wish, has_credential};
+use crate::provider::Misfit;
+use crate::snapshot::{Candidate, Rule, Slot, Snapshot, Tier};
+
+/// What is known about one request before it is sent.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// `namespace/policy/rule`.
+    pub rule: String,
+    /// `metadata.generation` of the policy; 0 where objects come from files.
+    pub generation: i64,
+    /// Digest of the config in force.
+    pub digest: String,
+    /// The rule's strategy.
+    pub strategy: String,
+    /// Whether an event stream is asked for.
+    pub stream: bool,
+    /// About how many tokens the prompt has.
+    pub prompt_tokens: u32,
+    /// By priority, then in the order written.
+    pub candidates: Vec<CandidateView>,
+    /// Where it would go; `None` if it would be held or refused.
+    pub chosen: Option<Chosen>,
+}
+
+/// A backend as the rule uses it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CandidateView {
+    /// `namespace/name`.
+    pub backend: String,
+    /// 0 is tried first.
+    pub tier: usize,
+    /// Relative to others of its tier.
+    pub weight: u32,
+    /// Why it cannot answer this request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<String>,
+    /// Those that are ready.
+    pub endpoints: Vec<EndpointView>,
+}
+
+/// One endpoint.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EndpointView {
+    /// Where it is.
+    pub address: String,
+    /// See [`Standing`].
+    pub standing: &'static str,
+    /// Requests of this gateway replica there.
+    pub in_flight: u32,
+    /// Prompt tokens of those without a first token.
+    pub waiting_tokens: u32,
+    /// Recent latency as `PeakEwma` keeps it, in ms; 0 if nothing is known.
+    pub average_ms: f32,
+    /// What `PeakEwma` compares, in ms per share of the traffic.
+    pub cost: f32,
+}
+
+/// Where a request would go.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Chosen {
+    /// `namespace/name`.
+    pub backend: String,
+    /// Where.
+    pub address: String,
+    /// See [`crate::choose::Pass`].
+    pub pass: &'static str,
+}
+
+/// Explains a request that goes, or would go, to `choice`. `misfits` are the protocols that cannot carry it, and why.
+pub fn explain(
+    snapshot: &Snapshot,
+    rule: &Rule,
+    wish: Wish<'_>,
+    misfits: &[(Protocol, Misfit)],
+    choice: Option<&Choice>,
+) -> Explanation {
+    let policy = rule.label.rsplit_once('/').map_or("", |(policy, _)| policy);
+    let version = snapshot
+        .config
+        .objects
+        .get(&format!("RoutingPolicy/{policy}"));
+    Explanation {
+        rule: rule.label.clone(),
+        generation: version.map_or(0, |version| version.generation),
+        digest: snapshot.digest.clone(),
+        strategy: format!("{:?}", rule.strategy),
+        stream: wish.stream,
+        prompt_tokens: wish.prompt_tokens,
+        candidates: rule
+            .tiers
+            .iter()
+            .enumerate()
+            .flat_map(|(tier, group)| candidates(tier, group, wish, misfits))
+            .collect(),
+        chosen: choice.and_then(|choice| chosen(rule, choice)),
+    }
+}
+
+fn chosen(rule: &Rule, choice: &Choice) -> Option<Chosen> {
+    let tier = rule.tiers.get(choice.tier)?;
+    let candidate = tier.candidates.get(choice.candidate)?;
+    Some(Chosen {
+        backend: candidate.backend.id.to_string(),
+        address: choice.endpoint.address.to_string(),
+        pass: choice.pass.label(),
+    })
+}
+
+fn candidates<'a>(
+    tier: usize,
+    group: &'a Tier,
+    wish: Wish<'a>,
+    misfits: &'a [(Protocol, Misfit)],
+) -> impl Iterator<Item = CandidateView> + 'a {
+    let both = group.candidates.iter().zip(&group.weights).enumerate();
+    both.map(move |(index, (candidate, weight))| CandidateView {
+        backend: candidate.backend.id.to_string(),
+        tier,
+        weight: *weight,
+        dropped: dropped(candidate, misfits),
+        endpoints: group
+            .slots
+            .iter()
+            .filter(|slot| slot.candidate == index)
+            .filter_map(|slot| endpoint(candidate, slot, wish))
+            .collect(),
+    })
+}
+
+fn dropped(candidate: &Candidate, misfits: &[(Protocol, Misfit)]) -> Option<String> {
+    let protocol = candidate.backend.protocol;
+    let misfit = misfits.iter().find(|(unfit, _)| *unfit == protocol);
+    match misfit {
+        Some((_, Misfit::Unsupported(param))) => {
+            Some(format!("its protocol cannot carry '{param}'"))
+        }
+        Some((_, Misfit::Invalid(param, expected))) => {
+            Some(format!("'{param}' must be {expected}"))
+        }
+        None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
+        None if !candidate.has_endpoint() => Some("it has no ready endpoint".to_owned()),
+        None => None,
+    }
+}
+
+fn endpoint(candidate: &Candidate, slot: &Slot, wish: Wish<'_>) -> Option<EndpointView> {
+    let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
+    let live = &endpoint.live;
+    Some(EndpointView {
+        address: endpoint.address.to_string(),
+        standing: Standing::of(live, wish.now_ms).label(),
+        in_flight: live.in_flight.load(Ordering::Relaxed),
+        waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
+        average_ms: live.latency(wish.stream).at(wish.now_ms),
+        cost: wish.cost_at(slot, endpoint),
+    })
+}
