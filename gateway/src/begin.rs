@@ -13,7 +13,7 @@ use http_body_util::Full;
 use crate::attempt::{Answer, Job, MAX_REPLAY_BYTES};
 use crate::failure::Failure;
 use crate::meter::{self, Cut, Meter};
-use crate::openai::{self, Pieces};
+use crate::openai::{self, Encoding, Pieces};
 use crate::outbound;
 use crate::process::Worker;
 use crate::provider::{self, Translated, Way};
@@ -121,6 +121,9 @@ fn request(
         None => (job.body, &job.call.model_at),
     };
     let pieces = match &candidate.model {
+        Some(model) if job.call.encoding == Encoding::Form => {
+            openai::patched(body, model_at.clone(), openai::unquoted(model))
+        }
         Some(model) => openai::patched(body, model_at.clone(), model.clone()),
         None => openai::unpatched(body.clone()),
     };

@@ -21,6 +21,7 @@ use crate::cache::exact::{self, Entry, Key};
 use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
+use crate::multipart;
 use crate::openai::{Api, Call, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{Process, Worker};
@@ -160,7 +161,7 @@ async fn serve(
     };
     record.admit()?;
     let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
-    let call = Call::parse(&body)?;
+    let call = read_call(&head.headers, &body)?;
     record.set_model(&call.model);
     let asked = Asked {
         path: head.uri.path(),
@@ -188,6 +189,16 @@ async fn serve(
     };
     let answer = attempt::run(&job, record).await?;
     Ok(Done::Answer(answer, store))
+}
+
+fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject> {
+    let content_type = headers
+        .get(CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok());
+    match content_type.and_then(multipart::boundary) {
+        Some(boundary) => Call::of_form(body, boundary).ok_or(Reject::MissingModel),
+        None => Ok(Call::parse(body)?),
+    }
 }
 
 fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {

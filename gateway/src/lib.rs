@@ -14,6 +14,7 @@ pub mod hedge_budget;
 pub mod load;
 pub mod meter;
 pub mod metrics;
+pub mod multipart;
 pub mod openai;
 pub mod outbound;
 pub mod outlier;

@@ -170,6 +170,12 @@ impl Meter {
                 Wire::Chunks => of_chunk(data, *started),
                 Wire::Responses => events::of_response(data),
                 Wire::Messages => events::of_message(data),
+                Wire::Plain => Meaning {
+                    token: true,
+                    starts: true,
+                    done: true,
+                    ..Meaning::default()
+                },
             };
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));

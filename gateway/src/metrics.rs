@@ -1,8 +1,8 @@
 //! What Prometheus sees. Names follow the OpenTelemetry GenAI conventions where these have one. Label values come
 //! from the config and from closed enums, never from callers; series of a rule that is gone are dropped with it.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -111,10 +111,7 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     requests: Family<OutcomeLabels, Counter>,
     failures: Family<FailureLabels, Counter>,
-    duration: Histograms<RouteLabels>,
-    ttft: Histograms<RouteLabels>,
-    tpot: Histograms<RouteLabels>,
-    tokens: Histograms<TokenLabels>,
+    calls: CallFamilies,
     cache: Family<ResultLabels, Counter>,
     hedges: Family<ResultLabels, Counter>,
     config: Family<ConfigLabels, Gauge>,
@@ -132,13 +129,41 @@ pub struct Metrics {
     pub reloads: Counter<u64, AtomicU64>,
 }
 
-/// Handles for one rule and backend, found once per config so that a request does not look them up.
+/// The histograms of calls.
+#[derive(Clone, Debug)]
+struct CallFamilies {
+    duration: Histograms<RouteLabels>,
+    ttft: Histograms<RouteLabels>,
+    tpot: Histograms<RouteLabels>,
+    tokens: Histograms<TokenLabels>,
+}
+
+impl CallFamilies {
+    fn of(&self, api: Api, rule: &str, backend: &str) -> CallMetrics {
+        let labels = route_labels(api, rule, backend);
+        let tokens = |kind| {
+            let labels = token_labels(api, kind, rule, backend);
+            self.tokens.get_or_create_owned(&labels)
+        };
+        CallMetrics {
+            duration: self.duration.get_or_create_owned(&labels),
+            ttft: self.ttft.get_or_create_owned(&labels),
+            tpot: self.tpot.get_or_create_owned(&labels),
+            input_tokens: tokens("input"),
+            output_tokens: tokens("output"),
+        }
+    }
+}
+
+/// Handles for one rule and backend, found once so that a request does not look them up; those of a call when the first
+/// such call comes.
 #[derive(Debug)]
 pub struct RouteMetrics {
     rule: String,
     backend: String,
     ok: Counter,
-    calls: [CallMetrics; Api::ALL.len()],
+    families: CallFamilies,
+    calls: [OnceLock<CallMetrics>; Api::ALL.len()],
 }
 
 /// Handles for one call of one rule and backend.
@@ -163,10 +188,12 @@ impl Metrics {
         let metrics = Self {
             requests: Family::default(),
             failures: Family::default(),
-            duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
-            ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
-            tpot: Family::new_with_constructor(|| Histogram::new(TPOT_BUCKETS)),
-            tokens: Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
+            calls: CallFamilies {
+                duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
+                ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
+                tpot: Family::new_with_constructor(|| Histogram::new(TPOT_BUCKETS)),
+                tokens: Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
+            },
             cache: Family::default(),
             hedges: Family::default(),
             config: Family::default(),
@@ -182,24 +209,24 @@ impl Metrics {
             "gen_ai_server_request_duration",
             "From a request's head to its answer's end",
             seconds(),
-            metrics.duration.clone(),
+            metrics.calls.duration.clone(),
         );
         registry.register_with_unit(
             "gen_ai_server_time_to_first_token",
             "From a request's head to the first token, streams only",
             seconds(),
-            metrics.ttft.clone(),
+            metrics.calls.ttft.clone(),
         );
         registry.register_with_unit(
             "gen_ai_server_time_per_output_token",
             "Mean time between the tokens of a stream",
             seconds(),
-            metrics.tpot.clone(),
+            metrics.calls.tpot.clone(),
         );
         registry.register(
             "gen_ai_client_token_usage",
             "Tokens as the backend counted them",
-            metrics.tokens.clone(),
+            metrics.calls.tokens.clone(),
         );
         registry.register(
             "penstock_gateway_requests",
@@ -266,25 +293,12 @@ impl Metrics {
             backend: backend.to_owned(),
             outcome: "ok",
         };
-        let calls = Api::ALL.map(|api| {
-            let labels = route_labels(api, rule, backend);
-            CallMetrics {
-                duration: self.duration.get_or_create_owned(&labels),
-                ttft: self.ttft.get_or_create_owned(&labels),
-                tpot: self.tpot.get_or_create_owned(&labels),
-                input_tokens: self
-                    .tokens
-                    .get_or_create_owned(&token_labels(api, "input", rule, backend)),
-                output_tokens: self
-                    .tokens
-                    .get_or_create_owned(&token_labels(api, "output", rule, backend)),
-            }
-        });
         Arc::new(RouteMetrics {
             rule: rule.to_owned(),
             backend: backend.to_owned(),
             ok: self.requests.get_or_create_owned(&outcome),
-            calls,
+            families: self.calls.clone(),
+            calls: Default::default(),
         })
     }
 
@@ -292,13 +306,14 @@ impl Metrics {
     pub fn forget(&self, rule: &str, backend: &str, outcomes: &[&'static str]) {
         for api in Api::ALL {
             let labels = route_labels(api, rule, backend);
-            self.duration.remove(&labels);
-            self.ttft.remove(&labels);
-            self.tpot.remove(&labels);
-            self.tokens
-                .remove(&token_labels(api, "input", rule, backend));
-            self.tokens
-                .remove(&token_labels(api, "output", rule, backend));
+            let calls = &self.calls;
+            calls.duration.remove(&labels);
+            calls.ttft.remove(&labels);
+            calls.tpot.remove(&labels);
+            for kind in ["input", "output"] {
+                let labels = token_labels(api, kind, rule, backend);
+                calls.tokens.remove(&labels);
+            }
         }
         for outcome in outcomes {
             let labels = OutcomeLabels {
@@ -369,7 +384,7 @@ impl Metrics {
 impl RouteMetrics {
     /// Handles for one call.
     pub fn call(&self, api: Api) -> &CallMetrics {
-        &self.calls[api.index()]
+        self.calls[api.index()].get_or_init(|| self.families.of(api, &self.rule, &self.backend))
     }
 
     /// The rule's label.
@@ -419,6 +434,10 @@ mod tests {
         metrics.ended(Some(&route), "", "cut");
         route.call(Api::Chat).ttft.observe(0.2);
         let before = text(&registry);
+        assert!(
+            !before.contains(r#"gen_ai_operation_name="embeddings""#),
+            "no such call came"
+        );
         assert!(before.contains(
             r#"penstock_gateway_requests_total{rule="ns/p/r",backend="ns/b",outcome="cut"} 1"#
         ));

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::load::BYTES_PER_TOKEN;
+use crate::multipart;
 
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
 pub const MAX_MODEL_BYTES: usize = 512;
@@ -35,11 +36,23 @@ pub enum Api {
     Messages,
     /// `POST /v1/messages/count_tokens`, Anthropic's
     CountTokens,
+    /// `POST /v1/audio/speech`
+    Speech,
+    /// `POST /v1/audio/transcriptions`, a form
+    Transcription,
+    /// `POST /v1/audio/translations`, a form
+    Translation,
+    /// `POST /v1/images/generations`
+    ImageGeneration,
+    /// `POST /v1/images/edits`, a form
+    ImageEdit,
+    /// `POST /v1/images/variations`, a form
+    ImageVariation,
 }
 
 impl Api {
     /// All of them, in the order of [`Api::index`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 14] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
@@ -48,6 +61,12 @@ impl Api {
         Self::Responses,
         Self::Messages,
         Self::CountTokens,
+        Self::Speech,
+        Self::Transcription,
+        Self::Translation,
+        Self::ImageGeneration,
+        Self::ImageEdit,
+        Self::ImageVariation,
     ];
 
     /// The call that a path leads to.
@@ -72,6 +91,12 @@ impl Api {
             Self::Responses => "/responses",
             Self::Messages => "/messages",
             Self::CountTokens => "/messages/count_tokens",
+            Self::Speech => "/audio/speech",
+            Self::Transcription => "/audio/transcriptions",
+            Self::Translation => "/audio/translations",
+            Self::ImageGeneration => "/images/generations",
+            Self::ImageEdit => "/images/edits",
+            Self::ImageVariation => "/images/variations",
         }
     }
 
@@ -88,6 +113,12 @@ impl Api {
         match self {
             Self::Responses => Wire::Responses,
             Self::Messages | Self::CountTokens => Wire::Messages,
+            Self::Speech
+            | Self::Transcription
+            | Self::Translation
+            | Self::ImageGeneration
+            | Self::ImageEdit
+            | Self::ImageVariation => Wire::Plain,
             _ => Wire::Chunks,
         }
     }
@@ -101,6 +132,9 @@ impl Api {
             Self::Rerank => "rerank",
             Self::Score => "score",
             Self::CountTokens => "count_tokens",
+            Self::Speech => "speech",
+            Self::Transcription | Self::Translation => "transcription",
+            Self::ImageGeneration | Self::ImageEdit | Self::ImageVariation => "image_generation",
         }
     }
 }
@@ -115,6 +149,17 @@ pub enum Wire {
     Responses,
     /// Typed events of Anthropic's Messages API, ended by `message_stop`.
     Messages,
+    /// Events whose meaning is not known here, ended by the end of the body.
+    Plain,
+}
+
+/// What a request body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// A JSON object.
+    Json,
+    /// A form, in which texts have no quotes.
+    Form,
 }
 
 /// What was read of a request body.
@@ -124,6 +169,8 @@ pub struct Call<'a> {
     pub model: Cow<'a, str>,
     /// Where the value of `model` stands in the body, quotes included.
     pub model_at: Range<usize>,
+    /// What the body is.
+    pub encoding: Encoding,
     /// Whether an event stream is asked for.
     pub stream: bool,
     /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
@@ -232,6 +279,7 @@ impl<'a> Call<'a> {
             return Err(CallError::NoModel);
         }
         Ok(Self {
+            encoding: Encoding::Json,
             has_tools: view.has_tools(),
             has_schema: view.has_schema(),
             session: view
@@ -252,7 +300,22 @@ impl<'a> Call<'a> {
     }
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// Reads a form; `None` if it names no model.
+    pub fn of_form(body: &'a [u8], boundary: &str) -> Option<Self> {
+        let form = multipart::read(body, boundary)?;
+        Some(Self {
+            model: Cow::Borrowed(form.model),
+            model_at: form.model_at,
+            encoding: Encoding::Form,
+            stream: form.stream,
+            prompt: &[],
+            has_tools: false,
+            has_schema: false,
+            session: None,
+        })
+    }
+
     /// About how many tokens the prompt has.
     pub fn prompt_tokens(&self) -> u32 {
         u32::try_from(self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
@@ -272,6 +335,11 @@ pub fn patched(body: &Bytes, at: Range<usize>, value: Bytes) -> Pieces {
     body.slice(..at.start)
         .chain(value)
         .chain(body.slice(at.end..))
+}
+
+/// The text of a JSON text, for forms.
+pub fn unquoted(text: &Bytes) -> Bytes {
+    serde_json::from_slice::<String>(text).map_or_else(|_| text.clone(), Bytes::from)
 }
 
 /// Whether an error body has the OpenAI shape: an object with a member `error` that is an object with a text

@@ -150,7 +150,8 @@ impl Reject {
                 "path_not_found",
                 INVALID,
                 "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, \
-                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank or /v1/score, or GET /v1/models.",
+                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank, /v1/score, /v1/audio/… or /v1/images/…, or GET \
+                 /v1/models.",
             ),
             Self::MethodNotAllowed { allowed } => shape(
                 405,
@@ -443,7 +444,7 @@ impl Broken {
         let code = format!("stream_{}", self.label());
         let error = json!({"message": message, "type": SERVER, "param": null, "code": code});
         let event = match wire {
-            Wire::Chunks => format!("data: {}", json!({ "error": error })),
+            Wire::Chunks | Wire::Plain => format!("data: {}", json!({ "error": error })),
             // The official SDK raises an error only for an event with a member `error`.
             Wire::Responses => format!(
                 "event: error\ndata: {}",

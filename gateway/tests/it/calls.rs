@@ -64,6 +64,60 @@ async fn each_call_goes_to_its_path_with_every_byte_but_the_model() {
 }
 
 #[tokio::test]
+async fn a_form_goes_on_with_every_byte_but_the_model() {
+    let busy = Upstream::always(|| Reply::Json(503, "{}".to_owned())).await;
+    let upstream = Upstream::always(|| Reply::Json(200, "{\"text\":\"hello\"}".to_owned())).await;
+    let plan = Plan::new()
+        .backend("a", &[busy.address], 1, 0)
+        .backend("b", &[upstream.address], 1, 1)
+        .rule(|rule| rule.backends[1].model_override = Some("openai/whisper".into()))
+        .cached(60_000);
+    let gateway = Gateway::start(&plan).await;
+    let form = |model: &str| {
+        format!(
+            "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\nRIFF\r\n\r\n--B\r\n\
+             Content-Disposition: form-data; name=\"model\"\r\n\r\n{model}\r\n--B--\r\n"
+        )
+    };
+    let body = form("chat");
+    let mut client = gateway.client().await;
+    let head = "content-type: multipart/form-data; boundary=B\r\n";
+    client
+        .send(&format!(
+            "POST /v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\n{head}content-length: {}\r\n\r\n{body}",
+            body.len()
+        ))
+        .await;
+    let answer = client.answer().await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "{\"text\":\"hello\"}")
+    );
+    assert_eq!(answer.header("x-penstock-cache"), "bypass");
+    let received = upstream.requests().remove(0);
+    assert_eq!(received.line, "POST /v1/audio/transcriptions HTTP/1.1");
+    assert_eq!(
+        received.headers["content-type"],
+        "multipart/form-data; boundary=B"
+    );
+    assert_eq!(received.body, form("openai/whisper"));
+}
+
+#[tokio::test]
+async fn a_stream_of_other_events_ends_with_its_body() {
+    let events = [
+        "data: {\"type\":\"transcript.text.delta\"}\n\n",
+        "data: {\"type\":\"transcript.text.done\"}\n\n",
+    ];
+    let upstream = Upstream::always(move || Reply::Sse(events.map(str::to_owned).to_vec())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let mut client = gateway.client().await;
+    let body = r#"{"model":"chat","stream":true,"input":"say it"}"#;
+    client.post_to("/v1/audio/speech", "", body).await;
+    assert_eq!(client.answer().await.body, events.concat());
+}
+
+#[tokio::test]
 async fn calls_have_their_own_places_in_the_cache() {
     let upstream =
         Upstream::start(|number, _| Reply::Json(200, format!("{{\"n\":{number}}}"))).await;
