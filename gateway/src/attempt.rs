@@ -360,6 +360,10 @@ fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     let live = &lane.choice.endpoint.live;
     let now_ms = job.worker.process.ms(now);
     live.latency(job.call.stream).observe(sample_ms, now_ms);
+    // Affinity sends known prompts to one endpoint and new ones to the others, which are then slower and not at fault.
+    if job.key.is_some() || !job.blocks.is_empty() {
+        return;
+    }
     if job.call.stream {
         live.vitals.note(Sample::FirstToken(sample_ms), now_ms);
     } else if let Some(Answer::Whole {

@@ -242,3 +242,32 @@ async fn an_endpoint_that_is_slower_than_its_peers_gets_little_whatever_the_stra
     .await;
     assert!(peers.iter().all(|peer| peer.count() > slow.count()));
 }
+
+#[tokio::test]
+async fn an_endpoint_without_the_prompt_in_its_cache_is_not_taken_for_a_bad_one() {
+    let (_peers, mut addresses) = Upstream::several(2, || Reply::Json(200, completion("x"))).await;
+    let late = || Reply::Late(Duration::from_millis(20), completion("x"));
+    let cold = Upstream::always(late).await;
+    addresses.push(cold.address);
+    let plan = Plan::new()
+        .backend("a", &addresses, 1, 0)
+        .rule(|rule| rule.strategy = Strategy::Hash);
+    let gateway = Gateway::start(&plan).await;
+    let ask = async |user: usize| {
+        let body = format!("{{\"model\":\"chat\",\"user\":\"u{user}\"}}");
+        assert_eq!(gateway.post(&body).await.status, 200);
+    };
+    for user in 0..60 {
+        ask(user).await;
+    }
+    // Two comparisons, at least one a second, lie behind.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    let before = cold.count();
+    for user in 0..60 {
+        ask(user).await;
+    }
+    assert!(
+        before > 5 && cold.count() - before == before,
+        "the same keys go there"
+    );
+}
