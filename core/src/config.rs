@@ -139,6 +139,9 @@ pub struct Rule {
     /// What becomes of parts of a request that a backend's protocol cannot carry.
     #[serde(skip_serializing_if = "is_default", default)]
     pub on_unsupported: OnUnsupported,
+    /// What becomes of event streams.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub streaming: Streaming,
     /// A cache in [`GatewayConfig::caches`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Id>,
@@ -245,6 +248,16 @@ pub enum OnUnsupported {
     Refuse,
     /// They are left out.
     Drop,
+}
+
+/// What becomes of event streams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Streaming {
+    /// They go to the caller as they come.
+    #[default]
+    Passed,
+    /// They go to the caller once they are whole; one that breaks is repeated elsewhere.
+    Buffered,
 }
 
 /// When a failed attempt is followed by another one.

@@ -85,6 +85,9 @@ pub struct RuleSpec {
     /// What becomes of parts of a request that a backend's protocol cannot carry. Default `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unsupported: Option<OnUnsupportedSpec>,
+    /// What becomes of event streams. Default `Passed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<StreamingSpec>,
     /// A cache that answers repeated requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheRef>,
@@ -256,6 +259,16 @@ pub enum OnUnsupportedSpec {
     Refuse,
     /// They are left out.
     Drop,
+}
+
+/// What becomes of event streams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum StreamingSpec {
+    /// They go to the caller as they come.
+    Passed,
+    /// They go to the caller once they are whole, so that one that breaks can be repeated elsewhere: for callers that
+    /// are not people.
+    Buffered,
 }
 
 /// Limits of waiting.

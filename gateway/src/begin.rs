@@ -28,6 +28,8 @@ const MAX_WHOLE_BYTES: usize = 256 << 10;
 const MAX_TRANSLATED_BYTES: usize = 8 << 20;
 /// An event stream that says nothing for this long (comments, roles) goes out as it is.
 const MAX_HELD_BYTES: usize = 16 << 10;
+/// A stream that its rule buffers goes out as it comes once it is larger: 8 MiB hold about 30,000 events.
+const MAX_BUFFERED_BYTES: usize = 8 << 20;
 /// An error body beyond this is cut off: it is no error of any protocol.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 
@@ -77,6 +79,7 @@ pub(crate) async fn begin(
         endpoint,
         idle: rule.idle,
         last,
+        buffers: rule.buffers,
         way,
         include_usage: translated.is_some_and(|translated| translated.include_usage),
     };
@@ -169,6 +172,8 @@ struct Reader<'a> {
     idle: Duration,
     /// When the limit of the whole request is reached.
     last: Instant,
+    /// Whether streams are held until they are whole.
+    buffers: bool,
     way: Way,
     include_usage: bool,
 }
@@ -204,27 +209,37 @@ impl Reader<'_> {
         .await;
     }
 
-    /// Holds an event stream back until it carries an answer; the limit of the first token counts until then.
+    /// Holds an event stream back until it carries an answer, or is whole; the limit of the first token counts until
+    /// its first token.
     async fn stream(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
         let mut tokens = 0;
         let mut meter = Meter::new(self.way.api(self.job.api).wire());
         let mut held: Option<BytesMut> = None;
+        let mut lease = None;
         loop {
+            let begun = meter.has_started();
             let frame = self.frame(&mut exchange).await;
-            let Some((bytes, now)) = frame.map_err(|err| self.failure(err, true))? else {
-                // Ended before it began.
+            let Some((bytes, now)) = frame.map_err(|err| self.failure(err, !begun))? else {
+                // Ended before it began, or before it was whole.
                 return Err(Failure::Broken);
             };
             let seen = meter.feed(&bytes).map_err(|_| Failure::Broken)?;
-            if meter.cut().is_some() && !meter.has_started() {
+            if meter.cut().is_some() && (self.buffers || !meter.has_started()) {
                 return Err(Failure::GaveUp);
             }
             let before = held.as_ref().map_or(0, BytesMut::len);
-            let committed =
-                meter.has_started() || meter.is_done() || before + bytes.len() > MAX_HELD_BYTES;
-            tokens += seen.tokens;
+            let size = before + bytes.len();
+            let mut committed = meter.has_started() || meter.is_done() || size > MAX_HELD_BYTES;
             if committed {
                 self.goes_on(&mut exchange, now);
+            }
+            if self.buffers {
+                drop(lease.take());
+                lease = self.job.worker.process.lease_body(size);
+                committed = meter.is_done() || lease.is_none() || size > MAX_BUFFERED_BYTES;
+            }
+            tokens += seen.tokens;
+            if committed {
                 let cut_at = seen.cut_at.map(|at| before + at);
                 let first = match held {
                     None => bytes,

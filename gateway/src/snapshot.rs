@@ -100,6 +100,8 @@ pub struct Rule {
     pub total: Duration,
     /// Parts of a request that a backend's protocol cannot carry.
     pub rest: Rest,
+    /// Whether streams are held until they are whole.
+    pub buffers: bool,
     /// Where answers are stored, with the cache's name.
     pub cache: Option<(String, Arc<ExactCache>)>,
 }
@@ -417,6 +419,7 @@ pub(crate) mod tests {
                 total_ms: 60_000,
             },
             on_unsupported: config::OnUnsupported::Refuse,
+            streaming: config::Streaming::Passed,
             hedge: None,
             cache: None,
         }

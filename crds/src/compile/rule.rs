@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, Hedge, NameMatch, OnUnsupported, Retry, Rule, RuleBackend, Strategy,
-    Timeouts,
+    Streaming, Timeouts,
 };
 use penstock_core::ids::Id;
 
 use super::condition;
 use crate::object::{Kind, ObjectRef, Objects};
-use crate::policy::{OnUnsupportedSpec, RuleSpec, StrategySpec};
+use crate::policy::{OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec};
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
 
@@ -168,14 +168,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         models: Vec::new(),
         conditions: condition::compile(&spec.matches, scope),
         backends,
-        strategy: match spec.strategy {
-            StrategySpec::Hash => Strategy::Hash,
-            StrategySpec::LeastRequests => Strategy::LeastRequests,
-            StrategySpec::PeakEwma => Strategy::PeakEwma,
-            StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
-            StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
-            StrategySpec::RoundRobin => Strategy::RoundRobin,
-        },
+        strategy: strategy(spec.strategy),
         hash_on: compile_hash_on(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
@@ -186,7 +179,22 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
             Some(OnUnsupportedSpec::Refuse) | None => OnUnsupported::Refuse,
         },
+        streaming: match spec.streaming {
+            Some(StreamingSpec::Buffered) => Streaming::Buffered,
+            Some(StreamingSpec::Passed) | None => Streaming::Passed,
+        },
         cache: compile_cache_ref(policy, spec, known, scope),
+    }
+}
+
+fn strategy(spec: StrategySpec) -> Strategy {
+    match spec {
+        StrategySpec::Hash => Strategy::Hash,
+        StrategySpec::LeastRequests => Strategy::LeastRequests,
+        StrategySpec::PeakEwma => Strategy::PeakEwma,
+        StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
+        StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
+        StrategySpec::RoundRobin => Strategy::RoundRobin,
     }
 }
 

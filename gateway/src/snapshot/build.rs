@@ -8,7 +8,9 @@ use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, NameMatch, OnUnsupported, Protocol, Target};
+use penstock_core::config::{
+    self, GatewayConfig, NameMatch, OnUnsupported, Protocol, Streaming, Target,
+};
 use penstock_core::endpoints::Endpoints;
 use penstock_core::ids::{BackendId, Id};
 use serde_json::json;
@@ -298,6 +300,7 @@ fn build_rule(
             OnUnsupported::Refuse => Rest::Refuse,
             OnUnsupported::Drop => Rest::Drop,
         },
+        buffers: rule.streaming == Streaming::Buffered,
         cache,
     }
 }

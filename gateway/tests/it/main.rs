@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod balance;
+mod buffered;
 mod cache;
 mod calls;
 mod cluster;

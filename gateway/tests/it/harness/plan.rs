@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use penstock_core::config::{
     Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Protocol,
-    Retry, Rule, RuleBackend, Strategy, Target, Timeouts,
+    Retry, Rule, RuleBackend, Strategy, Streaming, Target, Timeouts,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -47,6 +47,7 @@ impl Plan {
                 total_ms: 60_000,
             },
             on_unsupported: OnUnsupported::Refuse,
+            streaming: Streaming::Passed,
             cache: None,
         };
         let config = GatewayConfig {

@@ -1,0 +1,61 @@
+//! Streams that are held until they are whole.
+
+use penstock_core::config::Streaming;
+
+use crate::harness::*;
+
+fn buffered(addresses: &[std::net::SocketAddr]) -> Plan {
+    Plan::chain(addresses).rule(|rule| rule.streaming = Streaming::Buffered)
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_in_the_middle_is_repeated_elsewhere() {
+    for broken in [
+        || Reply::Raw(sse_head() + &chunk(&(role() + &word("half")))),
+        || Reply::Sse(vec![role(), word("half"), abort(), DONE.to_owned()]),
+    ] {
+        let failing = Upstream::always(broken).await;
+        let whole = [role(), word("all"), DONE.to_owned()];
+        let events = whole.clone();
+        let working = Upstream::always(move || Reply::Sse(events.to_vec())).await;
+        let gateway = Gateway::start(&buffered(&[failing.address, working.address])).await;
+        let answer = gateway.post(&chat(true)).await;
+        assert_eq!((answer.status, answer.body), (200, whole.concat()));
+        let kind = answer.headers["content-type"].as_str();
+        assert_eq!(kind, "text/event-stream; charset=utf-8");
+        assert_eq!(failing.count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn nothing_goes_out_before_the_end() {
+    let (steps, reply) = driven();
+    let upstream = Upstream::replies(vec![reply]).await;
+    let gateway = Gateway::start(&buffered(&[upstream.address])).await;
+    let mut client = gateway.client().await;
+    client.post("", &chat(true)).await;
+    steps.send(Step::Write(sse_head())).unwrap();
+    steps.send(Step::Chunk(word("one"))).unwrap();
+    until("the request has arrived", || upstream.count() == 1).await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(100), client.head()).await;
+    assert!(early.is_err());
+    steps.send(Step::Chunk(DONE.to_owned())).unwrap();
+    steps.send(Step::End).unwrap();
+    assert_eq!(client.head().await.0, 200);
+    client.expect(&(word("one") + DONE)).await;
+}
+
+#[tokio::test]
+async fn what_is_too_large_to_hold_goes_out_as_it_comes() {
+    let (steps, reply) = driven();
+    let upstream = Upstream::replies(vec![reply]).await;
+    let gateway = Gateway::start(&buffered(&[upstream.address])).await;
+    let mut client = gateway.client().await;
+    client.post("", &chat(true)).await;
+    steps.send(Step::Write(sse_head())).unwrap();
+    let long = word(&"x".repeat(512 << 10));
+    for _ in 0..17 {
+        steps.send(Step::Chunk(long.clone())).unwrap();
+    }
+    assert_eq!(client.head().await.0, 200);
+}
