@@ -6,6 +6,7 @@ mod buffered;
 mod cache;
 mod calls;
 mod cluster;
+mod corpus;
 mod deadlines;
 mod drain;
 mod failover;
