@@ -266,6 +266,36 @@ pub enum Streaming {
 pub struct Retry {
     /// Attempts in all, the first one included, 1..=10.
     pub attempts: u32,
+    /// What is followed by another attempt.
+    #[serde(skip_serializing_if = "is_usual", default = "usual_failures")]
+    pub on: BTreeSet<FailureClass>,
+}
+
+/// Why an attempt gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum FailureClass {
+    /// No connection, or one that ended before the answer began.
+    Connection,
+    /// No connection or no first token in time.
+    Timeout,
+    /// Status 429.
+    RateLimit,
+    /// Status 5xx, or an answer that begins with an error.
+    ServerError,
+    /// A refusal because the request is longer than the model can take.
+    ContextLength,
+    /// A refusal because of what the request says.
+    ContentPolicy,
+}
+
+/// What says nothing about the request itself.
+pub fn usual_failures() -> BTreeSet<FailureClass> {
+    use FailureClass::{Connection, RateLimit, ServerError, Timeout};
+    BTreeSet::from([Connection, Timeout, RateLimit, ServerError])
+}
+
+fn is_usual(on: &BTreeSet<FailureClass>) -> bool {
+    *on == usual_failures()
 }
 
 /// A second attempt beside a slow one.

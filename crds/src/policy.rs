@@ -231,8 +231,35 @@ pub struct HashOnSpec {
 #[serde(rename_all = "camelCase")]
 pub struct RetrySpec {
     /// Attempts in all, the first one included. Default 3.
+    #[serde(default = "three")]
     #[schemars(range(min = 1, max = 10))]
     pub attempts: i32,
+    /// What is followed by another attempt. Default `[Connection, Timeout, RateLimit, ServerError]`. After a refusal
+    /// (`ContextLength`, `ContentPolicy`) the next attempt goes to another backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 6))]
+    pub on: Option<Vec<FailureClassSpec>>,
+}
+
+fn three() -> i32 {
+    3
+}
+
+/// Why an attempt gave no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum FailureClassSpec {
+    /// No connection, or one that ended before the answer began.
+    Connection,
+    /// No connection or no first token in time.
+    Timeout,
+    /// Status 429.
+    RateLimit,
+    /// Status 5xx, or an answer that begins with an error.
+    ServerError,
+    /// A refusal because the request is longer than the model can take.
+    ContextLength,
+    /// A refusal because of what the request says.
+    ContentPolicy,
 }
 
 /// A stream that has no first token after some time is asked for a second time, of another endpoint that has no queue;

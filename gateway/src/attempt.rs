@@ -22,7 +22,7 @@ use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
-use crate::pick::Wish;
+use crate::pick::{Unfit, Wish};
 use crate::process::{Process, Worker};
 use crate::provider::{Misfit, Rest, Translated, Way};
 use crate::record::{InFlight, Record};
@@ -56,7 +56,7 @@ pub(crate) struct Job<'a> {
 }
 
 impl Job<'_> {
-    pub(crate) fn wish<'a>(&'a self, now: Instant, unfit: &'a [Protocol]) -> Wish<'a> {
+    pub(crate) fn wish<'a>(&'a self, now: Instant, unfit: &'a Unfit) -> Wish<'a> {
         Wish {
             now_ms: self.worker.process.ms(now),
             stream: self.call.stream,
@@ -149,7 +149,10 @@ pub(crate) fn explain(
         .into_iter()
         .filter_map(|protocol| Some((protocol, misfit(api, protocol, body, rule.rest)?)))
         .collect();
-    let unfit: Vec<Protocol> = misfits.iter().map(|(protocol, _)| *protocol).collect();
+    let unfit = Unfit {
+        protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
+        backends: Vec::new(),
+    };
     let blocks = blocks(rule, call);
     let wish = Wish {
         now_ms: process.ms(penstock_shell::clock::now()),
@@ -173,13 +176,14 @@ fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfi
 }
 
 /// One in so many requests is told in the decision log.
-fn log_decision(job: &Job<'_>, rule: &Rule, wish: Wish<'_>, choice: &Choice) {
+fn log_decision(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
     let process = &job.worker.process;
     let share = process.settings.decision_log_share;
     if share <= 0.0 || rand::rng().random::<f64>() >= share {
         return;
     }
     if let Some(snapshot) = process.snapshot.load().as_deref() {
+        let wish = job.wish(penstock_shell::clock::now(), unfit);
         let told = explain::explain(snapshot, rule, wish, &[], Some(choice));
         let id = job.id.to_str().unwrap_or("");
         // One text: a log's field holds no structure.
@@ -192,7 +196,7 @@ fn log_decision(job: &Job<'_>, rule: &Rule, wish: Wish<'_>, choice: &Choice) {
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
     let mut misfit: Option<Misfit> = None;
-    let mut unfit: Vec<Protocol> = Vec::new();
+    let mut unfit = Unfit::default();
     loop {
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
@@ -220,7 +224,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         if let Err(why) = job.way(protocol, rule.rest) {
             record.tried.push(choice.failed("unsupported", false));
             misfit = Some(why);
-            unfit.push(protocol);
+            unfit.protocols.push(protocol);
             continue;
         }
         if choice.pass == Pass::Again {
@@ -230,12 +234,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
         }
         if record.attempts == 0 {
-            log_decision(
-                job,
-                &rule,
-                job.wish(penstock_shell::clock::now(), &unfit),
-                &choice,
-            );
+            log_decision(job, &rule, &unfit, &choice);
         }
         let lane = Lane::new(job, choice);
         enter(job, record, candidate, &lane);
@@ -249,14 +248,21 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
             Err(failure) => {
                 note(job, &rule, &lane.choice, &failure, record);
-                let is_large = failure.sent() && job.body.len() > MAX_REPLAY_BYTES;
-                if is_large || failure.is_final() {
+                if !may_be_repeated(job, &rule, &failure) {
                     return failure.conclude();
+                }
+                if matches!(failure, Failure::Refused { .. }) {
+                    unfit.backends.push(candidate.backend.id.clone());
                 }
                 last = Some(failure);
             }
         }
     }
+}
+
+fn may_be_repeated(job: &Job<'_>, rule: &Rule, failure: &Failure) -> bool {
+    let is_large = failure.sent() && job.body.len() > MAX_REPLAY_BYTES;
+    !is_large && !failure.is_final() && rule.retry_on.contains(&failure.class())
 }
 
 /// Takes in how a race went: the request is now where its winner is.

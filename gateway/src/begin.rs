@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body_util::Full;
 
 use crate::attempt::{Answer, Job, MAX_REPLAY_BYTES};
-use crate::failure::Failure;
+use crate::failure::{self, Failure};
 use crate::meter::{self, Cut, Meter};
 use crate::openai::{self, Encoding, Pieces};
 use crate::outbound;
@@ -95,7 +95,12 @@ pub(crate) async fn begin(
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
             return Err(Failure::Status { head, bytes });
         }
-        Ok(Answer::Refused { head, bytes })
+        match failure::class_of_refusal(status, &bytes) {
+            Some(class) if rule.retry_on.contains(&class) => {
+                Err(Failure::Refused { class, head, bytes })
+            }
+            _ => Ok(Answer::Refused { head, bytes }),
+        }
     }
 }
 

@@ -250,6 +250,7 @@ mod tests {
 
     use super::*;
     use crate::outlier::FAILURES;
+    use crate::pick::Unfit;
     use crate::snapshot::Snapshot;
     use crate::snapshot::tests::{build, config, endpoints, rule, rule_of};
     use crate::source::Credentials;
@@ -270,13 +271,18 @@ mod tests {
         )
     }
 
+    static NOBODY: Unfit = Unfit {
+        protocols: Vec::new(),
+        backends: Vec::new(),
+    };
+
     const WISH: Wish<'_> = Wish {
         now_ms: 0,
         stream: true,
         prompt_tokens: 100,
         blocks: &[],
         key: None,
-        unfit: &[],
+        unfit: &NOBODY,
     };
 
     fn rng() -> StdRng {

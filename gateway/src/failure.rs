@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::RETRY_AFTER;
 use http::{Response, StatusCode};
+use penstock_core::config::FailureClass;
 
 use crate::attempt::Answer;
 use crate::cooldown;
@@ -30,9 +31,29 @@ pub(crate) enum Failure {
     GaveUp,
     /// 429 or 5xx.
     Status { head: Response<()>, bytes: Bytes },
+    /// A refusal that another backend may not share.
+    Refused {
+        class: FailureClass,
+        head: Response<()>,
+        bytes: Bytes,
+    },
 }
 
 impl Failure {
+    pub(crate) fn class(&self) -> FailureClass {
+        match self {
+            Self::Connect | Self::Broken => FailureClass::Connection,
+            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => {
+                FailureClass::Timeout
+            }
+            Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
+                FailureClass::RateLimit
+            }
+            Self::GaveUp | Self::Status { .. } => FailureClass::ServerError,
+            Self::Refused { class, .. } => *class,
+        }
+    }
+
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -45,6 +66,11 @@ impl Failure {
                 "status_429"
             }
             Self::Status { .. } => "status_5xx",
+            Self::Refused {
+                class: FailureClass::ContextLength,
+                ..
+            } => "context_length",
+            Self::Refused { .. } => "content_policy",
         }
     }
 
@@ -53,8 +79,8 @@ impl Failure {
         match self {
             Self::Connect | Self::ConnectTimeout => CONNECT_WEIGHT,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
-            // The limit counts all attempts: it says nothing of the last one's endpoint.
-            Self::Deadline => 0,
+            // The limit counts all attempts, a refusal is about the request: neither says a thing of the endpoint.
+            Self::Deadline | Self::Refused { .. } => 0,
             _ => 1,
         }
     }
@@ -63,7 +89,10 @@ impl Failure {
     pub(crate) fn again(&self) -> bool {
         match self {
             Self::Connect | Self::Broken | Self::GaveUp => true,
-            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => false,
+            Self::ConnectTimeout
+            | Self::FirstTokenTimeout
+            | Self::Deadline
+            | Self::Refused { .. } => false,
             Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
         }
     }
@@ -83,6 +112,7 @@ impl Failure {
             Self::Status { head, bytes } if openai::is_error(&bytes) => {
                 Ok(Answer::Refused { head, bytes })
             }
+            Self::Refused { head, bytes, .. } => Ok(Answer::Refused { head, bytes }),
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 Err(Reject::UpstreamBusy {
                     retry_after: head.headers().get(RETRY_AFTER).cloned(),
@@ -118,6 +148,39 @@ impl Failure {
         };
         let value = head.headers().get(RETRY_AFTER)?;
         cooldown::retry_after(value.to_str().ok()?, since_epoch)
+    }
+}
+
+/// Why a backend refused, where another one may not: by the codes of OpenAI and Azure, and the words of vLLM, SGLang
+/// and Anthropic, which have no code for it.
+pub(crate) fn class_of_refusal(status: StatusCode, bytes: &[u8]) -> Option<FailureClass> {
+    const TOO_LONG: [&[u8]; 6] = [
+        b"context_length_exceeded",
+        b"maximum context length",
+        b"longer than the model",
+        b"exceeds the model's context",
+        b"prompt is too long",
+        b"maximum model length",
+    ];
+    const POLICY: [&[u8]; 4] = [
+        b"content_policy",
+        b"content_filter",
+        b"ResponsibleAIPolicyViolation",
+        b"content management policy",
+    ];
+    if !matches!(status.as_u16(), 400 | 413 | 422) {
+        return None;
+    }
+    let says = |words: &[&[u8]]| {
+        let mut words = words.iter();
+        words.any(|word| memchr::memmem::find(bytes, word).is_some())
+    };
+    if says(&TOO_LONG) {
+        Some(FailureClass::ContextLength)
+    } else if says(&POLICY) {
+        Some(FailureClass::ContentPolicy)
+    } else {
+        None
     }
 }
 

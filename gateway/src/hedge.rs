@@ -8,12 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use penstock_core::config::Protocol;
-
 use crate::attempt::{Answer, Job};
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
+use crate::pick::Unfit;
 use crate::record::InFlight;
 use crate::snapshot::Rule;
 
@@ -28,7 +27,9 @@ pub(crate) struct Lane {
 impl Lane {
     pub(crate) fn new(job: &Job<'_>, choice: Choice) -> Self {
         let entered = penstock_shell::clock::now();
-        let work = job.wish(entered, &[]).work_at(&choice.endpoint);
+        let work = job
+            .wish(entered, &Unfit::default())
+            .work_at(&choice.endpoint);
         Self {
             choice,
             entered,
@@ -54,7 +55,7 @@ pub(crate) async fn race(
     rule: &Rule,
     lane: Lane,
     tried: &[Tried],
-    unfit: &[Protocol],
+    unfit: &Unfit,
 ) -> Raced {
     let endpoint = Arc::clone(&lane.choice.endpoint);
     let mut first = pin!(attempt(job, rule, &lane.choice));
@@ -132,7 +133,7 @@ fn second(
     rule: &Rule,
     tried: &[Tried],
     first: &Lane,
-    unfit: &[Protocol],
+    unfit: &Unfit,
 ) -> Option<Choice> {
     let mut taken = tried.to_vec();
     taken.push(first.choice.failed("slow", false));

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use penstock_core::config::{Protocol, Strategy};
+use penstock_core::ids::BackendId;
 use rand::Rng;
 
 use crate::balance::peak_ewma::Work;
@@ -30,14 +31,25 @@ pub struct Wish<'a> {
     pub blocks: &'a [u64],
     /// Hash of what `Hash` keeps together; `None` where the request has no such thing.
     pub key: Option<u64>,
-    /// Protocols that cannot carry it.
-    pub unfit: &'a [Protocol],
+    /// Who cannot carry it.
+    pub unfit: &'a Unfit,
+}
+
+/// Who cannot carry a request.
+#[derive(Clone, Debug, Default)]
+pub struct Unfit {
+    /// All backends that speak one of these.
+    pub protocols: Vec<Protocol>,
+    /// Backends that refused it.
+    pub backends: Vec<BackendId>,
 }
 
 impl Wish<'_> {
-    /// Whether the candidate's protocol can carry it.
+    /// Whether the candidate can carry it, as far as is known.
     pub fn fits(&self, candidate: &Candidate) -> bool {
-        !self.unfit.contains(&candidate.backend.protocol)
+        let backend = &candidate.backend;
+        !self.unfit.protocols.contains(&backend.protocol)
+            && !self.unfit.backends.contains(&backend.id)
     }
 
     /// What an average of the endpoint's latency is to be multiplied with.

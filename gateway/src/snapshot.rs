@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri};
-use penstock_core::config::{self, GatewayConfig, Protocol, Strategy};
+use penstock_core::config::{self, FailureClass, GatewayConfig, Protocol, Strategy};
 use penstock_core::ids::{BackendId, Id};
 
 use crate::balance::peak_ewma::PeakEwma;
@@ -86,6 +86,8 @@ pub struct Rule {
     pub hash_on: Option<HeaderName>,
     /// Attempts in all.
     pub attempts: usize,
+    /// What is followed by another attempt.
+    pub retry_on: BTreeSet<FailureClass>,
     /// Repeats at endpoints that fail.
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
@@ -411,7 +413,10 @@ pub(crate) mod tests {
                 .collect(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
-            retry: Retry { attempts: 3 },
+            retry: Retry {
+                attempts: 3,
+                on: config::usual_failures(),
+            },
             timeouts: Timeouts {
                 connect_ms: 1000,
                 first_token_ms: 1000,

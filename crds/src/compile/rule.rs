@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, Condition, Hedge, NameMatch, OnUnsupported, Retry, Rule, RuleBackend, Strategy,
-    Streaming, Timeouts,
+    Backend, Cache, Condition, FailureClass, Hedge, NameMatch, OnUnsupported, Retry, Rule,
+    RuleBackend, Strategy, Streaming, Timeouts, usual_failures,
 };
 use penstock_core::ids::Id;
 
 use super::condition;
 use crate::object::{Kind, ObjectRef, Objects};
-use crate::policy::{OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec};
+use crate::policy::{FailureClassSpec, OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec};
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
 
@@ -172,6 +172,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         hash_on: compile_hash_on(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
+            on: retry_on(spec),
         },
         hedge: compile_hedge(spec, scope),
         timeouts: compile_timeouts(spec, scope),
@@ -185,6 +186,21 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         },
         cache: compile_cache_ref(policy, spec, known, scope),
     }
+}
+
+fn retry_on(spec: &RuleSpec) -> BTreeSet<FailureClass> {
+    let Some(classes) = spec.retry.as_ref().and_then(|retry| retry.on.as_ref()) else {
+        return usual_failures();
+    };
+    let class = |spec: &FailureClassSpec| match spec {
+        FailureClassSpec::Connection => FailureClass::Connection,
+        FailureClassSpec::Timeout => FailureClass::Timeout,
+        FailureClassSpec::RateLimit => FailureClass::RateLimit,
+        FailureClassSpec::ServerError => FailureClass::ServerError,
+        FailureClassSpec::ContextLength => FailureClass::ContextLength,
+        FailureClassSpec::ContentPolicy => FailureClass::ContentPolicy,
+    };
+    classes.iter().map(class).collect()
 }
 
 fn strategy(spec: StrategySpec) -> Strategy {

@@ -284,6 +284,7 @@ fn build_rule(
             .as_ref()
             .and_then(|header| HeaderName::try_from(header).ok()),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
+        retry_on: rule.retry.on.clone(),
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: rule.hedge.as_ref().map(|hedge| Hedge {
             after: Duration::from_millis(hedge.after_ms),

@@ -14,6 +14,7 @@ mod harness;
 mod hedge;
 mod limits;
 mod protocols;
+mod refusals;
 mod reload;
 mod report;
 mod rules;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use penstock_core::config::{
     Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Protocol,
-    Retry, Rule, RuleBackend, Strategy, Streaming, Target, Timeouts,
+    Retry, Rule, RuleBackend, Strategy, Streaming, Target, Timeouts, usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -38,7 +38,10 @@ impl Plan {
             backends: Vec::new(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
-            retry: Retry { attempts: 3 },
+            retry: Retry {
+                attempts: 3,
+                on: usual_failures(),
+            },
             hedge: None,
             timeouts: Timeouts {
                 connect_ms: 2_000,
