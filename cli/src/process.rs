@@ -48,7 +48,7 @@ pub(crate) async fn engine(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let settings = args.settings()?;
-    let listener = listen::bind(settings.listen, "--host and --port").await?;
+    let listener = listen::bind(settings.listen, "--host and --port")?;
     Ok(penstock_engine::run(settings, listener, stop).await?)
 }
 
@@ -58,7 +58,7 @@ pub(crate) async fn operator(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let settings = args.settings()?;
-    let admin = listen::bind(settings.admin_listen, "--admin-listen").await?;
+    let admin = listen::bind(settings.admin_listen, "--admin-listen")?;
     let client = penstock_operator::connect().await?;
     Ok(penstock_operator::run(settings, client, admin, stop).await?)
 }
@@ -69,8 +69,8 @@ pub(crate) async fn gateway(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let args = args.settings()?;
-    let data = listen::bind(args.listen, "--listen").await?;
-    let admin = listen::bind(args.admin_listen, "--admin-listen").await?;
+    let data = listen::bind(args.listen, "--listen")?;
+    let admin = listen::bind(args.admin_listen, "--admin-listen")?;
     let client = penstock_operator::connect().await?;
     let (publisher, sources) = penstock_gateway::source::channel();
     let watching = CancellationToken::new();
@@ -92,8 +92,8 @@ pub(crate) async fn scaler(
 ) -> anyhow::Result<()> {
     let (listen, admin_listen) = (args.listen, args.admin_listen);
     let settings = args.settings()?;
-    let grpc = listen::bind(listen, "--listen").await?;
-    let admin = listen::bind(admin_listen, "--admin-listen").await?;
+    let grpc = listen::bind(listen, "--listen")?;
+    let admin = listen::bind(admin_listen, "--admin-listen")?;
     let client = penstock_operator::connect().await?;
     let (sender, world) = tokio::sync::watch::channel(Arc::default());
     let bounds = Bounds {

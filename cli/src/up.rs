@@ -64,10 +64,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     for problem in &folder.problems {
         say(&format!("problem: {problem}"));
     }
-    let data = listen::bind(args.listen, "--listen").await?;
-    let admin = listen::bind(args.admin_listen, "--admin-listen").await?;
-    let grpc = listen::bind(args.scaler_listen, "--scaler-listen").await?;
-    let scaler_admin = listen::bind(args.scaler_admin_listen, "--scaler-admin-listen").await?;
+    let data = listen::bind(args.listen, "--listen")?;
+    let admin = listen::bind(args.admin_listen, "--admin-listen")?;
+    let grpc = listen::bind(args.scaler_listen, "--scaler-listen")?;
+    let scaler_admin = listen::bind(args.scaler_admin_listen, "--scaler-admin-listen")?;
     let (url, scaler) = (data.local_addr()?, grpc.local_addr()?);
 
     let (publisher, sources) = penstock_gateway::source::channel();

@@ -2,7 +2,11 @@
 
 use std::net::SocketAddr;
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that the kernel may hold until they are accepted; it takes `net.core.somaxconn` (usually 4096) if that
+/// is less. With the library's 128 a burst of callers loses connection attempts, which come again after a second.
+const BACKLOG: u32 = 4096;
 
 /// An address that cannot be listened on.
 #[derive(Debug, thiserror::Error)]
@@ -28,14 +32,24 @@ pub enum ListenError {
     },
 }
 
-/// Binds `address`; `flag` is the command-line flag it came from.
-pub async fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|err| match err.kind() {
-            std::io::ErrorKind::AddrInUse => ListenError::InUse { address, flag },
-            _ => ListenError::Listen { address, flag, err },
-        })
+/// Binds `address`; `flag` is the command-line flag it came from. Called within a runtime, which it joins.
+pub fn bind(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ListenError> {
+    listen(address).map_err(|err| match err.kind() {
+        std::io::ErrorKind::AddrInUse => ListenError::InUse { address, flag },
+        _ => ListenError::Listen { address, flag, err },
+    })
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    // A restarted process may listen while connections of the last one linger.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]
@@ -44,11 +58,9 @@ mod tests {
 
     #[tokio::test]
     async fn taken_port_names_the_flag() {
-        let first = bind("127.0.0.1:0".parse().unwrap(), "--listen")
-            .await
-            .unwrap();
+        let first = bind("127.0.0.1:0".parse().unwrap(), "--listen").unwrap();
         let taken = first.local_addr().unwrap();
-        let error = bind(taken, "--listen").await.unwrap_err();
+        let error = bind(taken, "--listen").unwrap_err();
         assert_eq!(
             error.to_string(),
             format!("{taken} is already in use: choose another address with --listen")
