@@ -6,7 +6,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PENSTOCK := target/$(HOST)/debug/penstock
 export PENSTOCK_BIN := $(CURDIR)/$(PENSTOCK)
 
-.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy bench-balance crds fmt lint
+.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy bench-balance faults crds fmt lint
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,10 @@ bench-proxy: ## CPU, latency, throughput, memory beside Envoy, nginx, vllm-route
 bench-balance: build ## Balancing strategies side by side: time to first token and answers per second
 	@tools/need python3
 	@bench/balance/run
+
+faults: build ## Faults and abuse, graded, beside LiteLLM, Portkey, vllm-router and Envoy (30 min; CASE=… and SUBJECTS=… narrow it)
+	@tools/need python3
+	@bench/faults/run
 
 crds: build ## Writes the CustomResourceDefinitions again after a change of the kinds
 	@$(PENSTOCK) crds --out crds/yaml && $(PENSTOCK) crds --out charts/penstock/crds

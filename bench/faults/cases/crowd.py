@@ -1,0 +1,219 @@
+"""R02, R12–R14: many callers at a time: streams to be carried to their ends, slow heads, slow readers, departures."""
+
+import asyncio
+import os
+import socket
+import time
+
+import client
+import judge
+import judge_load
+from case import case, pool, route, verdicts
+
+STREAMS = int(os.environ.get("STREAMS", "500"))
+
+
+@case("R02", "SIGTERM with 500 open streams", pool("r02", idle_s=30.0, total_s=120.0), alone=True, spoils=True,
+      ends=True)  # fmt: skip
+async def r02(ctx):
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma):
+        await upstream.behave({"gate_s": 8.0, "itl": 2.0})
+    target = ctx.target("r02")
+    tasks = []
+    for _ in range(STREAMS):
+        tasks.append(asyncio.create_task(client.call(target, "r02", limit_s=90.0)))
+        await asyncio.sleep(0.01)
+    deadline = time.monotonic() + 40.0
+    while time.monotonic() < deadline:
+        if sum(record["tokens"] > 0 for record in await ctx.fleet.log()) >= STREAMS:
+            break
+        await asyncio.sleep(0.5)
+    idle_reader, idle_writer = await asyncio.open_connection("127.0.0.1", target.port)
+    ctx.clean_paused = True
+    told_at = time.monotonic()
+    await ctx.subject.terminate()
+    await asyncio.sleep(1.0)
+    late = await client.call(target, "r02", limit_s=2.0, leave_after_s=2.0)
+    ctx.keep("a new connection 1 s after", late)
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma):
+        await upstream.order("release")
+    answers = await asyncio.gather(*tasks)
+    last_end = max(answer.t_end for answer in answers)
+    ended_at = None
+    while time.monotonic() < last_end + 15.0:
+        if not ctx.subject.is_running():
+            ended_at = time.monotonic()
+            break
+        await asyncio.sleep(0.05)
+    try:
+        closed = await asyncio.wait_for(idle_reader.read(1), 0.5) == b""
+    except (asyncio.TimeoutError, ConnectionError) as error:
+        closed = isinstance(error, ConnectionError)
+    idle_writer.close()
+    ctx.note(
+        streams=len(answers), whole=sum(judge_load.is_counted_whole(answer) for answer in answers),
+        last_stream_s=round(last_end - told_at, 2), ended_s=ended_at and round(ended_at - told_at, 2),
+    )  # fmt: skip
+    return judge_load.drain(answers, ended_at, last_end, closed)
+
+
+HEADS, BODIES = 2000, 200
+
+
+@case("R12", "slow heads and slow bodies", route("r12"))
+async def r12(ctx):
+    """2,000 callers send a byte of their head every 5 s, 200 a byte of their body; others go on meanwhile."""
+    target = ctx.target("r12")
+    body = client.body_of("r12", "slow", False)
+    head = client.head_of(target, len(body), target.headers)
+    started = time.monotonic()
+    heads = [_Slow(target.port, head[:20], head[20:]) for _ in range(HEADS)]
+    slow_bodies = [_Slow(target.port, head + body[:5], body[5:]) for _ in range(BODIES)]
+    others = asyncio.create_task(ctx.open_loop("r12", 10, 36))
+    while time.monotonic() - started < 36.0:
+        await asyncio.sleep(0.5)
+        for slow in (*heads, *slow_bodies):
+            slow.step(time.monotonic() - started)
+        if all(slow.closed_after is not None for slow in (*heads, *slow_bodies)) and others.done():
+            break
+    answers = await others
+    for slow in (*heads, *slow_bodies):
+        slow.close()
+    for name, group in (("heads", heads), ("bodies", slow_bodies)):
+        after = [slow.closed_after for slow in group]
+        ctx.note(**{
+            f"{name}_open": sum(seconds is None for seconds in after),
+            f"{name}_closed_s": [round(min((s for s in after if s is not None), default=0), 1),
+                                 round(max((s for s in after if s is not None), default=0), 1)],
+            f"{name}_answer": group[0].received[:60].decode("latin-1"),
+        })  # fmt: skip
+    ctx.note(others_lost=judge_load.share_lost(answers))
+    return verdicts(
+        judge_load.slow_heads([slow.closed_after for slow in heads], 10.0, answers).of("heads"),
+        judge_load.slow_heads([slow.closed_after for slow in slow_bodies], 30.0, answers).of("bodies"),
+    )
+
+
+class _Slow:
+    """A caller that sends a byte now and then."""
+
+    def __init__(self, port, first, rest):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
+        self.socket.setblocking(False)
+        self.socket.send(first)
+        self.rest, self.sent_at, self.closed_after = rest, 0.0, None
+        self.received = b""
+
+    def step(self, now):
+        if self.closed_after is not None:
+            return
+        try:
+            piece = self.socket.recv(4096)
+            self.received += piece
+            if not piece:
+                self.closed_after = now
+                return
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.closed_after = now
+            return
+        if now - self.sent_at >= 5.0:
+            self.sent_at = now
+            try:
+                self.socket.send(self.rest[:1])
+                self.rest = self.rest[1:]
+            except OSError:
+                self.closed_after = now
+
+    def close(self):
+        self.socket.close()
+
+
+READERS, READER_BYTES = 200, 10 << 20
+
+
+@case("R13", "200 callers that do not read 10 MB each", route("r13", "alpha", idle_s=120.0, total_s=300.0), spoils=True)
+async def r13(ctx):
+    pad = READER_BYTES // 60
+    await ctx.fleet.alpha.behave({"pad": pad, "itl": 0.0})
+    target = ctx.target("r13")
+    window_s = 75.0
+    sockets = []
+    async with ctx.memory() as memory:
+        started = time.monotonic()
+        for _ in range(READERS):
+            body = client.body_of("r13", client.new_id("slow"), True)
+            sock = socket.socket()
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", target.port))
+            sock.sendall(client.head_of(target, len(body), target.headers) + body)
+            sockets.append(sock)
+            await asyncio.sleep(0.005)
+        await asyncio.sleep(12.0)
+        held_kib = memory.grown_kib
+        while True:
+            # Each stream has the window from its own beginning, however long it took to open them all.
+            log = [record for record in await ctx.fleet.alpha.log() if record["id"].startswith("slow")]
+            latest = max((record["t"] for record in log), default=started)
+            if time.monotonic() > latest + window_s or time.monotonic() > started + 2 * window_s:
+                break
+            if len(log) >= READERS and all(record["end"] or record["gone"] for record in log):
+                break
+            await asyncio.sleep(1.0)
+    log = [record for record in await ctx.fleet.alpha.log() if record["id"].startswith("slow")]
+    for sock in sockets:
+        client_abort(sock)
+    sent_whole = sum(record["end"] == "done" for record in log)
+    held_s = [(record["gone"] or record["t_end"]) - record["t"] for record in log if record["gone"] or record["t_end"]]
+    ended = sum(seconds <= window_s for seconds in held_s)
+    ctx.note(longest_held_s=round(max(held_s, default=0.0), 1))
+    ctx.note(
+        kib_per_stream=round(held_kib / READERS), reached=len(log), upstreams_not_paused=sent_whole, ended=ended,
+        sent_mib=sum(record["sent"] for record in log) >> 20, waited_s=round(time.monotonic() - started, 1),
+    )  # fmt: skip
+    return judge_load.slow_readers(READERS, held_kib, sent_whole, ended, window_s)
+
+
+def client_abort(sock):
+    import struct
+
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+DEPARTURES = int(os.environ.get("DEPARTURES", "1000"))
+
+
+@case("R14", "1,000 callers leave, half of them before the first token", route("r14", "alpha", first_byte_s=10.0),
+      alone=True, spoils=True)  # fmt: skip
+async def r14(ctx):
+    descriptors = ctx.subject.descriptors()
+    answers = []
+
+    async def leave(step, count, callers, **how):
+        await ctx.fleet.alpha.behave(step)
+        todo = iter(range(count))
+
+        async def caller():
+            for number in todo:
+                answers.append(await ctx.call("r14", reset=number % 2 == 0, **how))
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+
+    await leave({"itl": 0.02, "tokens": 600}, DEPARTURES // 2, 10, leave_at_piece=3)
+    await leave({"ttft": 8.0}, DEPARTURES // 4, 10, leave_after_s=0.25)
+    await leave({"delay": 8.0}, DEPARTURES // 4, 10, leave_after_s=0.25)
+    await asyncio.sleep(1.0)
+    log = {record["id"]: record for record in await ctx.fleet.alpha.log()}
+    left = [answer for answer in answers if answer.end == "left"]
+    pairs = [(answer.t_end, log[answer.id]["gone"]) for answer in left if answer.id in log]
+    delays = [gone - at for at, gone in pairs if gone is not None]
+    await asyncio.sleep(1.0)
+    grown = ctx.subject.descriptors() - descriptors
+    ctx.note(
+        left=len(left), reached_upstream=len(pairs), aborted=len(delays), descriptors_grown=grown,
+        p50_ms=round(judge.percentile(delays, 0.5) * 1000, 1), p999_ms=round(judge.percentile(delays, 0.999) * 1000, 1),
+    )  # fmt: skip
+    growth = judge.Verdict("partial", f"{grown} descriptors more than before") if grown > 50 else judge.PASS
+    return verdicts(judge_load.departures(pairs), growth)

@@ -1,0 +1,53 @@
+"""R03, R04: one of three equal backends is frozen, or ten times slower than the others."""
+
+import asyncio
+import time
+
+import judge_load
+from case import case, pool
+
+RPS = 20
+
+
+@case("R03", "one of three frozen (SIGSTOP)", pool("r03", first_byte_s=3.0, total_s=10.0), alone=True)
+async def r03(ctx):
+    step = {"ttft": 0.03, "itl": 0.005, "tokens": 10}
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma):
+        await upstream.behave(step)
+    before = await ctx.open_loop("r03", RPS, 4)
+    frozen_at = time.monotonic()
+    ctx.fleet.beta.freeze()
+    try:
+        during = await ctx.open_loop("r03", RPS, 12)
+    finally:
+        thawed_at = time.monotonic()
+        ctx.fleet.beta.thaw()
+    after = await ctx.open_loop("r03", RPS, 15)
+    log = await ctx.fleet.log()
+    known = {answer.id for answer in after}
+    log = [record for record in log if record["id"] in known]
+    slow = sorted(round(answer.wall_s, 2) for answer in during if answer.wall_s > 1.0)
+    ctx.note(
+        slow_walls_s=slow, beta_after_thaw=sum(record["upstream"] == "beta" for record in log),
+        last_slow_s=max((a.t_start - frozen_at for a in during if a.wall_s > 1.0), default=None),
+    )  # fmt: skip
+    return judge_load.frozen(before, during, after, log, frozen_at, thawed_at)
+
+
+@case("R04", "one of three ten times slower", pool("r04", first_byte_s=10.0, idle_s=10.0), alone=True)
+async def r04(ctx):
+    step = {"ttft": 0.05, "itl": 0.005, "tokens": 10}
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma):
+        await upstream.behave(step)
+    await ctx.open_loop("r04", RPS, 4)
+    slowed_at = time.monotonic()
+    await ctx.fleet.beta.behave({**step, "slow": 10.0})
+    answers = await ctx.open_loop("r04", RPS, 20)
+    until = slowed_at + 20.0
+    log = await ctx.fleet.log()
+    late = [record for record in log if record["t"] >= slowed_at + 10.0]
+    ctx.note(late_by_upstream={
+        name: sum(record["upstream"] == name for record in late) for name in ("alpha", "beta", "gamma")
+    })  # fmt: skip
+    await asyncio.sleep(0)
+    return judge_load.gray(answers, log, slowed_at, until)

@@ -1,0 +1,126 @@
+"""R08–R10: everything is down, everything is busy, and a request that ends whoever reads it."""
+
+import asyncio
+import time
+
+import client
+import judge
+import judge_load
+from case import case, pool, verdicts
+
+RPS = 15
+
+
+@case("R08", "all answer 503, then all answer 429", pool("r08", "alpha", "beta"), alone=True, spoils=True)
+async def r08(ctx):
+    found = []
+    both = (ctx.fleet.alpha, ctx.fleet.beta)
+    await ctx.open_loop("r08", RPS, 2)
+    for status, seconds, retry_after in ((503, 20, None), (429, 6, 2)):
+        for upstream in both:
+            await upstream.behave({"status": status, "retry_after": retry_after})
+        started = time.monotonic()
+        answers = await ctx.open_loop("r08", RPS, seconds)
+        ended = time.monotonic()
+        for upstream in both:
+            await upstream.behave()
+        after = await ctx.open_loop("r08", RPS, 7)
+        log = await ctx.fleet.log()
+        asked = [record for record in log if started <= record["t"] < ended]
+        ctx.note(**{
+            f"attempts_per_request_{status}": round(len(asked) / len(answers), 3),
+            f"statuses_{status}": _counted(str(answer.status) for answer in answers),
+            f"failed_after_{status}": sum(judge.kind(answer) != "whole" for answer in after),
+            f"last_failed_after_{status}_s": max(
+                (round(a.t_start - ended, 2) for a in after if judge.kind(a) != "whole"), default=None
+            ),
+        })  # fmt: skip
+        statuses = (503, 502, 429) if status == 503 else (429, 503)
+        found.append(judge_load.all_down(answers, log, started, ended, statuses).of(f"all {status}"))
+        if retry_after:
+            found.append(judge_load.retry_after_of_all(log, retry_after, started, ended).of("Retry-After"))
+            told = sum("retry-after" in answer.headers for answer in answers if answer.status)
+            ctx.note(retry_after_passed_on=told)
+        found.append(judge_load.recovers(after, ended).of(f"after {status}"))
+        found.append(judge_load.no_herd(log, ended, ended + 7, RPS).of(f"after {status}"))
+    return verdicts(*found)
+
+
+def _counted(values):
+    counts = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+SLOTS, SERVICE_S, DEADLINE_S = 8, 0.25, 2.0
+
+
+@case("R09", "three times what the backends can", pool("r09", "alpha", "beta", capacity=SLOTS), alone=True, spoils=True)
+async def r09(ctx):
+    """Each backend works on 8 requests at a time and queues the rest, as engines do; callers give up after 2 s."""
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta):
+        await upstream.behave({"ttft": SERVICE_S, "itl": 0.0, "tokens": 10}, slots=SLOTS)
+    # What they can without a gateway, so that every subject gets the same dose.
+    peak, until = [], time.monotonic() + 4.0
+
+    async def caller(upstream):
+        while time.monotonic() < until:
+            peak.append(await client.call(client.Target(upstream.port), "direct"))
+
+    both = (ctx.fleet.alpha, ctx.fleet.beta)
+    await asyncio.gather(*(caller(upstream) for upstream in both for _ in range(SLOTS)))
+    peak_rps = sum(judge.kind(answer) == "whole" for answer in peak) / 4.0
+    async with ctx.memory() as memory:
+        answers = await ctx.open_loop("r09", 3 * peak_rps, 20, limit_s=DEADLINE_S)
+    started = min(answer.t_start for answer in answers)
+    # The first seconds only fill the queues.
+    answers = [answer for answer in answers if answer.t_start >= started + 4.0]
+    ctx.note(peak_rps=round(peak_rps, 1), kinds=_counted(judge.kind(answer) for answer in answers),
+             statuses=_counted(str(answer.status) for answer in answers), grown_kib=memory.grown_kib)  # fmt: skip
+    return verdicts(
+        judge_load.overload(answers, 16.0, peak_rps, DEADLINE_S), judge_load.bounded(memory.grown_kib, 64 * 1024)
+    )
+
+
+@case("R10", "a request that ends the process that reads it", pool("r10"))
+async def r10(ctx):
+    every = (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma)
+    step = {"crash_on": "POISON", "ttft": 0.02, "itl": 0.005, "tokens": 10}
+    for upstream in every:
+        await upstream.behave(step)
+    crashes = []
+
+    async def supervise(upstream):
+        """What a supervisor does: a new process after a second."""
+        while True:
+            await upstream.crashed()
+            crashes.append(upstream.name)
+            await asyncio.sleep(1.0)
+            await upstream.start()
+            await upstream.behave(step)
+
+    async def others():
+        answers.extend(await ctx.open_loop("r10", 10, 18))
+
+    answers, per_send = [], []
+    watching = [asyncio.create_task(supervise(upstream)) for upstream in every]
+    background = asyncio.create_task(others())
+    try:
+        await asyncio.sleep(2.0)
+        for _ in range(3):
+            before = len(crashes)
+            message = [{"role": "user", "content": "[id=poison] POISON"}]
+            answer = await ctx.call("r10", messages=message, limit_s=15.0)
+            ctx.keep("poison", answer)
+            await asyncio.sleep(4.0)
+            per_send.append(len(crashes) - before)
+        await background
+        await asyncio.sleep(1.5)
+    finally:
+        for task in (*watching, background):
+            task.cancel()
+        await asyncio.gather(*watching, background, return_exceptions=True)
+    lost = [answer for answer in answers if judge.kind(answer) != "whole"]
+    ctx.note(crashes_per_send=per_send, others=len(answers), others_lost=_counted(judge.end_of(a).reason for a in lost))
+    return judge_load.poison(per_send, answers)

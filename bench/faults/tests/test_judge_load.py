@@ -1,0 +1,122 @@
+"""The judge of load cases on made-up observations."""
+
+import unittest
+
+import judge_load
+from tests.test_judge import answer, cut, record
+
+
+def at(t, **more):
+    return answer(**{"t_start": t, "t_first": t + 0.1, "t_end": t + 0.2, **more})
+
+
+def waited(t):
+    return at(t, t_first=t + 3.0, t_end=t + 3.2)
+
+
+def refused(t, took_s=0.005, status=503):
+    return at(t, t_end=t + took_s, status=status, error={"code": "overloaded"})
+
+
+class Pools(unittest.TestCase):
+    def test_a_frozen_one_is_left_and_comes_back(self):
+        before = [at(number) for number in range(5)]
+        back = [record("beta", 31.0)]
+
+        def grade(during, log=back):
+            return judge_load.frozen(before, during, before, log, 10.0, 30.0).grade
+
+        self.assertEqual(grade([waited(10.5), at(12.0)]), "pass")
+        self.assertEqual(grade([waited(10.0 + n / 2) for n in range(5)]), "pass", "five may wait, whenever they come")
+        self.assertEqual(grade([waited(10.0 + n) for n in range(9)]), "partial")
+        self.assertEqual(grade([at(12.0, status=502)]), "safe")
+        self.assertEqual(grade([cut(4, t_start=12.0)]), "fail")
+        self.assertEqual(grade([at(12.0)], []), "partial")
+        self.assertEqual(grade([at(12.0)], [record("beta", 50.0)]), "partial")
+
+    def test_a_slow_one_keeps_a_twentieth(self):
+        fast = [record("alpha", 11.0 + n / 100) for n in range(96)]
+        self.assertEqual(judge_load.gray([answer()], [*fast, record("beta", 12.0)], 0.0, 25.0).grade, "pass")
+        self.assertEqual(judge_load.gray([answer()], fast[:10] + [record("beta", 12.0)], 0.0, 25.0).grade, "partial")
+        early = [record("beta", 5.0)] * 50
+        self.assertEqual(judge_load.gray([answer()], fast + early, 0.0, 25.0).grade, "pass")
+
+
+class Down(unittest.TestCase):
+    def test_repeats_are_bounded(self):
+        answers = [refused(n / 10) for n in range(100)]
+        log = [record("alpha", n / 10) for n in range(100)]
+        grade = lambda log: judge_load.all_down(answers, log, 0.0, 20.0, (503,)).grade  # noqa: E731
+        self.assertEqual(grade(log), "pass")
+        self.assertEqual(grade(log + log[:21]), "partial")
+        self.assertEqual(grade(log + log[:20]), "pass")
+        hung = [*answers, at(5.0, end="timeout", status=None)]
+        self.assertEqual(judge_load.all_down(hung, log, 0.0, 20.0, (503,)).grade, "fail")
+
+    def test_all_are_left_alone_until_their_retry_after(self):
+        few = [record("alpha", float(n)) for n in range(9)]
+        self.assertEqual(judge_load.retry_after_of_all(few, 3.0, 0.0, 9.0).grade, "pass")
+        many = [record("alpha", n / 10) for n in range(90)]
+        self.assertEqual(judge_load.retry_after_of_all(many, 3.0, 0.0, 9.0).grade, "partial")
+
+    def test_recovery_and_herd(self):
+        self.assertEqual(judge_load.recovers([at(12.0), at(16.0)], 10.0).grade, "pass")
+        self.assertEqual(judge_load.recovers([refused(12.0), at(16.0)], 10.0).grade, "pass")
+        self.assertEqual(judge_load.recovers([refused(16.0)], 10.0).grade, "partial")
+        self.assertEqual(judge_load.recovers([at(12.0)], 10.0).grade, "fail")
+        self.assertEqual(judge_load.no_herd([record("alpha", 1.0)] * 15, 0.0, 5.0, 10).grade, "pass")
+        self.assertEqual(judge_load.no_herd([record("alpha", 1.0)] * 40, 0.0, 5.0, 10).grade, "partial")
+
+
+class Crowds(unittest.TestCase):
+    def test_overload(self):
+        good = [at(n / 100) for n in range(100)]
+        grade = lambda answers: judge_load.overload(answers, 1.0, 100.0, 2.0).grade  # noqa: E731
+        self.assertEqual(grade(good + [refused(1.0)] * 200), "pass")
+        self.assertEqual(grade(good + [refused(1.0, 0.5)] * 200), "partial")
+        self.assertEqual(grade(good[:60] + [refused(1.0)] * 200), "partial")
+        late = [at(1.0, t_end=3.5) for _ in range(300)]
+        self.assertEqual(grade(late), "fail")
+
+    def test_poison(self):
+        others = [answer()] * 200
+        self.assertEqual(judge_load.poison([2, 0, 0], others).grade, "pass")
+        self.assertEqual(judge_load.poison([2, 2, 2], others).grade, "partial")
+        self.assertEqual(judge_load.poison([3, 0, 0], others).grade, "fail")
+        self.assertEqual(judge_load.poison([1, 0, 0], others[:80] + [answer(status=502)] * 20).grade, "fail")
+
+    def test_departures(self):
+        soon = [(1.0, 1.01)] * 999
+        self.assertEqual(judge_load.departures([*soon, (1.0, 1.5)]).grade, "pass")
+        self.assertEqual(judge_load.departures([*soon[:900], *[(1.0, 1.5)] * 100]).grade, "partial")
+        self.assertEqual(judge_load.departures([*soon[:900], *[(1.0, None)] * 100]).grade, "fail")
+
+    def test_drain(self):
+        streams = [answer()] * 5
+        self.assertEqual(judge_load.drain(streams, 10.5, 10.0, True).grade, "pass")
+        self.assertEqual(judge_load.drain(streams, 14.0, 10.0, True).grade, "partial")
+        self.assertEqual(judge_load.drain(streams, None, 10.0, True).grade, "partial")
+        self.assertEqual(judge_load.drain(streams, 10.5, 10.0, False).grade, "partial")
+        self.assertEqual(judge_load.drain([*streams, cut(3, error="x")], 10.5, 10.0, True).grade, "safe")
+        self.assertEqual(judge_load.drain([*streams, cut(3)], 10.5, 10.0, True).grade, "fail")
+
+    def test_slow_callers(self):
+        others = [answer()] * 100
+        self.assertEqual(judge_load.slow_heads([10.5] * 10, 10.0, others).grade, "pass")
+        self.assertEqual(judge_load.slow_heads([20.0] * 10, 10.0, others).grade, "partial")
+        self.assertEqual(judge_load.slow_heads([10.5, None], 10.0, others).grade, "partial")
+        self.assertEqual(judge_load.slow_heads([10.5], 10.0, others[:90] + [answer(status=503)] * 10).grade, "fail")
+        self.assertEqual(judge_load.slow_readers(200, 200 * 100, 0, 200, 75).grade, "pass")
+        self.assertEqual(judge_load.slow_readers(200, 200 * 300, 0, 200, 75).grade, "partial")
+        self.assertEqual(judge_load.slow_readers(200, 200 * 9000, 0, 200, 75).grade, "fail")
+        self.assertEqual(judge_load.slow_readers(200, 0, 3, 200, 75).grade, "partial")
+        self.assertEqual(judge_load.slow_readers(200, 0, 0, 10, 75).grade, "partial")
+
+    def test_memory(self):
+        self.assertEqual(judge_load.bounded(10, 100).grade, "pass")
+        self.assertEqual(judge_load.bounded(200, 100).grade, "partial")
+        self.assertEqual(judge_load.bounded(1000, 100).grade, "fail")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,93 @@
+"""Parsers and scripted bytes: what the harness says and how it reads."""
+
+import unittest
+
+import answers
+import h2
+import resolver
+import sse
+from case import CASES, made
+from client import WORDS, Answer, _event, body_of, status_of, text_of
+
+
+def read(parts):
+    """What a caller makes of the pieces of a body."""
+    answer, parser = Answer("q", True, 0.0), sse.Parser()
+    for part in parts:
+        for data in parser.feed(part):
+            _event(answer, data)
+    answer.bad_utf8 = parser.bad_utf8
+    return answer
+
+
+class Events(unittest.TestCase):
+    def test_every_split_and_line_end_gives_the_same_events(self):
+        for end in (b"\n", b"\r\n", b"\r"):
+            text = b": c" + end + end + b"data: a" + end + b"data:b" + end + end + "data: é漢".encode() + end + end
+            whole = sse.Parser()
+            events = whole.feed(text)
+            self.assertEqual(events, ["a\nb", "é漢"])
+            for at in range(1, len(text)):
+                parser = sse.Parser()
+                self.assertEqual(parser.feed(text[:at]) + parser.feed(text[at:]), events)
+            parser = sse.Parser()
+            self.assertEqual([e for byte in text for e in parser.feed(bytes([byte]))], events)
+
+    def test_an_event_without_its_blank_line_is_none(self):
+        parser = sse.Parser()
+        self.assertEqual(parser.feed(b"data: a\n"), [])
+        self.assertTrue(parser.inside_event)
+
+    def test_good_shapes_are_read_whole(self):
+        for shape in ("crlf", "lone_cr", "no_space", "comments", "many_in_one"):
+            answer = read(answers.BODIES[shape]("alpha"))
+            self.assertEqual((answer.text, answer.finish, answer.done), (text_of(WORDS), "stop", True), shape)
+        wide = read(answers.split_code_points("alpha"))
+        self.assertEqual(wide.text.replace(answers.WIDE, ""), text_of(WORDS))
+
+    def test_bad_shapes_are_seen_as_such(self):
+        self.assertEqual(read(answers.bad_utf8("alpha")).bad_utf8, 1)
+        self.assertIsNotNone(read(answers.error_after_empty("alpha")).error)
+        self.assertEqual(read(answers.aborted("alpha")).finish, "abort")
+        first = answers.endless_event("alpha")
+        self.assertGreater(sum(len(next(first)) for _ in range(5)), 200_000)
+
+
+class Bytes(unittest.TestCase):
+    def test_http2_frames(self):
+        self.assertEqual(h2.frame(h2.PING, h2.ACK, 0, b"12345678"), b"\0\0\x08\x06\x01\0\0\0\x00" + b"12345678")
+        self.assertEqual(h2.settings(_4=0), b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x04\0\0\0\0")
+
+    def test_dns_answers(self):
+        server = resolver.Resolver()
+        server.addresses["a.test"] = ["127.0.1.1", "127.0.1.2"]
+        question = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\x04test\0\0\x01\0\x01"
+        reply = server.reply(question)
+        self.assertEqual(reply[:2] + reply[6:8], b"\x12\x34\0\x02")
+        self.assertTrue(reply.endswith(bytes([127, 0, 1, 2])))
+        server.mode = "nxdomain"
+        self.assertEqual(server.reply(question)[3] & 0xF, resolver.NXDOMAIN)
+
+    def test_status_and_body(self):
+        self.assertEqual(status_of(b"HTTP/1.1 431 Too Large\r\n"), 431)
+        self.assertIsNone(status_of(b""))
+        self.assertIn(b"[id=q7]", body_of("m", "q7", True))
+
+
+class Catalogue(unittest.TestCase):
+    def test_every_case_is_there_and_its_routes_have_names_of_their_own(self):
+        import cases  # noqa: F401
+
+        wanted = {f"S{n:02}" for n in range(1, 17)}
+        wanted |= {f"R{n:02}" for n in (2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 15, 16, 17, 33, 34)}
+        self.assertEqual(set(CASES), wanted)
+        names = [template["name"] for case in CASES.values() for template in case.routes]
+        self.assertEqual(len(names), len(set(names)))
+        addresses = dict.fromkeys(("alpha", "beta", "gamma", "hole"), "127.0.0.1:1")
+        for case in CASES.values():
+            for template in case.routes:
+                made(template, addresses)
+
+
+if __name__ == "__main__":
+    unittest.main()
