@@ -13,7 +13,7 @@ use http_body_util::Full;
 use crate::attempt::{Answer, Job, MAX_REPLAY_BYTES};
 use crate::failure::{self, Failure};
 use crate::meter::{self, Cut, Meter};
-use crate::openai::{self, Encoding, Pieces};
+use crate::openai::{self, DONE, Encoding, Pieces};
 use crate::outbound;
 use crate::process::Worker;
 use crate::provider::{self, Translated, Way};
@@ -224,9 +224,14 @@ impl Reader<'_> {
         loop {
             let begun = meter.has_started();
             let frame = self.frame(&mut exchange).await;
-            let Some((bytes, now)) = frame.map_err(|err| self.failure(err, !begun))? else {
+            let frame = frame.map_err(|err| self.failure(err, !begun))?;
+            let (bytes, now) = match frame {
+                Some(frame) => frame,
+                None if meter.lacks_done_only() => {
+                    (Bytes::from_static(DONE), penstock_shell::clock::now())
+                }
                 // Ended before it began, or before it was whole.
-                return Err(Failure::Broken);
+                None => return Err(Failure::Broken),
             };
             let seen = meter.feed(&bytes).map_err(|_| Failure::Broken)?;
             if meter.cut().is_some() && (self.buffers || !meter.has_started()) {

@@ -96,16 +96,23 @@ pub struct Meter {
     done: bool,
     cut: Option<Cut>,
     started: bool,
+    finished: bool,
 }
 
 /// What one event meant.
 #[derive(Default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "independent facts about one event"
+)]
 struct Meaning {
     counts: Option<Counts>,
     /// It carries part of an answer: text, thoughts, a call of a tool.
     token: bool,
     /// It is more than an opening.
     starts: bool,
+    /// It says why the answer ended.
+    finishes: bool,
     done: bool,
     cut: Option<Cut>,
 }
@@ -142,6 +149,7 @@ struct OpeningChoice<'a> {
 }
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage""#));
+static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""finish_reason""#));
 static ABORT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""abort""#));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""error""#));
 
@@ -164,6 +172,7 @@ impl Meter {
             done,
             cut,
             started,
+            finished,
         } = self;
         decoder.feed(frame, |data, end| {
             let meaning = match wire {
@@ -187,6 +196,7 @@ impl Meter {
             seen.tokens += u32::from(meaning.token);
             seen.done |= meaning.done;
             *started |= meaning.starts;
+            *finished |= meaning.finishes;
             *done |= meaning.done;
         })?;
         Ok(seen)
@@ -201,6 +211,11 @@ impl Meter {
     /// Whether the stream's proper end came: `[DONE]`, or the event that stands for it.
     pub fn is_done(&self) -> bool {
         self.done
+    }
+
+    /// Whether the answer is whole though its stream has no proper end: some backends send no `[DONE]`.
+    pub fn lacks_done_only(&self) -> bool {
+        self.finished && !self.done && self.cut.is_none() && !self.is_inside_event()
     }
 
     /// Whether and how the backend gave up.
@@ -239,7 +254,18 @@ fn of_chunk(data: &[u8], started: bool) -> Meaning {
             meaning.cut.is_none() && (chunk.usage.is_none() || !chunk.choices.is_empty());
     }
     meaning.starts = meaning.token && (started || !is_opening(data));
+    meaning.finishes = meaning.cut.is_none() && has_finish_reason(data);
     meaning
+}
+
+fn has_finish_reason(data: &[u8]) -> bool {
+    FINISH.find(data).is_some_and(|at| {
+        let value = data.get(at + FINISH.needle().len()..).unwrap_or_default();
+        let mut value = value
+            .iter()
+            .skip_while(|byte| byte.is_ascii_whitespace() || **byte == b':');
+        value.next() == Some(&b'"')
+    })
 }
 
 fn may_matter(data: &[u8]) -> bool {
@@ -320,6 +346,20 @@ mod tests {
                 prompt_tokens: 7,
                 completion_tokens: 2
             })
+        );
+    }
+
+    #[test]
+    fn an_answer_that_said_why_it_ended_lacks_only_its_mark() {
+        let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\": \"stop\"}]}\n\n";
+        assert!(feed(&[ROLE, WORD, end].concat()).0.lacks_done_only());
+        assert!(!feed(&[ROLE, WORD].concat()).0.lacks_done_only());
+        assert!(!feed(&[ROLE, WORD, end, DONE].concat()).0.lacks_done_only());
+        assert!(!feed(&[ROLE, ABORT].concat()).0.lacks_done_only());
+        assert!(
+            !feed(&[ROLE, WORD, end, "data: {\"cho"].concat())
+                .0
+                .lacks_done_only()
         );
     }
 

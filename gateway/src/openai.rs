@@ -17,6 +17,10 @@ use crate::multipart;
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
 pub const MAX_MODEL_BYTES: usize = 512;
 
+/// Deeper bodies are refused: parsers of backends recurse, and schemas of tools stay below 30 levels. serde_json's own
+/// limit.
+pub const MAX_DEPTH: usize = 128;
+
 /// A call that goes to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Api {
@@ -153,6 +157,9 @@ pub enum Wire {
     Plain,
 }
 
+/// The mark that ends a stream of chunks.
+pub const DONE: &[u8] = b"data: [DONE]\n\n";
+
 /// What a request body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
@@ -195,6 +202,8 @@ pub enum CallError {
     },
     /// No `model`, or an empty one.
     NoModel,
+    /// Nested deeper than [`MAX_DEPTH`].
+    TooDeep,
 }
 
 #[derive(Deserialize)]
@@ -246,6 +255,9 @@ impl View<'_> {
 impl<'a> Call<'a> {
     /// Reads a request body. The whole body is checked to be JSON.
     pub fn parse(body: &'a [u8]) -> Result<Self, CallError> {
+        if is_too_deep(body) {
+            return Err(CallError::TooDeep);
+        }
         // A derived struct also reads arrays; a request is an object.
         if body.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
             return Err(CallError::Json { line: 1, column: 1 });
@@ -320,6 +332,34 @@ impl<'a> Call<'a> {
     pub fn prompt_tokens(&self) -> u32 {
         u32::try_from(self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
     }
+}
+
+/// Whether arrays and objects are nested deeper than [`MAX_DEPTH`]. Most bodies do not open as many at all.
+fn is_too_deep(body: &[u8]) -> bool {
+    if memchr::memchr2_iter(b'[', b'{', body)
+        .take(MAX_DEPTH + 1)
+        .count()
+        <= MAX_DEPTH
+    {
+        return false;
+    }
+    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
+    for byte in body {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if in_text => escaped = true,
+            b'"' => in_text = !in_text,
+            b'[' | b'{' if !in_text => {
+                depth += 1;
+                if depth > MAX_DEPTH {
+                    return true;
+                }
+            }
+            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    false
 }
 
 /// A request body in up to three pieces: before, in place of and after the value of `model`.
@@ -443,13 +483,19 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_read_without_recursion() {
-        let body = format!(
-            r#"{{"model":"a","x":{}{}}}"#,
-            "[".repeat(200_000),
-            "]".repeat(200_000)
-        );
-        assert_eq!(Call::parse(body.as_bytes()).unwrap().model, "a");
+    fn nesting_is_bounded_and_brackets_in_texts_do_not_count() {
+        let nested = |levels: usize| {
+            let (open, close) = ("[".repeat(levels), "]".repeat(levels));
+            format!(r#"{{"model":"a","x":{open}{close}}}"#)
+        };
+        let parse = |body: String| Call::parse(body.as_bytes()).map(|call| call.model.into_owned());
+        assert_eq!(parse(nested(MAX_DEPTH - 1)).unwrap(), "a");
+        assert_eq!(parse(nested(MAX_DEPTH)), Err(CallError::TooDeep));
+        assert_eq!(parse(nested(200_000)), Err(CallError::TooDeep));
+        let wide = format!(r#"{{"model":"a","x":[{}[]]}}"#, "[],".repeat(10_000));
+        assert_eq!(parse(wide).unwrap(), "a");
+        let text = format!(r#"{{"model":"a","x":"\"{}"}}"#, "[".repeat(10_000));
+        assert_eq!(parse(text).unwrap(), "a");
     }
 
     #[test]

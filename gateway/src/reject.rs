@@ -10,7 +10,7 @@ use penstock_core::config::Protocol;
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
-use crate::openai::{CallError, Wire};
+use crate::openai::{CallError, MAX_DEPTH, Wire};
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;
@@ -46,6 +46,8 @@ pub enum Reject {
         /// Column of the mistake, from 1.
         column: usize,
     },
+    /// The body is nested too deep.
+    TooDeep,
     /// No `model` in the body.
     MissingModel,
     /// A member of the body has the wrong shape.
@@ -112,6 +114,7 @@ impl From<CallError> for Reject {
         match err {
             CallError::Json { line, column } => Self::InvalidJson { line, column },
             CallError::NoModel => Self::MissingModel,
+            CallError::TooDeep => Self::TooDeep,
         }
     }
 }
@@ -196,6 +199,12 @@ impl Reject {
                 &format!(
                     "The body is not a JSON object of the right shape: see line {line}, column {column}."
                 ),
+            ),
+            Self::TooDeep => shape(
+                400,
+                "too_deep",
+                INVALID,
+                &format!("The body is nested deeper than {MAX_DEPTH} levels."),
             ),
             Self::MissingModel => Shape {
                 param: Some("model".to_owned()),
@@ -471,6 +480,7 @@ mod tests {
             Reject::BodyTimeout,
             Reject::BodyBroken,
             Reject::InvalidJson { line: 1, column: 2 },
+            Reject::TooDeep,
             Reject::MissingModel,
             Reject::InvalidField {
                 param: "stop".to_owned(),

@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::meter::{Cut, Meter};
-use crate::openai::{Api, Wire};
+use crate::openai::{Api, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, UPSTREAM_ERROR};
@@ -338,8 +338,11 @@ impl Stream {
 
     /// The backend's body came to its end.
     fn finish(&mut self, cx: &mut Context<'_>) {
-        // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut.
-        if self.meter.as_ref().is_some_and(|meter| !meter.is_done()) {
+        // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
+        // said why it ended is whole all the same.
+        if self.meter.as_ref().is_some_and(Meter::lacks_done_only) {
+            self.pass(Bytes::from_static(DONE), None);
+        } else if self.meter.as_ref().is_some_and(|meter| !meter.is_done()) {
             return self.break_off(Broken::Cut);
         }
         let now = penstock_shell::clock::now();

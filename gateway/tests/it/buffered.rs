@@ -59,3 +59,19 @@ async fn what_is_too_large_to_hold_goes_out_as_it_comes() {
     }
     assert_eq!(client.head().await.0, 200);
 }
+
+#[tokio::test]
+async fn an_answer_that_is_whole_without_its_mark_gets_one() {
+    let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let events = vec![role(), word("all"), end.to_owned()];
+    let whole = events.concat() + DONE;
+    let sent = events.clone();
+    let upstream = Upstream::always(move || Reply::Sse(sent.clone())).await;
+    let plan = Plan::chain(&[upstream.address]);
+    for plan in [plan.clone(), buffered(&[upstream.address])] {
+        let gateway = Gateway::start(&plan).await;
+        let answer = gateway.post(&chat(true)).await;
+        assert!(answer.complete);
+        assert_eq!(answer.body, whole);
+    }
+}

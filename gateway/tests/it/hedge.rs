@@ -23,6 +23,16 @@ async fn results(gateway: &Gateway, result: &str) -> bool {
     gateway.metrics().await.contains(&series)
 }
 
+/// Requests in flight at the second candidate's endpoint.
+async fn in_flight_at_second(gateway: &Gateway) -> u64 {
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &chat(true)).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    told["candidates"][1]["endpoints"][0]["inFlight"]
+        .as_u64()
+        .unwrap()
+}
+
 #[tokio::test]
 async fn a_slow_first_token_is_overtaken_and_the_slow_one_is_ended() {
     let slow = Upstream::always(|| Reply::Silent).await;
@@ -66,7 +76,11 @@ async fn when_one_of_the_two_fails_the_other_is_waited_for() {
     let gateway = Gateway::start(&plan).await;
     let mut client = gateway.client().await;
     client.post("", &chat(true)).await;
-    until("the hedge failed", || second.count() == 1).await;
+    until("the hedge is under way", || second.count() == 1).await;
+    within("the hedge has failed", async {
+        while in_flight_at_second(&gateway).await != 0 {}
+    })
+    .await;
     steps.send(Step::Write(sse_head())).unwrap();
     steps.send(Step::Chunk(word("one"))).unwrap();
     assert_eq!(client.head().await.1["x-penstock-backend"], "ns/a");
