@@ -17,7 +17,7 @@ def run(story):
     burner = pool("burner", *SMALL, "--busy-loop", scaling=SCALING, resources=BURN_LIMITS)
     story.apply(
         pool("chat", *SMALL, scaling=SCALING, drain="120s"),
-        pool("drained", *SMALL, replicas=2, drain="60s"),
+        pool("drained", *SMALL, replicas=2, drain="180s"),
         pool("cut", *SMALL, replicas=2, drain="0s"),
         burner,
         policy("default", rule("chat", "chat"), rule("drained", "drained"), rule("cut", "cut"), rule("burner", "burner")),
@@ -96,7 +96,7 @@ def drain_and_control(story, url):
 
     def stream(name):
         results[name] = load(
-            url, 120, model=name, rate=4, duration="5s", prompt_tokens=50, output_tokens=1200, progress="0s", timeout="90s"
+            url, 260, model=name, rate=4, duration="5s", prompt_tokens=50, output_tokens=1200, progress="0s", timeout="200s"
         )
 
     for name in ("drained", "cut"):
@@ -105,7 +105,7 @@ def drain_and_control(story, url):
         wait_until(f"streams on both replicas of {name}", lambda: stream_chat(sdk(url), name, "x", 4), 20)
         threading.Event().wait(5)  # the last of the streams has begun
         story.kubectl("patch", "llmbackend", name, "--type=merge", "-p", '{"spec":{"pool":{"replicas":1}}}')
-        thread.join(130)
+        thread.join(270)
         check(name in results, f"the load on {name} did not end")
     check(results["drained"]["errors"] == 0, f"drain cut streams: {results['drained']['kinds']}")
     check(results["cut"]["kinds"].get("cut", 0) > 0, f"void: with drain 0 no stream was cut: {results['cut']}")
