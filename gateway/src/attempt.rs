@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use penstock_core::config::{Protocol, Strategy};
+use penstock_core::ids::BackendId;
 use rand::RngExt as _;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -239,6 +240,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         let lane = Lane::new(job, choice);
         enter(job, record, candidate, &lane);
         let raced = race(job, &rule, lane, &record.tried, &unfit).await;
+        unfit.backends.extend(refusers(&rule, &raced));
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
             Ok(answer) => {
@@ -250,9 +252,6 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 note(job, &rule, &lane.choice, &failure, record);
                 if !may_be_repeated(job, &rule, &failure) {
                     return failure.conclude();
-                }
-                if matches!(failure, Failure::Refused { .. }) {
-                    unfit.backends.push(candidate.backend.id.clone());
                 }
                 last = Some(failure);
             }
@@ -306,7 +305,17 @@ fn settle(
     (lane, result)
 }
 
-fn candidate_of<'a>(rule: &'a Rule, choice: &Choice) -> Option<&'a Candidate> {
+/// The backends that refused the request, the hedge's included.
+fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendId> {
+    let first = raced.result.as_ref().err().map(|why| (&raced.lane, why));
+    let other = raced.other.as_ref();
+    let other = other.and_then(|(lane, why)| Some((lane, why.as_ref()?)));
+    let failed = first.into_iter().chain(other);
+    let refused = failed.filter(|(_, why)| matches!(why, Failure::Refused { .. }));
+    refused.filter_map(|(lane, _)| Some(candidate_of(rule, &lane.choice)?.backend.id.clone()))
+}
+
+pub(crate) fn candidate_of<'a>(rule: &'a Rule, choice: &Choice) -> Option<&'a Candidate> {
     rule.tiers
         .get(choice.tier)?
         .candidates

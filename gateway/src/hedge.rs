@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::attempt::{Answer, Job};
+use crate::attempt::{Answer, Job, candidate_of};
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
@@ -57,7 +57,6 @@ pub(crate) async fn race(
     tried: &[Tried],
     unfit: &Unfit,
 ) -> Raced {
-    let endpoint = Arc::clone(&lane.choice.endpoint);
     let mut first = pin!(attempt(job, rule, &lane.choice));
     let alone = |lane, result| Raced {
         lane,
@@ -102,7 +101,7 @@ pub(crate) async fn race(
                 Raced { lane, result, other: Some((hedged, Some(failure))), in_flight: None }
             }
             answer => {
-                debug_assert!(!Arc::ptr_eq(&endpoint.live, &hedged.choice.endpoint.live));
+                debug_assert!(!Arc::ptr_eq(&lane.choice.endpoint.live, &hedged.choice.endpoint.live));
                 Raced { lane: hedged, result: answer, other: Some((lane, None)), in_flight: Some(in_flight) }
             }
         },
@@ -115,10 +114,7 @@ fn attempt<'a>(
     choice: &Choice,
 ) -> impl Future<Output = Result<Answer, Failure>> + Send + use<'a> {
     let endpoint = Arc::clone(&choice.endpoint);
-    let candidate = rule
-        .tiers
-        .get(choice.tier)
-        .and_then(|tier| tier.candidates.get(choice.candidate));
+    let candidate = candidate_of(rule, choice);
     async move {
         match candidate {
             Some(candidate) => begin(job, rule, candidate, &endpoint).await,
@@ -139,13 +135,7 @@ fn second(
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);
     let choice = choose(rule, &taken, wish, &mut rand::rng()).ok()?;
-    let protocol = rule
-        .tiers
-        .get(choice.tier)?
-        .candidates
-        .get(choice.candidate)?
-        .backend
-        .protocol;
+    let protocol = candidate_of(rule, &choice)?.backend.protocol;
     let waiting = choice.endpoint.live.waiting_tokens.load(Ordering::Relaxed);
     let is_free = choice.pass == Pass::Fresh && waiting == 0;
     (is_free && job.way(protocol, rule.rest).is_ok()).then_some(choice)

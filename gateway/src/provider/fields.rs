@@ -7,12 +7,22 @@ use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use super::Misfit;
+
 /// An object with more members is refused: no protocol has as many, and each is compared with all before it.
 pub const MAX_FIELDS: usize = 128;
 
 /// Members in the order of the text. A name that occurs twice is an error, because parsers disagree on it.
 #[derive(Debug)]
 pub struct Fields<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl<'a> Fields<'a> {
+    /// The members of a request body.
+    pub fn of(body: &'a [u8]) -> Result<Self, Misfit> {
+        let expected = "an object that names nothing twice";
+        serde_json::from_slice(body).map_err(|_| Misfit::Invalid("body".to_owned(), expected))
+    }
+}
 
 #[derive(Deserialize)]
 struct Name<'a>(#[serde(borrow)] Cow<'a, str>);

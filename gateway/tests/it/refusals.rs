@@ -1,6 +1,6 @@
 //! Refusals that another backend may not share, and rules that say what is repeated.
 
-use penstock_core::config::FailureClass;
+use penstock_core::config::{FailureClass, Hedge};
 
 use crate::harness::*;
 
@@ -60,4 +60,28 @@ async fn what_the_rule_does_not_name_is_not_repeated() {
     let gateway = Gateway::start(&plan).await;
     assert_eq!(gateway.post(&chat(false)).await.status, 503);
     assert_eq!(working.count(), 0);
+}
+
+#[tokio::test]
+async fn a_hedge_that_was_refused_tells_of_its_whole_backend() {
+    let slow = Upstream::always(|| Reply::Silent).await;
+    let (small, addresses) = Upstream::several(2, too_long).await;
+    let large = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::new()
+        .backend("slow", &[slow.address], 1, 0)
+        .backend("small", &addresses, 1, 1)
+        .backend("large", &[large.address], 1, 2)
+        .rule(|rule| {
+            rule.timeouts.first_token_ms = 600;
+            rule.retry.attempts = 5;
+            rule.hedge = Some(Hedge {
+                after_ms: 100,
+                extra_percent: 100,
+            });
+        });
+    let gateway = Gateway::start(&on(plan, &[FailureClass::ContextLength])).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!(answer.header("x-penstock-backend"), "ns/large");
+    let asked: usize = small.iter().map(Upstream::count).sum();
+    assert_eq!(asked, 1);
 }

@@ -21,8 +21,7 @@ const MESSAGES: &str = "a list of messages";
 
 /// See [`super`].
 pub(in crate::provider) fn request(body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
-    let Fields(fields) = serde_json::from_slice(body)
-        .map_err(|_| Misfit::Invalid("body".to_owned(), "an object that names nothing twice"))?;
+    let Fields(fields) = Fields::of(body)?;
     let mut draft = Draft::new(rest);
     for (name, raw) in fields.iter().filter(|(_, raw)| !is_null(raw)) {
         draft.member(name, raw)?;
