@@ -8,6 +8,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+import rig
 from client import Target
 
 START_LIMIT_S = 120
@@ -138,37 +139,13 @@ class Subject:
 
     def pids(self):
         """The process and its children."""
-        found, queue = [], [self.process.pid]
-        while queue:
-            pid = queue.pop()
-            found.append(pid)
-            try:
-                with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-                    queue += [int(child) for child in file.read().split()]
-            except OSError:
-                pass
-        return found
+        return rig.family(self.process.pid)
 
     def rss_kib(self):
-        total = 0
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/status", encoding="ascii") as file:
-                    total += sum(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
-            except OSError:
-                pass
-        return total
+        return rig.memory_kib(self.process.pid)
 
     def cpu_s(self):
-        ticks = 0
-        for pid in self.pids():
-            try:
-                with open(f"/proc/{pid}/stat", encoding="ascii") as file:
-                    fields = file.read().rsplit(")", 1)[1].split()
-                ticks += int(fields[11]) + int(fields[12])
-            except OSError:
-                pass
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return rig.cpu_s(self.process.pid)
 
     def descriptors(self):
         total = 0
