@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::framing::Framing;
 use crate::settings::Limits;
 
 /// Waiting for the first byte of a request.
@@ -32,6 +32,8 @@ const CUT: u8 = 2;
 
 /// Says that writes do not wait.
 const FLOWING: u64 = u64::MAX;
+/// Says that every head so far gives one length of its body.
+const CLEAR: u64 = u64::MAX;
 
 /// What is known of one client connection.
 #[derive(Debug)]
@@ -42,6 +44,10 @@ pub(crate) struct Watch {
     /// Worker time since when a write waits, or [`FLOWING`].
     blocked_ms: AtomicU64,
     order: AtomicU8,
+    /// Heads that were handled.
+    heads: AtomicU64,
+    /// Number of the first head that gives two lengths of its body, or [`CLEAR`].
+    doubtful: AtomicU64,
     waker: AtomicWaker,
     clock: Arc<AtomicU64>,
 }
@@ -55,6 +61,8 @@ impl Watch {
             since_ms: AtomicU64::new(clock.load(Ordering::Relaxed)),
             blocked_ms: AtomicU64::new(FLOWING),
             order: AtomicU8::new(NOTHING),
+            heads: AtomicU64::new(0),
+            doubtful: AtomicU64::new(CLEAR),
             waker: AtomicWaker::new(),
             clock: Arc::clone(clock),
         }
@@ -64,6 +72,12 @@ impl Watch {
         self.since_ms
             .store(self.clock.load(Ordering::Relaxed), Ordering::Relaxed);
         self.phase.store(phase, Ordering::Relaxed);
+    }
+
+    /// Counts a head that is handled. Whether where its body ends is in doubt.
+    pub(crate) fn is_next_doubtful(&self) -> bool {
+        let head = self.heads.fetch_add(1, Ordering::Relaxed);
+        head >= self.doubtful.load(Ordering::Relaxed)
     }
 
     /// A request head is complete.
@@ -108,16 +122,18 @@ impl Watch {
 
 /// The socket, telling its [`Watch`] what happens.
 pub(crate) struct WatchedIo {
-    io: TokioIo<TcpStream>,
+    io: TcpStream,
     watch: Arc<Watch>,
+    framing: Framing,
 }
 
 impl WatchedIo {
-    /// Watches `stream`.
-    pub(crate) fn new(stream: TcpStream, watch: Arc<Watch>) -> Self {
+    /// Watches `io`.
+    pub(crate) fn new(io: TcpStream, watch: Arc<Watch>) -> Self {
         Self {
-            io: TokioIo::new(stream),
+            io,
             watch,
+            framing: Framing::new(),
         }
     }
 
@@ -136,28 +152,33 @@ impl WatchedIo {
     }
 }
 
-impl Read for WatchedIo {
+impl AsyncRead for WatchedIo {
     fn poll_read(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        buf: ReadBufCursor<'_>,
+        buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        match self.watch.phase.load(Ordering::Relaxed) {
-            IDLE if result.is_ready() => self.watch.enter(HEAD),
+        let this = self.get_mut();
+        let before = buf.filled().len();
+        let result = Pin::new(&mut this.io).poll_read(cx, buf);
+        match this.watch.phase.load(Ordering::Relaxed) {
+            IDLE if result.is_ready() => this.watch.enter(HEAD),
             // hyper asks for a body once before the handler knows that there is one, and then waits.
             HEAD | BODY if result.is_pending() => {
                 // A caller with Nagle's algorithm on keeps the body back until the head is acknowledged, which Linux
                 // may delay by 40 ms. Not being able to is no reason to stop.
-                let _ = SockRef::from(self.io.inner()).set_tcp_quickack(true);
+                let _ = SockRef::from(&this.io).set_tcp_quickack(true);
             }
             _ => {}
+        }
+        if let Some(head) = this.framing.feed(&buf.filled()[before..]) {
+            this.watch.doubtful.store(head, Ordering::Relaxed);
         }
         result
     }
 }
 
-impl Write for WatchedIo {
+impl AsyncWrite for WatchedIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use penstock_core::config::Protocol;
@@ -85,8 +85,14 @@ pub(crate) async fn handle(
         id.clone(),
         penstock_shell::clock::now(),
     ));
-    let done = serve(&worker, &watch, &head, body, &mut record).await;
-    let is_draining = worker.process.is_draining();
+    let is_doubtful = watch.is_next_doubtful() || is_encoded_twice(&head.headers);
+    let done = if is_doubtful {
+        Err(Reject::AmbiguousLength)
+    } else {
+        serve(&worker, &watch, &head, body, &mut record).await
+    };
+    // Where the next request begins is in doubt too.
+    let is_last = is_doubtful || worker.process.is_draining();
     let told = head
         .headers
         .contains_key(EXPLAIN)
@@ -121,10 +127,17 @@ pub(crate) async fn handle(
     if let Some(cache) = cache {
         headers.insert(CACHE, HeaderValue::from_static(cache));
     }
-    if is_draining {
+    if is_last {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// Whether the body is more than cut into chunks. The parser takes any list of codings that ends in `chunked`.
+fn is_encoded_twice(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_some_and(|coding| !is_chunked(coding)) || codings.next().is_some()
 }
 
 /// The caller's id, if it is usable, else a new one.

@@ -34,6 +34,7 @@ mod attempt;
 mod begin;
 mod body;
 mod failure;
+mod framing;
 mod guard;
 mod handle;
 mod hedge;

@@ -39,6 +39,8 @@ pub enum Reject {
     BodyTimeout,
     /// The body broke off.
     BodyBroken,
+    /// Where the body ends can be read in two ways.
+    AmbiguousLength,
     /// The body is not a JSON object of the right shape.
     InvalidJson {
         /// Line of the mistake, from 1.
@@ -191,6 +193,12 @@ impl Reject {
                 "body_broken",
                 INVALID,
                 "The body could not be read to its end.",
+            ),
+            Self::AmbiguousLength => shape(
+                400,
+                "ambiguous_length",
+                INVALID,
+                "Give the length of the body once: as content-length, or by transfer-encoding: chunked and nothing else.",
             ),
             Self::InvalidJson { line, column } => shape(
                 400,
@@ -479,6 +487,7 @@ mod tests {
             Reject::BodyTooLarge { max_bytes: 1024 },
             Reject::BodyTimeout,
             Reject::BodyBroken,
+            Reject::AmbiguousLength,
             Reject::InvalidJson { line: 1, column: 2 },
             Reject::TooDeep,
             Reject::MissingModel,

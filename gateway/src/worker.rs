@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
@@ -138,7 +139,7 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
         return;
     }
     let limits = &worker.process.settings.limits;
-    let io = WatchedIo::new(stream, Arc::clone(&watch));
+    let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(&watch)));
     let service = {
         let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
         service_fn(move |request| handle(Arc::clone(&worker), Arc::clone(&watch), request))

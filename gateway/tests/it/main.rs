@@ -18,6 +18,7 @@ mod refusals;
 mod reload;
 mod report;
 mod rules;
+mod smuggling;
 mod stream;
 mod tls;
 mod workers;
