@@ -69,15 +69,21 @@ pub(crate) async fn gateway(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let args = args.settings()?;
-    let data = listen::bind(args.listen, "--listen")?;
-    let admin = listen::bind(args.admin_listen, "--admin-listen")?;
+    let tls = args
+        .tls_listen
+        .map(|address| listen::bind(address, "--tls-listen"));
+    let listeners = penstock_gateway::Listeners {
+        http: listen::bind(args.listen, "--listen")?,
+        https: tls.transpose()?,
+        admin: listen::bind(args.admin_listen, "--admin-listen")?,
+    };
     let client = penstock_operator::connect().await?;
     let (publisher, sources) = penstock_gateway::source::channel();
     let watching = CancellationToken::new();
     let watch =
         penstock_gateway::source::cluster::run(client, args.cluster, publisher, watching.clone());
     let serve = async {
-        let result = penstock_gateway::run(args.settings, sources, data, admin, stop).await;
+        let result = penstock_gateway::run(args.settings, sources, listeners, stop).await;
         watching.cancel();
         result
     };

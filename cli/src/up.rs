@@ -80,7 +80,12 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         replica: url.to_string(),
         ..penstock_gateway::Settings::new(id)
     };
-    let gateway = penstock_gateway::run(gateway_settings, sources, data, admin, planes.clone());
+    let listeners = penstock_gateway::Listeners {
+        http: data,
+        https: None,
+        admin,
+    };
+    let gateway = penstock_gateway::run(gateway_settings, sources, listeners, planes.clone());
     let scaler_run = penstock_scaler::run(
         penstock_scaler::args::Settings::default(),
         world,

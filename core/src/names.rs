@@ -32,6 +32,8 @@ pub const REQUEST_ID_HEADER: &str = "x-request-id";
 
 /// Port of the gateway's data plane.
 pub const GATEWAY_PORT: u16 = 8080;
+/// Port of the gateway's data plane with TLS.
+pub const GATEWAY_TLS_PORT: u16 = 8443;
 /// Port of `/healthz`, `/readyz`, `/metrics` and each process's own admin paths.
 pub const ADMIN_PORT: u16 = 9090;
 /// Port of the scaler's gRPC service.

@@ -8,8 +8,9 @@ use std::time::Duration;
 use clap::Args as ClapArgs;
 use penstock_core::duration;
 use penstock_core::ids::Id;
-use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT};
+use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT, GATEWAY_TLS_PORT};
 
+use crate::certificates::TlsSettings;
 use crate::settings::{Limits, Settings};
 use crate::source::cluster::ClusterSettings;
 
@@ -22,6 +23,16 @@ pub struct Args {
     /// Address for requests.
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_PORT)))]
     pub listen: SocketAddr,
+    /// Address for requests over TLS; used with --tls-dir.
+    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_TLS_PORT)))]
+    pub tls_listen: SocketAddr,
+    /// Folder with `tls.crt` and `tls.key`, as a TLS Secret is mounted. May be repeated: the caller's server name
+    /// chooses, and the first folder answers names that no certificate is for. Changes are followed.
+    #[arg(long, value_name = "DIR")]
+    pub tls_dir: Vec<PathBuf>,
+    /// PEM file with certificate authorities: over TLS, only callers with a certificate of theirs are let in.
+    #[arg(long, value_name = "FILE", requires = "tls_dir")]
+    pub tls_client_ca: Option<PathBuf>,
     /// Address for /healthz, /readyz, /metrics, /config and /load.
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], ADMIN_PORT)))]
     pub admin_listen: SocketAddr,
@@ -103,6 +114,8 @@ pub struct GatewayArgs {
     pub cluster: ClusterSettings,
     /// Where to listen for requests (flag `--listen`).
     pub listen: SocketAddr,
+    /// Where to listen for requests over TLS, if anywhere (flag `--tls-listen`).
+    pub tls_listen: Option<SocketAddr>,
     /// Where to listen for the admin paths (flag `--admin-listen`).
     pub admin_listen: SocketAddr,
 }
@@ -194,6 +207,11 @@ impl Args {
         settings.drain = drain;
         settings.decision_log_share = self.decision_log_share;
         settings.upstream_ca = self.upstream_ca;
+        let tls_listen = (!self.tls_dir.is_empty()).then_some(self.tls_listen);
+        settings.tls = TlsSettings {
+            folders: self.tls_dir,
+            client_ca: self.tls_client_ca,
+        };
         let cluster = ClusterSettings {
             gateway,
             state_dir: self.state_dir,
@@ -204,6 +222,7 @@ impl Args {
             settings,
             cluster,
             listen: self.listen,
+            tls_listen,
             admin_listen: self.admin_listen,
         })
     }

@@ -37,7 +37,7 @@ pub(crate) async fn read(
     }
     watch.reads_body();
     let result = tokio::time::timeout(process.settings.limits.body_timeout, collect).await;
-    watch.busy();
+    watch.has_body();
     result.unwrap_or(Err(Reject::BodyTimeout))
 }
 

@@ -38,6 +38,15 @@ struct Lengths {
     is_encoded: bool,
 }
 
+/// What the bytes say of their connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// The head of this number, from 0, is the first whose body has no one length; nothing behind it is looked at.
+    Doubtful(u64),
+    /// It is HTTP/2.
+    Http2,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Framing {
@@ -48,7 +57,7 @@ pub(crate) struct Framing {
     lengths: Lengths,
     /// Heads that ended.
     heads: u64,
-    doubtful: Option<u64>,
+    found: Option<Found>,
 }
 
 impl Framing {
@@ -60,13 +69,12 @@ impl Framing {
             line_bytes: 0,
             lengths: Lengths::default(),
             heads: 0,
-            doubtful: None,
+            found: None,
         }
     }
 
-    /// Takes in what was read. The number, from 0, of the first head whose body has no one length; once there is one,
-    /// nothing else is looked at.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {
+    /// Takes in what was read. What was found stays found.
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Option<Found> {
         while !bytes.is_empty() {
             match &mut self.place {
                 Place::Off => break,
@@ -85,7 +93,7 @@ impl Framing {
                 _ => bytes = self.line(bytes),
             }
         }
-        self.doubtful
+        self.found
     }
 
     /// Takes the rest of a line, and returns what follows it.
@@ -105,7 +113,10 @@ impl Framing {
         self.line_bytes = 0;
         self.place = match self.place {
             Place::Start if line.is_empty() => Place::Start,
-            Place::Start if line.starts_with(PREFACE) => Place::Off,
+            Place::Start if line.starts_with(PREFACE) => {
+                self.found = Some(Found::Http2);
+                Place::Off
+            }
             Place::Start => Place::Header,
             Place::Header if line.is_empty() => self.head(),
             Place::Header => self.header(line, is_cut),
@@ -150,7 +161,7 @@ impl Framing {
     }
 
     fn doubt(&mut self) -> Place {
-        self.doubtful = Some(self.heads);
+        self.found = Some(Found::Doubtful(self.heads));
         Place::Off
     }
 }
@@ -182,7 +193,7 @@ mod tests {
     use super::*;
 
     /// The verdict, whatever pieces the bytes come in.
-    fn doubtful(text: &str) -> Option<u64> {
+    fn found(text: &str) -> Option<Found> {
         let whole = Framing::new().feed(text.as_bytes());
         let mut framing = Framing::new();
         let mut last = None;
@@ -218,24 +229,24 @@ mod tests {
                 " ".repeat(80)
             ),
         ] {
-            assert_eq!(doubtful(text), Some(0), "{text:?}");
+            assert_eq!(found(text), Some(Found::Doubtful(0)), "{text:?}");
         }
     }
 
     #[test]
     fn it_is_found_behind_other_requests_and_their_bodies() {
         for before in EITHER {
-            assert_eq!(doubtful(before), None, "{before:?}");
+            assert_eq!(found(before), None, "{before:?}");
             let text = format!("{before}{before}{BOTH}");
-            assert_eq!(doubtful(&text), Some(2), "{text:?}");
+            assert_eq!(found(&text), Some(Found::Doubtful(2)), "{text:?}");
         }
     }
 
     #[test]
-    fn another_protocol_is_left_alone() {
+    fn http_2_is_seen_and_left_alone() {
         let text =
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ncontent-length: 3\r\ntransfer-encoding: x\r\n\r\n";
-        assert_eq!(doubtful(text), None);
+        assert_eq!(found(text), Some(Found::Http2));
     }
 
     proptest! {

@@ -6,15 +6,16 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
-use crate::framing::Framing;
+use crate::framing::{Found, Framing};
 use crate::settings::Limits;
 
 /// Waiting for the first byte of a request.
@@ -39,6 +40,9 @@ const CLEAR: u64 = u64::MAX;
 #[derive(Debug)]
 pub(crate) struct Watch {
     phase: AtomicU8,
+    /// Requests in progress; more than one where the caller speaks HTTP/2.
+    requests: AtomicU32,
+    is_http2: AtomicBool,
     /// Worker time of the last change of phase.
     since_ms: AtomicU64,
     /// Worker time since when a write waits, or [`FLOWING`].
@@ -58,6 +62,8 @@ impl Watch {
         Self {
             // Whoever connects is expected to speak: an open connection without a byte counts as a slow head.
             phase: AtomicU8::new(HEAD),
+            requests: AtomicU32::new(0),
+            is_http2: AtomicBool::new(false),
             since_ms: AtomicU64::new(clock.load(Ordering::Relaxed)),
             blocked_ms: AtomicU64::new(FLOWING),
             order: AtomicU8::new(NOTHING),
@@ -80,8 +86,16 @@ impl Watch {
         head >= self.doubtful.load(Ordering::Relaxed)
     }
 
+    /// The caller speaks HTTP/2, whose frames come at any time: only requests are signs of life.
+    pub(crate) fn speaks_http2(&self) {
+        if !self.is_http2.swap(true, Ordering::Relaxed) {
+            self.enter(IDLE);
+        }
+    }
+
     /// A request head is complete.
     pub(crate) fn busy(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.enter(BUSY);
     }
 
@@ -90,9 +104,16 @@ impl Watch {
         self.enter(BODY);
     }
 
-    /// The answer is on its way.
+    /// The handler has the body.
+    pub(crate) fn has_body(&self) {
+        self.enter(BUSY);
+    }
+
+    /// The answer is on its way, or its caller has gone.
     pub(crate) fn idle(&self) {
-        self.enter(IDLE);
+        if self.requests.fetch_sub(1, Ordering::Relaxed) <= 1 {
+            self.enter(IDLE);
+        }
     }
 
     /// Ends the connection after the request in progress.
@@ -101,13 +122,22 @@ impl Watch {
         self.waker.wake();
     }
 
-    /// Cuts the connection if it has been in one phase for too long at `now_ms`.
+    /// Cuts the connection if it has been in one phase for too long at `now_ms`. One that idles and speaks HTTP/2 is
+    /// asked to end first, so that no request is lost that is on its way.
     pub(crate) fn check(&self, now_ms: u64, limits: &Limits) {
         let over = |since_ms: u64, limit: std::time::Duration| {
             u128::from(now_ms.saturating_sub(since_ms)) >= limit.as_millis()
         };
         let since_ms = self.since_ms.load(Ordering::Relaxed);
+        let is_http2 = self.is_http2.load(Ordering::Relaxed);
+        let was_asked = self.order.load(Ordering::Relaxed) != NOTHING;
         let too_long = match self.phase.load(Ordering::Relaxed) {
+            IDLE if is_http2 && was_asked => over(since_ms, limits.header_timeout),
+            IDLE if is_http2 && over(since_ms, limits.idle_timeout) => {
+                self.enter(IDLE);
+                self.drain();
+                false
+            }
             IDLE => over(since_ms, limits.idle_timeout),
             HEAD => over(since_ms, limits.header_timeout),
             _ => false,
@@ -120,16 +150,41 @@ impl Watch {
     }
 }
 
+/// A connection, in the clear or not.
+pub(crate) enum Socket {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Socket {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+/// Does with the stream inside what it does with any.
+macro_rules! of_stream {
+    ($socket:expr, $stream:ident => $done:expr) => {
+        match $socket {
+            Socket::Plain($stream) => $done,
+            Socket::Tls($stream) => $done,
+        }
+    };
+}
+
 /// The socket, telling its [`Watch`] what happens.
 pub(crate) struct WatchedIo {
-    io: TcpStream,
+    io: Socket,
     watch: Arc<Watch>,
     framing: Framing,
 }
 
 impl WatchedIo {
     /// Watches `io`.
-    pub(crate) fn new(io: TcpStream, watch: Arc<Watch>) -> Self {
+    pub(crate) fn new(io: Socket, watch: Arc<Watch>) -> Self {
         Self {
             io,
             watch,
@@ -160,19 +215,23 @@ impl AsyncRead for WatchedIo {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let result = Pin::new(&mut this.io).poll_read(cx, buf);
+        let result = of_stream!(&mut this.io, io => Pin::new(io).poll_read(cx, buf));
         match this.watch.phase.load(Ordering::Relaxed) {
-            IDLE if result.is_ready() => this.watch.enter(HEAD),
+            IDLE if result.is_ready() && !this.watch.is_http2.load(Ordering::Relaxed) => {
+                this.watch.enter(HEAD);
+            }
             // hyper asks for a body once before the handler knows that there is one, and then waits.
             HEAD | BODY if result.is_pending() => {
                 // A caller with Nagle's algorithm on keeps the body back until the head is acknowledged, which Linux
                 // may delay by 40 ms. Not being able to is no reason to stop.
-                let _ = SockRef::from(&this.io).set_tcp_quickack(true);
+                let _ = SockRef::from(this.io.tcp()).set_tcp_quickack(true);
             }
             _ => {}
         }
-        if let Some(head) = this.framing.feed(&buf.filled()[before..]) {
-            this.watch.doubtful.store(head, Ordering::Relaxed);
+        match this.framing.feed(&buf.filled()[before..]) {
+            Some(Found::Doubtful(head)) => this.watch.doubtful.store(head, Ordering::Relaxed),
+            Some(Found::Http2) => this.watch.speaks_http2(),
+            None => {}
         }
         result
     }
@@ -184,20 +243,22 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_write(cx, buf));
         self.wrote(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        // Over TLS it is here that writing waits.
+        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_flush(cx));
+        self.wrote(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        of_stream!(&mut self.io, io => Pin::new(io).poll_shutdown(cx))
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        of_stream!(&self.io, io => io.is_write_vectored())
     }
 
     fn poll_write_vectored(
@@ -205,34 +266,32 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_write_vectored(cx, bufs));
         self.wrote(result)
     }
 }
 
-/// Runs a connection until it ends or its [`Watch`] cuts it. `drain` is called once when it shall end soon.
-pub(crate) async fn run<C, E>(
+/// Runs a connection until it ends, or until its [`Watch`] cuts it: `None`. `drain` is called once when it shall end
+/// soon.
+pub(crate) async fn run<C: Future>(
     mut connection: Pin<&mut C>,
     watch: &Watch,
     mut drain: impl FnMut(Pin<&mut C>),
-) where
-    C: Future<Output = Result<(), E>>,
-{
+) -> Option<C::Output> {
     let mut draining = false;
     std::future::poll_fn(|cx| {
         watch.waker.register(cx.waker());
         match watch.order.load(Ordering::Acquire) {
-            CUT => return Poll::Ready(()),
+            CUT => return Poll::Ready(None),
             DRAIN if !draining => {
                 draining = true;
                 drain(connection.as_mut());
             }
             _ => {}
         }
-        // How a client connection ends matters to nobody: the request has its own record.
-        connection.as_mut().poll(cx).map(|_ended| ())
+        connection.as_mut().poll(cx).map(Some)
     })
-    .await;
+    .await
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use penstock_core::config::Protocol;
 use penstock_core::names::{
@@ -127,7 +127,7 @@ pub(crate) async fn handle(
     if let Some(cache) = cache {
         headers.insert(CACHE, HeaderValue::from_static(cache));
     }
-    if is_last {
+    if is_last && head.version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)

@@ -33,6 +33,7 @@ mod admin;
 mod attempt;
 mod begin;
 mod body;
+mod certificates;
 mod failure;
 mod framing;
 mod guard;
@@ -47,6 +48,7 @@ mod upstream;
 mod worker;
 
 pub use args::{Args, GatewayArgs};
-pub use server::{Error, run};
+pub use certificates::TlsSettings;
+pub use server::{Error, Listeners, run};
 pub use settings::{Limits, Settings};
 pub use source::{Credential, Credentials, Publisher, Sources};

@@ -125,6 +125,10 @@ pub struct Metrics {
     pub retries: Counter,
     /// Endpoints that were left out after failures in a row.
     pub ejections: Counter,
+    /// Sets of certificates that were put in force.
+    pub certificate_reloads: Counter,
+    /// Certificates whose newest files cannot be used.
+    pub unusable_certificates: Gauge,
     /// Configs that were applied.
     pub reloads: Counter<u64, AtomicU64>,
 }
@@ -202,6 +206,8 @@ impl Metrics {
             connections: Gauge::default(),
             retries: Counter::default(),
             ejections: Counter::default(),
+            certificate_reloads: Counter::default(),
+            unusable_certificates: Gauge::default(),
             reloads: Counter::default(),
         };
         let seconds = || Unit::Seconds;
@@ -272,6 +278,16 @@ impl Metrics {
             "penstock_gateway_connections",
             "Open client connections",
             metrics.connections.clone(),
+        );
+        registry.register(
+            "penstock_gateway_certificate_reloads",
+            "Sets of certificates for callers that were put in force",
+            metrics.certificate_reloads.clone(),
+        );
+        registry.register(
+            "penstock_gateway_certificates_unusable",
+            "Certificates for callers whose newest files cannot be used",
+            metrics.unusable_certificates.clone(),
         );
         registry.register(
             "penstock_gateway_config_reloads",

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::certificates::Certificates;
 use crate::metrics::Metrics;
 use crate::process::{Process, Worker};
 use crate::record::ROUTE_OUTCOMES;
@@ -41,15 +42,24 @@ pub enum Error {
     Admin(#[source] std::io::Error),
 }
 
-/// Serves until `shutdown`, then drains. `data` is the listener for requests, `admin` the one for `/healthz`,
-/// `/readyz`, `/metrics`, `/config` and `/load`.
+/// Where a gateway is reached.
+#[derive(Debug)]
+pub struct Listeners {
+    /// Requests in the clear.
+    pub http: TcpListener,
+    /// Requests over TLS, with the certificates of [`Settings::tls`].
+    pub https: Option<TcpListener>,
+    /// `/healthz`, `/readyz`, `/metrics`, `/config` and `/load`.
+    pub admin: TcpListener,
+}
+
+/// Serves until `shutdown`, then drains.
 ///
 /// Dropping the future stops accepting and aborts what is in progress.
 pub async fn run(
     settings: Settings,
     sources: Sources,
-    data: TcpListener,
-    admin: TcpListener,
+    listeners: Listeners,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let mut registry = Registry::default();
@@ -72,7 +82,7 @@ pub async fn run(
     tasks.spawn({
         let stopped = stopped.clone();
         async move {
-            admin::serve(admin, router, stopped)
+            admin::serve(listeners.admin, router, stopped)
                 .await
                 .map_err(Error::Admin)
         }
@@ -84,12 +94,8 @@ pub async fn run(
         shutdown.clone(),
     ));
     let accepting = CancellationToken::new();
-    tasks.spawn(accept(
-        Arc::clone(&process),
-        data,
-        handed,
-        accepting.clone(),
-    ));
+    let (http, https) = (listeners.http, listeners.https);
+    open(&process, http, https, handed, &accepting, &mut tasks);
 
     let failed = tokio::select! {
         () = shutdown.cancelled() => None,
@@ -108,6 +114,34 @@ pub async fn run(
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     failed.map_or(Ok(()), Err)
+}
+
+/// Begins to accept.
+fn open(
+    process: &Arc<Process>,
+    http: TcpListener,
+    https: Option<TcpListener>,
+    workers: Handed,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<Result<(), Error>>,
+) {
+    let most = process.settings.limits.connections;
+    let door = Door {
+        permits: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
+        workers,
+        stop: stop.clone(),
+    };
+    if let Some(https) = https {
+        let certificates = Arc::new(Certificates::new());
+        let (process, followed) = (Arc::clone(process), Arc::clone(&certificates));
+        tasks.spawn(async move {
+            let settings = process.settings.tls.clone();
+            followed.follow(settings, &process.metrics).await;
+            Ok(())
+        });
+        tasks.spawn(accept(door.clone(), https, Some(certificates)));
+    }
+    tasks.spawn(accept(door, http, None));
 }
 
 /// Waits for the connections in the order that keeps every request: first nobody new is sent here, then nobody new
@@ -172,20 +206,26 @@ fn start_workers(
     Ok((ends, handed))
 }
 
-/// Accepts connections and gives each to the worker with the fewest.
-async fn accept(
-    process: Arc<Process>,
-    listener: TcpListener,
+/// What listeners share.
+#[derive(Clone)]
+struct Door {
+    /// One a connection.
+    permits: Arc<Semaphore>,
     workers: Handed,
     stop: CancellationToken,
+}
+
+/// Accepts connections and gives each to the worker with the fewest. With `certificates`, they speak TLS.
+async fn accept(
+    door: Door,
+    listener: TcpListener,
+    certificates: Option<Arc<Certificates>>,
 ) -> Result<(), Error> {
-    let permits = Arc::new(Semaphore::new(
-        process
-            .settings
-            .limits
-            .connections
-            .min(Semaphore::MAX_PERMITS),
-    ));
+    let Door {
+        permits,
+        workers,
+        stop,
+    } = door;
     loop {
         let next = async {
             let permit = Arc::clone(&permits).acquire_owned().await.ok()?;
@@ -206,12 +246,27 @@ async fn accept(
                 continue;
             }
         };
+        let tls = match &certificates {
+            None => None,
+            // Without a certificate there is nothing to say to a caller who wants one.
+            Some(certificates) => match certificates.current() {
+                None => continue,
+                Some(tls) => Some(tls),
+            },
+        };
         let least = workers
             .iter()
             .min_by_key(|(worker, _)| worker.connections.load(Ordering::Relaxed));
         let Some((worker, sender)) = least else { break };
         worker.connections.fetch_add(1, Ordering::Relaxed);
-        if sender.send(Arrival { stream, permit }).is_err() {
+        if sender
+            .send(Arrival {
+                stream,
+                permit,
+                tls,
+            })
+            .is_err()
+        {
             break;
         }
     }

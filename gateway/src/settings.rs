@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use penstock_core::ids::Id;
 
+use crate::certificates::TlsSettings;
+
 /// What a gateway is told at start. Nothing here changes while it runs.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -27,6 +29,8 @@ pub struct Settings {
     pub decision_log_share: f64,
     /// PEM file with certificate authorities that https backends may be signed by, besides the public ones.
     pub upstream_ca: Option<PathBuf>,
+    /// Certificates of the listener with TLS, if there is one.
+    pub tls: TlsSettings,
 }
 
 /// Bounds of what callers may use.
@@ -92,6 +96,7 @@ impl Settings {
             drain: Duration::from_mins(10),
             decision_log_share: 0.0,
             upstream_ca: None,
+            tls: TlsSettings::default(),
         }
     }
 }

@@ -5,17 +5,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use rustls::ServerConfig;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::guard::{self, Watch, WatchedIo};
+use crate::certificates::HTTP_2;
+use crate::guard::{self, Socket, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::process::Worker;
+use crate::settings::Limits;
 
 /// The longest time between two looks at the connections; shorter limits shorten it.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
@@ -24,11 +28,25 @@ const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// a little over get an error that they can read.
 const HEAD_SLACK: usize = 4;
 const SMALLEST_HEAD_BYTES: usize = 16 << 10;
+/// Requests at one time on one HTTP/2 connection. Clients and proxies that need more open another one.
+const H2_STREAMS: u32 = 128;
+/// What a caller may send of one body before the gateway has taken it.
+const H2_STREAM_WINDOW_BYTES: u32 = 256 << 10;
+/// The same of all bodies of one connection.
+const H2_CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+/// What is kept of one answer that its caller does not take.
+const H2_SEND_BYTES: usize = 64 << 10;
+/// Streams that a caller reset before the gateway came to them; one more ends the connection (CVE-2023-44487).
+const H2_PENDING_RESETS: usize = 20;
+/// Streams that the gateway had to reset for a caller's mistakes; one more ends the connection (CVE-2025-8671).
+const H2_ERROR_RESETS: usize = 256;
 
 /// A client connection on its way to a worker.
 pub(crate) struct Arrival {
     pub(crate) stream: std::net::TcpStream,
     pub(crate) permit: OwnedSemaphorePermit,
+    /// `None`: in the clear.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 /// Signals that all workers follow.
@@ -138,26 +156,58 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let limits = &worker.process.settings.limits;
-    let io = TokioIo::new(WatchedIo::new(stream, Arc::clone(&watch)));
+    let builder = protocols(&worker.process.settings.limits);
+    let (socket, builder) = match arrival.tls {
+        None => (Socket::Plain(stream), builder),
+        Some(tls) => {
+            let accept = std::pin::pin!(TlsAcceptor::from(tls).accept(stream));
+            // Why a caller was not let in is the caller's to know.
+            let Some(Ok(stream)) = guard::run(accept, &watch, |_| {}).await else {
+                return;
+            };
+            let builder = if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+                watch.speaks_http2();
+                builder.http2_only()
+            } else {
+                builder.http1_only()
+            };
+            (Socket::Tls(Box::new(stream)), builder)
+        }
+    };
+    let io = TokioIo::new(WatchedIo::new(socket, Arc::clone(&watch)));
     let service = {
         let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
         service_fn(move |request| handle(Arc::clone(&worker), Arc::clone(&watch), request))
     };
-    let connection = http1::Builder::new()
-        // The worker's ticks do this without a timer for each request.
-        .header_read_timeout(None)
-        .max_headers(limits.headers.saturating_mul(2))
-        .max_buf_size(
-            limits
-                .header_bytes
-                .saturating_mul(HEAD_SLACK)
-                .max(SMALLEST_HEAD_BYTES),
-        )
-        .serve_connection(io, service);
-    let connection = std::pin::pin!(connection);
-    guard::run(connection, &watch, |connection| {
+    let connection = std::pin::pin!(builder.serve_connection(io, service));
+    // How a client connection ends matters to nobody: the request has its own record.
+    let _ended = guard::run(connection, &watch, |connection| {
         connection.graceful_shutdown();
     })
     .await;
+}
+
+/// HTTP/1.1 and HTTP/2, within the limits.
+fn protocols(limits: &Limits) -> auto::Builder<TokioExecutor> {
+    let head_bytes = limits
+        .header_bytes
+        .saturating_mul(HEAD_SLACK)
+        .max(SMALLEST_HEAD_BYTES);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        // The worker's ticks do this without a timer for each request.
+        .header_read_timeout(None)
+        .max_headers(limits.headers.saturating_mul(2))
+        .max_buf_size(head_bytes);
+    builder
+        .http2()
+        .max_concurrent_streams(H2_STREAMS)
+        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(H2_SEND_BYTES)
+        .max_pending_accept_reset_streams(H2_PENDING_RESETS)
+        .max_local_error_reset_streams(H2_ERROR_RESETS);
+    builder
 }

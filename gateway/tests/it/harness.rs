@@ -6,11 +6,13 @@ use std::time::Duration;
 mod client;
 mod gateway;
 mod plan;
+mod tls;
 mod upstream;
 
 pub(crate) use client::*;
 pub(crate) use gateway::*;
 pub(crate) use plan::*;
+pub(crate) use tls::*;
 pub(crate) use upstream::*;
 
 /// Everything that should happen happens within this, on a busy machine too.

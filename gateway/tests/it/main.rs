@@ -4,6 +4,7 @@
 mod balance;
 mod buffered;
 mod cache;
+mod callers_tls;
 mod calls;
 mod cluster;
 mod corpus;
@@ -12,6 +13,7 @@ mod drain;
 mod failover;
 mod harness;
 mod hedge;
+mod http2;
 mod limits;
 mod protocols;
 mod refusals;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use penstock_gateway::source::{Applied, Credentials, Publisher, channel};
-use penstock_gateway::{Error, Settings};
+use penstock_gateway::{Error, Listeners, Settings};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinSet;
@@ -17,6 +17,8 @@ use super::{Answer, Client, DONE, Plan, SOON, Step, id, sse_head, within, word};
 pub(crate) struct Gateway {
     pub(crate) address: SocketAddr,
     pub(crate) admin: SocketAddr,
+    /// Where it speaks TLS, if it has certificates.
+    pub(crate) tls_address: Option<SocketAddr>,
     pub(crate) publisher: Publisher,
     pub(crate) shutdown: CancellationToken,
     tasks: JoinSet<Result<(), Error>>,
@@ -46,19 +48,29 @@ impl Gateway {
         let (publisher, sources) = channel();
         let data = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let https = if settings.tls.folders.is_empty() {
+            None
+        } else {
+            Some(TcpListener::bind("127.0.0.1:0").await.unwrap())
+        };
+        let tls_address = https.as_ref().map(|https| https.local_addr().unwrap());
         let (address, admin_address) = (data.local_addr().unwrap(), admin.local_addr().unwrap());
         let shutdown = CancellationToken::new();
         let mut tasks = JoinSet::new();
         tasks.spawn(penstock_gateway::run(
             settings,
             sources,
-            data,
-            admin,
+            Listeners {
+                http: data,
+                https,
+                admin,
+            },
             shutdown.clone(),
         ));
         Self {
             address,
             admin: admin_address,
+            tls_address,
             publisher,
             shutdown,
             tasks,
