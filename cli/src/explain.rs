@@ -103,7 +103,7 @@ async fn ask(uri: Uri, headers: HeaderMap, body: Vec<u8>) -> anyhow::Result<Byte
     }
 }
 
-const HEADINGS: [&str; 9] = [
+const HEADINGS: [&str; 10] = [
     "TIER",
     "BACKEND",
     "WEIGHT",
@@ -113,6 +113,7 @@ const HEADINGS: [&str; 9] = [
     "WAITING",
     "AVERAGE",
     "COST",
+    "STRATEGY",
 ];
 /// Begins a cell that may run over the columns behind it.
 const DROPPED: &str = "dropped: ";
@@ -172,6 +173,13 @@ fn rows_of(candidate: &Value) -> Vec<Vec<String>> {
         return vec![row(&["-".to_owned(), format!("{DROPPED}{why}")])];
     }
     let ms = |value: &Value| format!("{:.1} ms", value.as_f64().unwrap_or(0.0));
+    let figures = |value: &Value| {
+        let figures = value.as_object().into_iter().flatten();
+        let figures: Vec<String> = figures
+            .map(|(name, value)| format!("{name} {:.1}", value.as_f64().unwrap_or(0.0)))
+            .collect();
+        figures.join(", ")
+    };
     let endpoints = candidate["endpoints"].as_array().into_iter().flatten();
     endpoints
         .map(|endpoint| {
@@ -182,6 +190,7 @@ fn rows_of(candidate: &Value) -> Vec<Vec<String>> {
                 endpoint["waitingTokens"].to_string(),
                 ms(&endpoint["averageMs"]),
                 ms(&endpoint["cost"]),
+                figures(&endpoint["figures"]),
             ])
         })
         .collect()
@@ -218,7 +227,8 @@ mod tests {
             "chosen": {"backend": "ns/a", "address": "10.0.0.1:8000", "pass": "fresh"},
             "candidates": [
                 {"backend": "ns/a", "tier": 0, "weight": 1, "endpoints": [
-                    {"address": "10.0.0.1:8000", "standing": "good", "inFlight": 2, "waitingTokens": 30, "averageMs": 41.25, "cost": 90.5},
+                    {"address": "10.0.0.1:8000", "standing": "good", "inFlight": 2, "waitingTokens": 30, "averageMs": 41.25, "cost": 90.5,
+                     "figures": {"priceMicroUsd": 350, "ttftMs": 81.25}},
                     {"address": "10.0.0.2:8000", "standing": "failing", "inFlight": 0, "waitingTokens": 0, "averageMs": 0.0, "cost": 0.0}]},
                 {"backend": "ns/long-name", "tier": 1, "weight": 10, "dropped": "its protocol cannot carry 'seed'", "endpoints": []}]});
         assert_eq!(
@@ -226,8 +236,8 @@ mod tests {
             "rule     ns/p/chat (generation 3), PeakEwma\n\
              request  a stream, about 12 prompt tokens\n\
              chosen   ns/a 10.0.0.1:8000 (fresh)\n\n\
-             TIER  BACKEND       WEIGHT  ENDPOINT       STANDING  IN FLIGHT  WAITING  AVERAGE  COST\n\
-             0     ns/a          1       10.0.0.1:8000  good      2          30       41.2 ms  90.5 ms\n\
+             TIER  BACKEND       WEIGHT  ENDPOINT       STANDING  IN FLIGHT  WAITING  AVERAGE  COST     STRATEGY\n\
+             0     ns/a          1       10.0.0.1:8000  good      2          30       41.2 ms  90.5 ms  priceMicroUsd 350.0, ttftMs 81.2\n\
              0     ns/a          1       10.0.0.2:8000  failing   0          0        0.0 ms   0.0 ms\n\
              1     ns/long-name  10      -              dropped: its protocol cannot carry 'seed'\n"
         );

@@ -11,6 +11,10 @@ use sha2::{Digest as _, Sha256};
 use crate::endpoints::ServicePort;
 use crate::ids::{BackendId, Id};
 
+mod profile;
+
+pub use profile::{Capabilities, Price, Profile};
+
 /// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
 pub const FORMAT: u32 = 1;
 
@@ -57,6 +61,9 @@ pub struct Backend {
     /// Sent as the protocol wants it: `Authorization: Bearer …`, or `x-api-key`. The caller's own never goes upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub credential: Option<CredentialRef>,
+    /// What it is like.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub profile: Profile,
 }
 
 /// What a backend speaks.
@@ -129,6 +136,9 @@ pub struct Rule {
     /// body names.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hash_on: Option<String>,
+    /// What the rule's callers are to see.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub slo: Slo,
     /// When to try again elsewhere. Never after the first byte of an answer went to the caller.
     pub retry: Retry,
     /// A second attempt beside one whose first token is slow to come.
@@ -238,6 +248,21 @@ pub enum Strategy {
     /// The endpoint that was sent more than half of the prompt, as long as it is not saturated; `PeakEwma` for short
     /// prompts.
     PrefixAffinity,
+    /// The endpoint that is expected to begin its answer soonest; others get a small share, so that they can come back.
+    Latency,
+    /// The cheapest backend by [`Profile::price`]; among equally cheap ones as `PeakEwma`.
+    Cost,
+    /// The cheapest backend of those that are expected to keep to [`Rule::slo`]; where none is, the quickest.
+    CostLatency,
+}
+
+/// What callers are to see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Slo {
+    /// Time to the first token, in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ttft_ms: Option<u64>,
 }
 
 /// What becomes of parts of a request that a backend's protocol cannot carry.

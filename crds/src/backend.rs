@@ -12,6 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
+use crate::profile::{CapabilitiesSpec, PriceSpec};
 use crate::text::{DurationText, QuantityText};
 
 /// Exactly one of `pool`, `service` and `external`.
@@ -47,6 +48,13 @@ pub struct LLMBackendSpec {
     /// A provider outside the cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external: Option<External>,
+    /// What it can take. Requests that need what it lacks go to other candidates of their rule.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capabilities: Option<CapabilitiesSpec>,
+    /// What it costs: for the strategies `Cost` and `CostLatency`, and for the metric of what was spent. Default:
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price: Option<PriceSpec>,
 }
 
 /// Engines that Penstock runs: a Deployment, a Service, a PodDisruptionBudget and, with `scaling`, a ScaledObject.

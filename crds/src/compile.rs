@@ -3,6 +3,7 @@
 
 mod backend;
 mod condition;
+mod profile;
 mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};

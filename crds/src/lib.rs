@@ -12,6 +12,7 @@ pub mod manifest;
 pub mod object;
 pub mod policy;
 pub mod problem;
+pub mod profile;
 mod shape;
 pub mod text;
 pub mod yaml;

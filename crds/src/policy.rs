@@ -73,6 +73,9 @@ pub struct RuleSpec {
     /// `safety_identifier` or `metadata.user_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOnSpec>,
+    /// What callers are to see; the strategy `CostLatency` takes the cheapest candidate that keeps to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo: Option<SloSpec>,
     /// When a failed attempt is repeated elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry: Option<RetrySpec>,
@@ -209,8 +212,23 @@ pub enum StrategySpec {
     /// The endpoint that was sent more than half of the prompt before and so holds it in its KV cache, as long as it is
     /// not saturated; `PeakEwma` for prompts under 64 tokens.
     PrefixAffinity,
-    /// In turn, proportional to weight.
+    /// In turn, exactly proportional to weight (smooth weighted round robin).
     RoundRobin,
+    /// The endpoint that is expected to begin its answer soonest. Two in a hundred requests go anywhere by weight, so
+    /// that endpoints which were slow can come back.
+    Latency,
+    /// The backend with the lowest `price` for such a request; among equally cheap ones as `PeakEwma`.
+    Cost,
+    /// The cheapest backend whose first token is expected within `slo.ttft`; where none is, the quickest one.
+    CostLatency,
+}
+
+/// What callers are to see.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SloSpec {
+    /// Time to the first token.
+    pub ttft: DurationText,
 }
 
 /// What is kept together.

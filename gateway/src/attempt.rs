@@ -7,12 +7,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
-use penstock_core::config::{Protocol, Strategy};
+use penstock_core::config::Protocol;
 use penstock_core::ids::BackendId;
 use rand::RngExt as _;
-use xxhash_rust::xxh3::xxh3_64;
 
-use crate::balance::prefix_affinity;
+use crate::capability::Needed;
 use crate::choose::{Choice, Nowhere, Pass, choose};
 use crate::conditions::Asked;
 use crate::explain::{self, Explanation};
@@ -23,7 +22,6 @@ use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
-use crate::pick::{Unfit, Wish};
 use crate::process::{Process, Worker};
 use crate::provider::{Misfit, Rest, Translated, Way};
 use crate::record::{InFlight, Record};
@@ -31,6 +29,7 @@ use crate::reject::Reject;
 use crate::snapshot::{Candidate, Rule, Snapshot};
 use crate::stream::Begun;
 use crate::vitals::Sample;
+use crate::wish::{self, Unfit, Wish};
 
 /// Larger bodies are sent once: keeping them until a first byte comes would hold too much memory.
 pub(crate) const MAX_REPLAY_BYTES: usize = 1 << 20;
@@ -62,6 +61,7 @@ impl Job<'_> {
             now_ms: self.worker.process.ms(now),
             stream: self.call.stream,
             prompt_tokens: self.prompt_tokens(),
+            answer_tokens: wish::answer_tokens(self.call),
             blocks: &self.blocks,
             key: self.key,
             unfit,
@@ -89,6 +89,16 @@ impl Job<'_> {
         }
     }
 
+    /// Who cannot carry the request, as far as its rule's backends say.
+    fn unfit(&self, rule: Option<&Rule>) -> Unfit {
+        Unfit {
+            needed: rule.map_or(Needed::NOTHING, |rule| {
+                Needed::of(rule, self.api, self.call)
+            }),
+            ..Unfit::default()
+        }
+    }
+
     pub(crate) fn prompt_tokens(&self) -> u32 {
         self.call.prompt_tokens()
     }
@@ -112,26 +122,6 @@ pub(crate) enum Answer {
     Refused { head: Response<()>, bytes: Bytes },
 }
 
-/// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
-pub(crate) fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
-    match rule.strategy {
-        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
-        _ => Vec::new(),
-    }
-}
-
-/// Hash of what the rule's strategy keeps together, if it does and the request has it.
-pub(crate) fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
-    if rule.strategy != Strategy::Hash {
-        return None;
-    }
-    let kept = match &rule.hash_on {
-        Some(header) => headers.get(header)?.as_bytes(),
-        None => call.session?.as_bytes(),
-    };
-    Some(xxh3_64(kept))
-}
-
 /// Where a request would go now, without sending it.
 pub(crate) fn explain(
     process: &Process,
@@ -153,14 +143,16 @@ pub(crate) fn explain(
     let unfit = Unfit {
         protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
         backends: Vec::new(),
+        needed: Needed::of(rule, api, call),
     };
-    let blocks = blocks(rule, call);
+    let blocks = wish::blocks(rule, call);
     let wish = Wish {
         now_ms: process.ms(penstock_shell::clock::now()),
         stream: call.stream,
         prompt_tokens: call.prompt_tokens(),
+        answer_tokens: wish::answer_tokens(call),
         blocks: &blocks,
-        key: key(rule, asked.headers, call),
+        key: wish::key(rule, asked.headers, call),
         unfit: &unfit,
     };
     let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
@@ -197,7 +189,7 @@ fn log_decision(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
     let mut misfit: Option<Misfit> = None;
-    let mut unfit = Unfit::default();
+    let mut unfit = job.unfit(record.rule.as_deref());
     loop {
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
@@ -209,9 +201,15 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             Err(Nowhere::NoEndpoint) if last.is_none() => {
                 let fits = |candidate: &Candidate| wish.fits(candidate);
                 record.rule = Some(hold::until_ready(job, &rule, record, fits).await?);
+                unfit = job.unfit(record.rule.as_deref());
                 continue;
             }
-            Err(nowhere) if last.is_none() => return Err(nowhere_reject(nowhere, misfit)),
+            Err(nowhere) if last.is_none() => {
+                return Err(nowhere_reject(
+                    nowhere,
+                    misfit.or(unfit.needed.misfit(&rule)),
+                ));
+            }
             Ok(_) | Err(_) => return last.map_or(Err(Reject::NoEndpoint), Failure::conclude),
         };
         let Some((tier, candidate)) = rule

@@ -1,6 +1,9 @@
 //! Choosing one of several. Pure: loads, weights, times and randomness come in, an index goes out. A file a strategy.
 
+pub mod cost;
+pub mod cost_latency;
 pub mod hash;
+pub mod latency;
 pub mod least_requests;
 pub mod peak_ewma;
 pub mod power_of_two;
@@ -20,6 +23,17 @@ pub struct Seen {
     pub share: f32,
     /// Hash of its address, the same in all replicas.
     pub name: u64,
+}
+
+/// What an endpoint would ask for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Offer {
+    /// Money, in pico-USD.
+    pub price: u128,
+    /// Time until the first token, in ms; 0 where nothing is known.
+    pub ttft_ms: f32,
+    /// What `PeakEwma` compares, in ms per share of the traffic.
+    pub cost_ms: f32,
 }
 
 /// Whether one more request keeps it within [`BOUND`] times its share of `total` requests in flight.
@@ -54,10 +68,30 @@ pub fn endpoint(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Price, time to the first token, cost and weight.
+    pub(crate) type Given = (u128, f32, f32, f32);
+
+    pub(crate) fn offers(given: &[Given]) -> Vec<Offer> {
+        let offer = |given: &Given| Offer {
+            price: given.0,
+            ttft_ms: given.1,
+            cost_ms: given.2,
+        };
+        given.iter().map(offer).collect()
+    }
+
+    pub(crate) fn sums(given: &[Given]) -> Vec<f32> {
+        let sums = given.iter().scan(0.0, |sum, given| {
+            *sum += given.3;
+            Some(*sum)
+        });
+        sums.collect()
+    }
 
     #[test]
     fn nobody_eligible_is_nobody_chosen() {

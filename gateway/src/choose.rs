@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt as _};
 
-use crate::pick::{Wish, has_credential, pick};
+use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
 use crate::snapshot::{Endpoint, EndpointLive, Rule};
+use crate::wish::Wish;
 
 /// An attempt that failed.
 #[derive(Clone)]
@@ -124,7 +125,7 @@ pub fn choose(
                     });
                     fits(pass, quiet_too, before, &endpoint.live, now_ms, draw)
                 };
-                if let Some((candidate, endpoint)) = pick(rule.strategy, group, wish, rng, fits) {
+                if let Some((candidate, endpoint)) = pick(rule, group, wish, rng, fits) {
                     return Ok(Choice {
                         tier,
                         candidate,
@@ -249,11 +250,12 @@ mod tests {
     use rand::rngs::StdRng;
 
     use super::*;
+    use crate::capability::Needed;
     use crate::outlier::FAILURES;
-    use crate::pick::Unfit;
     use crate::snapshot::Snapshot;
     use crate::snapshot::tests::{build, config, endpoints, rule, rule_of};
     use crate::source::Credentials;
+    use crate::wish::Unfit;
 
     fn snapshot(
         backends: &[(&str, u32, u32)],
@@ -274,12 +276,14 @@ mod tests {
     static NOBODY: Unfit = Unfit {
         protocols: Vec::new(),
         backends: Vec::new(),
+        needed: Needed::NOTHING,
     };
 
     const WISH: Wish<'_> = Wish {
         now_ms: 0,
         stream: true,
         prompt_tokens: 100,
+        answer_tokens: 100,
         blocks: &[],
         key: None,
         unfit: &NOBODY,

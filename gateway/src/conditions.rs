@@ -87,8 +87,10 @@ impl Test {
     }
 }
 
+/// Whether a request needs this of a model.
+///
 /// In valid JSON the quotes of a text inside a message are escaped, so these can only be names and values of members.
-fn is_needed(need: Need, call: &Call<'_>) -> bool {
+pub(crate) fn is_needed(need: Need, call: &Call<'_>) -> bool {
     let holds = |mark: &[u8]| memmem::find(call.prompt, mark).is_some();
     match need {
         Need::Vision => holds(b"\"image_url\"") || holds(b"\"input_image\"") || holds(b"\"image\""),

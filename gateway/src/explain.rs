@@ -1,15 +1,18 @@
 //! Why a request would go where it goes: every candidate, what speaks against it, and the figures that the strategy
 //! compares. Pure; for `penstock explain`, the sampled decision log and nothing on the path of other requests.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use penstock_core::config::Protocol;
+use penstock_core::config::{Protocol, Strategy};
 use serde::Serialize;
 
+use crate::capability::Lack;
 use crate::choose::{Choice, Standing};
-use crate::pick::{Wish, has_credential};
+use crate::pick::has_credential;
 use crate::provider::Misfit;
-use crate::snapshot::{Candidate, Rule, Slot, Snapshot, Tier};
+use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
+use crate::wish::Wish;
 
 /// What is known about one request before it is sent.
 #[derive(Debug, Serialize)]
@@ -66,6 +69,9 @@ pub struct EndpointView {
     pub average_ms: f32,
     /// What `PeakEwma` compares, in ms per share of the traffic.
     pub cost: f32,
+    /// What the rule's strategy compares besides.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub figures: BTreeMap<&'static str, f64>,
 }
 
 /// Where a request would go.
@@ -104,7 +110,7 @@ pub fn explain(
             .tiers
             .iter()
             .enumerate()
-            .flat_map(|(tier, group)| candidates(tier, group, wish, misfits))
+            .flat_map(|(tier, group)| candidates(rule, tier, group, wish, misfits))
             .collect(),
         chosen: choice.and_then(|choice| chosen(rule, choice)),
     }
@@ -121,6 +127,7 @@ fn chosen(rule: &Rule, choice: &Choice) -> Option<Chosen> {
 }
 
 fn candidates<'a>(
+    rule: &'a Rule,
     tier: usize,
     group: &'a Tier,
     wish: Wish<'a>,
@@ -131,17 +138,46 @@ fn candidates<'a>(
         backend: candidate.backend.id.to_string(),
         tier,
         weight: *weight,
-        dropped: dropped(candidate, misfits),
+        dropped: dropped(candidate, wish, misfits),
         endpoints: group
             .slots
             .iter()
             .filter(|slot| slot.candidate == index)
-            .filter_map(|slot| endpoint(candidate, slot, wish))
+            .filter_map(|slot| endpoint(rule, candidate, slot, wish))
             .collect(),
     })
 }
 
-fn dropped(candidate: &Candidate, misfits: &[(Protocol, Misfit)]) -> Option<String> {
+/// What the rule's strategy compares besides `PeakEwma`'s cost.
+#[expect(clippy::cast_precision_loss, reason = "rough figures")]
+fn figures(
+    rule: &Rule,
+    candidate: &Candidate,
+    endpoint: &Endpoint,
+    wish: Wish<'_>,
+) -> BTreeMap<&'static str, f64> {
+    let price = || ("priceMicroUsd", wish.price_at(candidate) as f64 / 1e6);
+    match rule.strategy {
+        Strategy::Latency => BTreeMap::from([("expectedMs", wish.expected_ms(endpoint).into())]),
+        Strategy::Cost => BTreeMap::from([price()]),
+        Strategy::CostLatency => {
+            let target_ms = rule.slo.ttft_ms.unwrap_or(0) as f64;
+            let ttft_ms = wish.ttft_ms(endpoint).into();
+            BTreeMap::from([price(), ("targetMs", target_ms), ("ttftMs", ttft_ms)])
+        }
+        _ => BTreeMap::new(),
+    }
+}
+
+fn dropped(
+    candidate: &Candidate,
+    wish: Wish<'_>,
+    misfits: &[(Protocol, Misfit)],
+) -> Option<String> {
+    let lack = wish
+        .unfit
+        .needed
+        .lack(&candidate.backend.profile.capabilities);
     let protocol = candidate.backend.protocol;
     let misfit = misfits.iter().find(|(unfit, _)| *unfit == protocol);
     match misfit {
@@ -151,13 +187,28 @@ fn dropped(candidate: &Candidate, misfits: &[(Protocol, Misfit)]) -> Option<Stri
         Some((_, Misfit::Invalid(param, expected))) => {
             Some(format!("'{param}' must be {expected}"))
         }
+        None if lack.is_some() => lack.map(lacking),
         None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
         None if !candidate.has_endpoint() => Some("it has no ready endpoint".to_owned()),
         None => None,
     }
 }
 
-fn endpoint(candidate: &Candidate, slot: &Slot, wish: Wish<'_>) -> Option<EndpointView> {
+fn lacking(lack: Lack) -> String {
+    match lack {
+        Lack::Feature(need) => format!("it lacks {need:?}"),
+        Lack::Context { needed, has } => {
+            format!("its context has {has} tokens, the request takes about {needed}")
+        }
+    }
+}
+
+fn endpoint(
+    rule: &Rule,
+    candidate: &Candidate,
+    slot: &Slot,
+    wish: Wish<'_>,
+) -> Option<EndpointView> {
     let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
     let live = &endpoint.live;
     Some(EndpointView {
@@ -167,5 +218,6 @@ fn endpoint(candidate: &Candidate, slot: &Slot, wish: Wish<'_>) -> Option<Endpoi
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
         average_ms: live.latency(wish.stream).at(wish.now_ms),
         cost: wish.cost_at(slot, endpoint),
+        figures: figures(rule, candidate, endpoint, wish),
     })
 }

@@ -29,6 +29,7 @@ use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
 use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
+use crate::wish;
 
 const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
 const CACHE: HeaderName = HeaderName::from_static(CACHE_HEADER);
@@ -187,7 +188,7 @@ async fn serve(
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
-    let blocks = attempt::blocks(&rule, &call);
+    let blocks = wish::blocks(&rule, &call);
     let job = Job {
         worker,
         id: record.id.clone(),
@@ -197,7 +198,7 @@ async fn serve(
         body: &body,
         call: &call,
         blocks,
-        key: attempt::key(&rule, &head.headers, &call),
+        key: wish::key(&rule, &head.headers, &call),
         translated: OnceLock::new(),
     };
     let answer = attempt::run(&job, record).await?;

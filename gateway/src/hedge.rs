@@ -12,15 +12,15 @@ use crate::attempt::{Answer, Job, candidate_of};
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
-use crate::pick::Unfit;
 use crate::record::InFlight;
 use crate::snapshot::Rule;
+use crate::wish::Unfit;
 
 /// An attempt under way.
 pub(crate) struct Lane {
     pub(crate) choice: Choice,
     pub(crate) entered: Instant,
-    /// What lay before it, see [`crate::pick::Wish::work_at`].
+    /// What lay before it, see [`crate::wish::Wish::work_at`].
     pub(crate) work: f32,
 }
 

@@ -6,6 +6,7 @@
 pub mod args;
 pub mod balance;
 pub mod cache;
+pub mod capability;
 pub mod choose;
 pub mod conditions;
 pub mod cooldown;
@@ -28,6 +29,7 @@ pub mod snapshot;
 pub mod source;
 pub mod sse;
 pub mod vitals;
+pub mod wish;
 
 mod admin;
 mod attempt;

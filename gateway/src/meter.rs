@@ -19,8 +19,17 @@ mod events;
 pub struct Usage {
     /// Tokens of the prompt, those that a cache of the backend held included.
     pub prompt_tokens: u64,
+    /// Those of them that a cache of the backend held.
+    pub cached_tokens: u64,
     /// Tokens of the answer.
     pub completion_tokens: u64,
+}
+
+/// What chat completions and Responses say of a prompt's tokens.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct Details {
+    #[serde(default)]
+    cached_tokens: Option<u64>,
 }
 
 /// The members by which protocols count.
@@ -39,6 +48,10 @@ struct Counts {
     cache_creation_input_tokens: Option<u64>,
     #[serde(default)]
     cache_read_input_tokens: Option<u64>,
+    #[serde(default)]
+    prompt_tokens_details: Option<Details>,
+    #[serde(default)]
+    input_tokens_details: Option<Details>,
 }
 
 impl Counts {
@@ -48,8 +61,15 @@ impl Counts {
         let prompt = self.prompt_tokens.or(self.input_tokens).unwrap_or(0);
         Usage {
             prompt_tokens: prompt.saturating_add(apart),
+            cached_tokens: self.cached().unwrap_or(0),
             completion_tokens: self.completion_tokens.or(self.output_tokens).unwrap_or(0),
         }
+    }
+
+    fn cached(self) -> Option<u64> {
+        let details = self.prompt_tokens_details.or(self.input_tokens_details);
+        self.cache_read_input_tokens
+            .or_else(|| details.and_then(|details| details.cached_tokens))
     }
 
     /// What came later counts, where it says anything.
@@ -63,6 +83,8 @@ impl Counts {
             output_tokens: self.output_tokens.or(before.output_tokens),
             cache_creation_input_tokens: creation.or(before.cache_creation_input_tokens),
             cache_read_input_tokens: read.or(before.cache_read_input_tokens),
+            prompt_tokens_details: self.prompt_tokens_details.or(before.prompt_tokens_details),
+            input_tokens_details: self.input_tokens_details.or(before.input_tokens_details),
         }
     }
 }
@@ -322,7 +344,7 @@ mod tests {
     const ROLE: &str = "data: {\"choices\":[{\"index\":0,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"finish_reason\":null}]}\n\n";
     const WORD: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"hi \\\"usage\\\" \\\"abort\\\"\"},\"finish_reason\":null}]}\n\n";
     const ABORT: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"abort\"}]}\n\n";
-    const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9}}\n\n";
+    const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":5}}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";
 
     fn feed(text: &str) -> (Meter, u32) {
@@ -344,6 +366,7 @@ mod tests {
             meter.usage(),
             Some(Usage {
                 prompt_tokens: 7,
+                cached_tokens: 5,
                 completion_tokens: 2
             })
         );
@@ -404,6 +427,7 @@ mod tests {
             (
                 Some(Usage {
                     prompt_tokens: 3,
+                    cached_tokens: 0,
                     completion_tokens: 4
                 }),
                 None

@@ -67,6 +67,12 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CostLabels {
+    rule: String,
+    backend: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FailureLabels {
     backend: String,
     reason: &'static str,
@@ -111,6 +117,7 @@ type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 pub struct Metrics {
     requests: Family<OutcomeLabels, Counter>,
     failures: Family<FailureLabels, Counter>,
+    costs: Family<CostLabels, Counter<f64, AtomicU64>>,
     calls: CallFamilies,
     cache: Family<ResultLabels, Counter>,
     hedges: Family<ResultLabels, Counter>,
@@ -192,6 +199,7 @@ impl Metrics {
         let metrics = Self {
             requests: Family::default(),
             failures: Family::default(),
+            costs: Family::default(),
             calls: CallFamilies {
                 duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
                 ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
@@ -243,6 +251,11 @@ impl Metrics {
             "penstock_gateway_attempt_failures",
             "Attempts that failed before the answer began",
             metrics.failures.clone(),
+        );
+        registry.register(
+            "penstock_gateway_cost_usd",
+            "What answers cost, by the prices of their backends and the tokens that these counted",
+            metrics.costs.clone(),
         );
         registry.register(
             "penstock_gateway_retries",
@@ -331,6 +344,10 @@ impl Metrics {
                 calls.tokens.remove(&labels);
             }
         }
+        self.costs.remove(&CostLabels {
+            rule: rule.to_owned(),
+            backend: backend.to_owned(),
+        });
         for outcome in outcomes {
             let labels = OutcomeLabels {
                 rule: rule.to_owned(),
@@ -362,6 +379,17 @@ impl Metrics {
                 self.requests.get_or_create(&labels).inc()
             }
         };
+    }
+
+    /// Counts what an answer cost, in pico-USD.
+    #[expect(clippy::cast_precision_loss, reason = "sums of money far below 2^52")]
+    pub fn cost(&self, route: &RouteMetrics, pico_usd: u128) {
+        let labels = CostLabels {
+            rule: route.rule.clone(),
+            backend: route.backend.clone(),
+        };
+        let counter = self.costs.get_or_create(&labels);
+        counter.inc_by(pico_usd as f64 / 1e12);
     }
 
     /// Counts an attempt that failed before an answer began.
@@ -449,6 +477,7 @@ mod tests {
         metrics.ended(Some(&route), "", "ok");
         metrics.ended(Some(&route), "", "cut");
         route.call(Api::Chat).ttft.observe(0.2);
+        metrics.cost(&route, 2_500_000_000);
         let before = text(&registry);
         assert!(
             !before.contains(r#"gen_ai_operation_name="embeddings""#),
@@ -459,6 +488,11 @@ mod tests {
         ));
         assert!(before.contains("gen_ai_server_time_to_first_token_seconds_bucket"));
         assert!(before.contains("gen_ai_client_token_usage_bucket"));
+        assert!(
+            before.contains(
+                r#"penstock_gateway_cost_usd_total{rule="ns/p/r",backend="ns/b"} 0.0025"#
+            )
+        );
         metrics.forget("ns/p/r", "ns/b", &["ok", "cut"]);
         assert!(!text(&registry).contains("ns/p/r"));
     }

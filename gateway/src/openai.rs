@@ -188,6 +188,8 @@ pub struct Call<'a> {
     pub has_schema: bool,
     /// The conversation or user that the body names, as JSON text.
     pub session: Option<&'a str>,
+    /// How many tokens its answer may have, where it says so.
+    pub max_tokens: Option<u32>,
 }
 
 /// Why a body cannot be used.
@@ -236,9 +238,27 @@ struct View<'a> {
     /// Anthropic's holds the user's id and nothing else.
     #[serde(borrow, default)]
     metadata: Option<&'a RawValue>,
+    /// Where the protocols bound an answer.
+    #[serde(borrow, default)]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_output_tokens: Option<&'a RawValue>,
 }
 
 impl View<'_> {
+    fn max_tokens(&self) -> Option<u32> {
+        [
+            self.max_completion_tokens,
+            self.max_output_tokens,
+            self.max_tokens,
+        ]
+        .into_iter()
+        .flatten()
+        .find_map(|raw| raw.get().parse().ok())
+    }
+
     fn has_schema(&self) -> bool {
         [self.response_format, self.output_config, self.text]
             .into_iter()
@@ -294,6 +314,7 @@ impl<'a> Call<'a> {
             encoding: Encoding::Json,
             has_tools: view.has_tools(),
             has_schema: view.has_schema(),
+            max_tokens: view.max_tokens(),
             session: view
                 .prompt_cache_key
                 .or(view.user)
@@ -325,6 +346,7 @@ impl<'a> Call<'a> {
             has_tools: false,
             has_schema: false,
             session: None,
+            max_tokens: None,
         })
     }
 

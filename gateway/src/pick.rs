@@ -7,98 +7,61 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
-use penstock_core::config::{Protocol, Strategy};
-use penstock_core::ids::BackendId;
+use penstock_core::config::Strategy;
 use rand::Rng;
 
-use crate::balance::peak_ewma::Work;
 use crate::balance::prefix_affinity::Owner;
 use crate::balance::{
-    self, Seen, hash, least_requests, peak_ewma, power_of_two, prefix_affinity, round_robin,
+    self, Offer, Seen, cost, cost_latency, hash, latency, least_requests, power_of_two,
+    prefix_affinity, round_robin,
 };
-use crate::snapshot::{Candidate, Credential, Endpoint, Slot, Tier};
-
-/// What a strategy may know of the request.
-#[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
-    /// Now, in the process's ms.
-    pub now_ms: u64,
-    /// Whether an event stream is asked for: its first token tells of a queue, other answers come when all is done.
-    pub stream: bool,
-    /// About how many tokens its prompt has.
-    pub prompt_tokens: u32,
-    /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
-    pub blocks: &'a [u64],
-    /// Hash of what `Hash` keeps together; `None` where the request has no such thing.
-    pub key: Option<u64>,
-    /// Who cannot carry it.
-    pub unfit: &'a Unfit,
-}
-
-/// Who cannot carry a request.
-#[derive(Clone, Debug, Default)]
-pub struct Unfit {
-    /// All backends that speak one of these.
-    pub protocols: Vec<Protocol>,
-    /// Backends that refused it.
-    pub backends: Vec<BackendId>,
-}
-
-impl Wish<'_> {
-    /// Whether the candidate can carry it, as far as is known.
-    pub fn fits(&self, candidate: &Candidate) -> bool {
-        let backend = &candidate.backend;
-        !self.unfit.protocols.contains(&backend.protocol)
-            && !self.unfit.backends.contains(&backend.id)
-    }
-
-    /// What an average of the endpoint's latency is to be multiplied with.
-    pub fn work_at(&self, endpoint: &Endpoint) -> f32 {
-        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
-        if self.stream {
-            let work = Work {
-                in_flight,
-                waiting_tokens: endpoint.live.waiting_tokens.load(Ordering::Relaxed),
-                prompt_tokens: self.prompt_tokens,
-            };
-            work.until_first_token()
-        } else {
-            sharing(in_flight)
-        }
-    }
-
-    /// What `PeakEwma` takes the endpoint to need for it, in ms per share of the traffic.
-    pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
-        let average_ms = endpoint.live.latency(self.stream).at(self.now_ms);
-        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
-        peak_ewma::cost(average_ms, self.work_at(endpoint), in_flight, slot.share)
-    }
-}
-
-/// Requests that share an endpoint, one more included.
-#[expect(clippy::cast_precision_loss, reason = "far below 2^23")]
-fn sharing(in_flight: u32) -> f32 {
-    in_flight as f32 + 1.0
-}
+use crate::snapshot::{Candidate, Credential, Endpoint, Rule, Slot, Tier};
+use crate::wish::{Wish, sharing};
 
 /// One of a tier's endpoints that fit, by the rule's strategy.
 pub fn pick(
-    strategy: Strategy,
+    rule: &Rule,
     tier: &Tier,
     wish: Wish<'_>,
     rng: &mut impl Rng,
     fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
 ) -> Option<(usize, Arc<Endpoint>)> {
-    match strategy {
-        Strategy::RoundRobin => in_two_steps(tier, false, fits),
-        Strategy::LeastRequests => in_two_steps(tier, true, fits),
-        Strategy::PowerOfTwo => cheaper_of_two(tier, None, rng, fits),
-        Strategy::PeakEwma => cheaper_of_two(tier, Some(wish), rng, fits),
-        Strategy::Hash => {
-            by_hash(tier, wish, &fits).or_else(|| cheaper_of_two(tier, Some(wish), rng, fits))
+    let quicker = |rng: &mut _| {
+        cheaper_of_two(
+            tier,
+            rng,
+            |slot, endpoint| wish.cost_at(slot, endpoint),
+            &fits,
+        )
+    };
+    match rule.strategy {
+        Strategy::RoundRobin => in_two_steps(tier, false, &fits),
+        Strategy::LeastRequests => in_two_steps(tier, true, &fits),
+        Strategy::PowerOfTwo => {
+            let load = |slot: &Slot, endpoint: &Endpoint| {
+                sharing(endpoint.live.in_flight.load(Ordering::Relaxed)) / slot.share
+            };
+            cheaper_of_two(tier, rng, load, &fits)
         }
-        Strategy::PrefixAffinity => {
-            by_prefix(tier, wish, &fits).or_else(|| cheaper_of_two(tier, Some(wish), rng, fits))
+        Strategy::PeakEwma => quicker(rng),
+        Strategy::Hash => by_hash(tier, wish, &fits).or_else(|| quicker(rng)),
+        Strategy::PrefixAffinity => by_prefix(tier, wish, &fits).or_else(|| quicker(rng)),
+        Strategy::Latency => {
+            let fitting = Fitting::of(tier, &fits);
+            let expected = fitting.each(|place| wish.expected_ms(place.endpoint) / place.weight);
+            fitting.at(latency::pick(&expected, &fitting.cumulative(), rng)?)
+        }
+        Strategy::Cost => {
+            let fitting = Fitting::of(tier, &fits);
+            let offers = fitting.each(|place| place.offer(wish));
+            fitting.at(cost::pick(&offers, &fitting.cumulative(), rng)?)
+        }
+        Strategy::CostLatency => {
+            let fitting = Fitting::of(tier, &fits);
+            let offers = fitting.each(|place| place.offer(wish));
+            let target_ms = rule.slo.ttft_ms;
+            let picked = cost_latency::pick(&offers, target_ms, &fitting.cumulative(), rng)?;
+            fitting.at(picked)
         }
     }
 }
@@ -108,68 +71,93 @@ pub fn has_credential(candidate: &Candidate) -> bool {
     !matches!(candidate.backend.credential, Credential::Missing)
 }
 
-/// The cheaper of two endpoints of the tier: by its latency for such requests, or by requests in flight alone.
+/// The cheaper of two endpoints of the tier.
 fn cheaper_of_two(
     tier: &Tier,
-    latency_for: Option<Wish<'_>>,
     rng: &mut impl Rng,
+    cost: impl Fn(&Slot, &Endpoint) -> f32,
     fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
 ) -> Option<(usize, Arc<Endpoint>)> {
-    let at = |index: usize| {
-        let slot = tier.slots.get(index)?;
+    let at = |index: usize| Place::of(tier, tier.slots.get(index)?);
+    let eligible = |index: usize| at(index).is_some_and(|place| place.is_eligible(&fits));
+    let cost =
+        |index: usize| at(index).map_or(f32::INFINITY, |place| cost(place.slot, place.endpoint));
+    at(power_of_two::pick(&tier.cumulative, rng, eligible, cost)?).map(Place::chosen)
+}
+
+/// An endpoint of a tier.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    slot: &'a Slot,
+    /// That of its candidate.
+    weight: f32,
+    candidate: &'a Candidate,
+    endpoint: &'a Arc<Endpoint>,
+}
+
+impl<'a> Place<'a> {
+    fn of(tier: &'a Tier, slot: &'a Slot) -> Option<Self> {
         let candidate = tier.candidates.get(slot.candidate)?;
-        let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
-        Some((slot, candidate, endpoint))
-    };
-    let eligible = |index: usize| {
-        at(index).is_some_and(|(slot, candidate, endpoint)| {
-            has_credential(candidate) && fits(slot.candidate, endpoint)
+        let weight = tier.weights.get(slot.candidate).copied().unwrap_or(1);
+        Some(Self {
+            slot,
+            weight: u16::try_from(weight).map_or(f32::INFINITY, f32::from),
+            candidate,
+            endpoint: candidate.backend.endpoints.get(slot.endpoint)?,
         })
-    };
-    let cost = |index: usize| match (at(index), latency_for) {
-        (None, _) => f32::INFINITY,
-        (Some((slot, _, endpoint)), Some(wish)) => wish.cost_at(slot, endpoint),
-        (Some((slot, _, endpoint)), None) => {
-            sharing(endpoint.live.in_flight.load(Ordering::Relaxed)) / slot.share
+    }
+
+    fn is_eligible(&self, fits: impl Fn(usize, &Arc<Endpoint>) -> bool) -> bool {
+        has_credential(self.candidate) && fits(self.slot.candidate, self.endpoint)
+    }
+
+    fn offer(&self, wish: Wish<'_>) -> Offer {
+        Offer {
+            price: wish.price_at(self.candidate),
+            ttft_ms: wish.ttft_ms(self.endpoint),
+            cost_ms: wish.cost_at(self.slot, self.endpoint),
         }
-    };
-    let index = power_of_two::pick(&tier.cumulative, rng, eligible, cost)?;
-    at(index).map(|(slot, _, endpoint)| (slot.candidate, Arc::clone(endpoint)))
+    }
+
+    fn chosen(self) -> (usize, Arc<Endpoint>) {
+        (self.slot.candidate, Arc::clone(self.endpoint))
+    }
 }
 
 /// Those of a tier that may be chosen.
-struct Fitting<'a> {
-    slots: Vec<(&'a Slot, &'a Arc<Endpoint>)>,
-    seen: Vec<Seen>,
-}
+struct Fitting<'a>(Vec<Place<'a>>);
 
 impl<'a> Fitting<'a> {
     fn of(tier: &'a Tier, fits: impl Fn(usize, &Arc<Endpoint>) -> bool) -> Self {
-        let slots: Vec<(&Slot, &Arc<Endpoint>)> = tier
-            .slots
-            .iter()
-            .filter_map(|slot| {
-                let candidate = tier.candidates.get(slot.candidate)?;
-                let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
-                (has_credential(candidate) && fits(slot.candidate, endpoint))
-                    .then_some((slot, endpoint))
-            })
-            .collect();
-        let total: f32 = slots.iter().map(|(slot, _)| slot.share).sum();
-        let seen = slots
-            .iter()
-            .map(|(slot, endpoint)| Seen {
-                in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
-                share: slot.share / total,
-                name: slot.name,
-            })
-            .collect();
-        Self { slots, seen }
+        let places = tier.slots.iter().filter_map(|slot| Place::of(tier, slot));
+        Self(places.filter(|place| place.is_eligible(&fits)).collect())
+    }
+
+    fn each<T>(&self, figure: impl Fn(&Place<'a>) -> T) -> Vec<T> {
+        self.0.iter().map(figure).collect()
+    }
+
+    /// Sums of the shares up to and with each one.
+    fn cumulative(&self) -> Vec<f32> {
+        let sums = self.0.iter().scan(0.0, |sum, place| {
+            *sum += place.slot.share;
+            Some(*sum)
+        });
+        sums.collect()
+    }
+
+    /// As strategies with affinity see them.
+    fn seen(&self) -> Vec<Seen> {
+        let total: f32 = self.0.iter().map(|place| place.slot.share).sum();
+        self.each(|place| Seen {
+            in_flight: place.endpoint.live.in_flight.load(Ordering::Relaxed),
+            share: place.slot.share / total,
+            name: place.slot.name,
+        })
     }
 
     fn at(&self, index: usize) -> Option<(usize, Arc<Endpoint>)> {
-        let (slot, endpoint) = self.slots.get(index)?;
-        Some((slot.candidate, Arc::clone(endpoint)))
+        self.0.get(index).copied().map(Place::chosen)
     }
 }
 
@@ -183,25 +171,16 @@ fn by_prefix(
         return None;
     }
     let fitting = Fitting::of(tier, fits);
-    let owners: Vec<Owner> = fitting
-        .slots
-        .iter()
-        .map(|(_, endpoint)| endpoint.live.id)
-        .collect();
+    let owners: Vec<Owner> = fitting.each(|place| place.endpoint.live.id);
     let cost = |index: usize| {
-        let slot = fitting.slots.get(index);
-        slot.map_or(f32::INFINITY, |(slot, endpoint)| {
-            wish.cost_at(slot, endpoint)
+        let place = fitting.0.get(index);
+        place.map_or(f32::INFINITY, |place| {
+            wish.cost_at(place.slot, place.endpoint)
         })
     };
     let (blocks, index) = (wish.blocks, &tier.prefixes);
-    fitting.at(prefix_affinity::pick(
-        blocks,
-        index,
-        &fitting.seen,
-        &owners,
-        cost,
-    )?)
+    let picked = prefix_affinity::pick(blocks, index, &fitting.seen(), &owners, cost)?;
+    fitting.at(picked)
 }
 
 /// The endpoint that the request's key falls to and that has room.
@@ -212,7 +191,7 @@ fn by_hash(
 ) -> Option<(usize, Arc<Endpoint>)> {
     let key = wish.key?;
     let fitting = Fitting::of(tier, fits);
-    fitting.at(hash::pick(key, &fitting.seen)?)
+    fitting.at(hash::pick(key, &fitting.seen())?)
 }
 
 /// A backend, then one of its endpoints; in turn, or the one with the fewest requests in flight.

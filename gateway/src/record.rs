@@ -327,6 +327,17 @@ impl Record {
         text
     }
 
+    /// What the answer cost, in pico-USD, if its backend has a price and said how many tokens there were.
+    fn cost(&self) -> Option<u128> {
+        let price = self.candidate()?.backend.profile.price?;
+        let usage = self.usage?;
+        Some(price.of(
+            usage.prompt_tokens,
+            usage.cached_tokens,
+            usage.completion_tokens,
+        ))
+    }
+
     fn log(&self, now: Instant) {
         let ms = |until: Instant| {
             u64::try_from(until.saturating_duration_since(self.started).as_millis())
@@ -356,6 +367,8 @@ impl Record {
             ttft_ms = self.first_token.map(ms),
             duration_ms = ms(now),
             tokens.prompt = usage.prompt_tokens,
+            tokens.cached = usage.cached_tokens,
+            cost.micro_usd = self.cost().map(|pico| u64::try_from(pico / 1_000_000).unwrap_or(u64::MAX)),
             tokens.completion = usage.completion_tokens,
             tokens.events = self.tokens,
             outcome = self.outcome },
@@ -392,6 +405,9 @@ impl Record {
                 call.input_tokens.observe(approximate(usage.prompt_tokens));
                 call.output_tokens
                     .observe(approximate(usage.completion_tokens));
+                if let Some(pico_usd) = self.cost() {
+                    metrics.cost(&candidate.metrics, pico_usd);
+                }
             }
         }
         if self.attempts > 1 {

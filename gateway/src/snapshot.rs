@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri};
-use penstock_core::config::{self, FailureClass, GatewayConfig, Protocol, Strategy};
+use penstock_core::config::{self, FailureClass, GatewayConfig, Profile, Protocol, Slo, Strategy};
 use penstock_core::ids::{BackendId, Id};
 
 use crate::balance::peak_ewma::PeakEwma;
@@ -84,6 +84,8 @@ pub struct Rule {
     pub strategy: Strategy,
     /// The header that `Hash` keeps together.
     pub hash_on: Option<HeaderName>,
+    /// What callers are to see.
+    pub slo: Slo,
     /// Attempts in all.
     pub attempts: usize,
     /// What is followed by another attempt.
@@ -181,6 +183,8 @@ pub struct Backend {
     pub label: HeaderValue,
     /// What it speaks.
     pub protocol: Protocol,
+    /// What it is like.
+    pub profile: Profile,
     /// Those that may take new requests.
     pub endpoints: Vec<Arc<Endpoint>>,
     /// What goes upstream as credential.
@@ -389,6 +393,7 @@ pub(crate) mod tests {
             protocol: Protocol::OpenAi,
             model: None,
             credential: None,
+            profile: Profile::default(),
         }
     }
 
@@ -413,6 +418,7 @@ pub(crate) mod tests {
                 .collect(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
+            slo: Slo::default(),
             retry: Retry {
                 attempts: 3,
                 on: config::usual_failures(),

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use penstock_core::config::{Backend, CredentialRef, Protocol, Target};
+use penstock_core::config::{Backend, CredentialRef, Profile, Protocol, Target};
 use penstock_core::endpoints::ServicePort;
 use penstock_core::ids::Id;
 use penstock_core::names;
 
-use super::Facts;
+use super::{Facts, profile};
 use crate::backend::{
     External, LLMBackendSpec, Pool, ProtocolSpec, Scaling, SecretKey, ServiceTarget,
 };
@@ -24,14 +24,14 @@ const MAX_SCALE_DOWN_DELAY: Duration = Duration::from_hours(1);
 const MAX_TTFT: Duration = Duration::from_mins(1);
 const MAX_DRAIN: Duration = Duration::from_hours(24);
 
-struct Check<'a> {
+pub(super) struct Check<'a> {
     object: ObjectRef,
     problems: &'a mut Vec<Problem>,
     ok: bool,
 }
 
 impl Check<'_> {
-    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
+    pub(super) fn refuse(&mut self, path: &str, reason: Reason, message: String) {
         // A Service or Secret that is missing may appear later: the backend stays routable, as the data plane then
         // sees no endpoints or waits for the credential.
         self.ok &= reason.is_reference();
@@ -58,7 +58,7 @@ impl Check<'_> {
         }
     }
 
-    fn within(&mut self, path: &str, value: i32, least: i32, most: i32) {
+    pub(super) fn within(&mut self, path: &str, value: i32, least: i32, most: i32) {
         if !(least..=most).contains(&value) {
             let message = format!("{value} is out of range: use {least} to {most}");
             self.refuse(path, Reason::InvalidValue, message);
@@ -90,7 +90,10 @@ pub(super) fn compile(
             None
         }
     };
-    backend.filter(|_| check.ok)
+    let profile = profile::compile(spec, &mut check);
+    backend
+        .filter(|_| check.ok)
+        .map(|backend| Backend { profile, ..backend })
 }
 
 fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
@@ -156,6 +159,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
         protocol: Protocol::OpenAi,
         model: Some(id.name.clone()),
         credential: None,
+        profile: Profile::default(),
     }
 }
 
@@ -256,6 +260,7 @@ fn compile_service(
             facts,
             check,
         ),
+        profile: Profile::default(),
     })
 }
 
@@ -292,6 +297,7 @@ fn compile_external(
             facts,
             check,
         ),
+        profile: Profile::default(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, FailureClass, Hedge, NameMatch, OnUnsupported, Retry, Rule,
-    RuleBackend, Strategy, Streaming, Timeouts, usual_failures,
+    RuleBackend, Slo, Strategy, Streaming, Timeouts, usual_failures,
 };
 use penstock_core::ids::Id;
 
@@ -170,6 +170,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         backends,
         strategy: strategy(spec.strategy),
         hash_on: compile_hash_on(spec, scope),
+        slo: compile_slo(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
             on: retry_on(spec),
@@ -211,6 +212,9 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
         StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
         StrategySpec::RoundRobin => Strategy::RoundRobin,
+        StrategySpec::Latency => Strategy::Latency,
+        StrategySpec::Cost => Strategy::Cost,
+        StrategySpec::CostLatency => Strategy::CostLatency,
     }
 }
 
@@ -241,6 +245,24 @@ fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<String> {
     Some(header)
 }
 
+fn compile_slo(spec: &RuleSpec, scope: &mut Scope<'_>) -> Slo {
+    let is_used = spec.strategy == StrategySpec::CostLatency;
+    let Some(slo) = &spec.slo else {
+        if is_used {
+            let message = "CostLatency needs a target: set slo.ttft".to_owned();
+            scope.refuse(".slo", Reason::InvalidValue, message);
+        }
+        return Slo::default();
+    };
+    if !is_used {
+        let message = "has no effect without strategy: CostLatency".to_owned();
+        scope.refuse(".slo", Reason::InvalidValue, message);
+    }
+    Slo {
+        ttft_ms: ms(".slo.ttft", &slo.ttft, scope),
+    }
+}
+
 fn compile_hedge(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<Hedge> {
     let hedge = spec.hedge.as_ref()?;
     let extra_percent = number(
@@ -250,51 +272,45 @@ fn compile_hedge(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<Hedge> {
         ".hedge.maxExtraPercent",
         scope,
     );
-    let after = match hedge.after.parse() {
-        Ok(after) if after.is_zero() || after > MAX_TIMEOUT => {
-            let message = "out of range: use 1ms to 24h".to_owned();
-            scope.refuse(".hedge.after", Reason::InvalidValue, message);
-            None
-        }
-        Ok(after) => u64::try_from(after.as_millis()).ok(),
-        Err(err) => {
-            scope.refuse(".hedge.after", Reason::InvalidValue, err.to_string());
-            None
-        }
-    };
+    let after_ms = ms(".hedge.after", &hedge.after, scope);
     Some(Hedge {
-        after_ms: after?,
+        after_ms: after_ms?,
         extra_percent: extra_percent?,
     })
 }
 
+/// A time to wait, in ms.
+fn ms(path: &str, text: &DurationText, scope: &mut Scope<'_>) -> Option<u64> {
+    match text.parse() {
+        Ok(value) if value.is_zero() || value > MAX_TIMEOUT => {
+            let message = "out of range: use 1ms to 24h".to_owned();
+            scope.refuse(path, Reason::InvalidValue, message);
+            None
+        }
+        Ok(value) => u64::try_from(value.as_millis()).ok(),
+        Err(err) => {
+            scope.refuse(path, Reason::InvalidValue, err.to_string());
+            None
+        }
+    }
+}
+
 fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
     let timeouts = spec.timeouts.clone().unwrap_or_default();
-    let mut ms = |path: &str, text: Option<DurationText>, default: Duration| {
-        let value = match text.as_ref().map(DurationText::parse) {
-            None => default,
-            Some(Ok(value)) if value.is_zero() || value > MAX_TIMEOUT => {
-                let message = "out of range: use 1ms to 24h".to_owned();
-                scope.refuse(path, Reason::InvalidValue, message);
-                default
-            }
-            Some(Ok(value)) => value,
-            Some(Err(err)) => {
-                scope.refuse(path, Reason::InvalidValue, err.to_string());
-                default
-            }
-        };
-        u64::try_from(value.as_millis()).unwrap_or(u64::MAX)
+    let mut or = |path: &str, text: Option<DurationText>, default: Duration| {
+        let default = u64::try_from(default.as_millis()).unwrap_or(u64::MAX);
+        text.and_then(|text| ms(path, &text, scope))
+            .unwrap_or(default)
     };
     Timeouts {
-        connect_ms: ms(".timeouts.connect", timeouts.connect, DEFAULT_CONNECT),
-        first_token_ms: ms(
+        connect_ms: or(".timeouts.connect", timeouts.connect, DEFAULT_CONNECT),
+        first_token_ms: or(
             ".timeouts.firstToken",
             timeouts.first_token,
             DEFAULT_FIRST_TOKEN,
         ),
-        idle_ms: ms(".timeouts.idle", timeouts.idle, DEFAULT_IDLE),
-        total_ms: ms(".timeouts.total", timeouts.total, DEFAULT_TOTAL),
+        idle_ms: or(".timeouts.idle", timeouts.idle, DEFAULT_IDLE),
+        total_ms: or(".timeouts.total", timeouts.total, DEFAULT_TOTAL),
     }
 }
 

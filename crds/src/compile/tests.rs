@@ -1,4 +1,4 @@
-use penstock_core::config::{NameMatch, Strategy, Target};
+use penstock_core::config::{NameMatch, Need, Strategy, Target};
 use proptest::prelude::*;
 
 use super::*;
@@ -342,5 +342,57 @@ fn a_condition_that_cannot_hold_or_be_read_is_named() {
         let compiled = compile_rules(&[matching("a", matches)]);
         let expected = format!("RoutingPolicy/default/p spec.rules[0].match.{path} InvalidValue");
         assert_eq!(messages(&compiled), [expected], "{matches}");
+    }
+}
+
+#[test]
+fn what_a_backend_says_of_itself_is_compiled_and_checked() {
+    let spec = "{pool: {model: m}, capabilities: {contextTokens: 8192, vision: false, tools: true}, \
+                price: {perMillionTokens: {inputMicroUsd: 2500000, outputMicroUsd: 10000000}}}";
+    let text = backend("chat", spec) + &policy("p", &rule("r", "chat", "chat"));
+    let compiled = compile(&objects(&text), &Facts::default());
+    assert_eq!(messages(&compiled), [] as [&str; 0]);
+    let profile = &only(&compiled).backends[&Id::new("default", "chat")].profile;
+    assert_eq!(profile.capabilities.context_tokens, Some(8192));
+    assert_eq!(profile.capabilities.lacks, [Need::Vision].into());
+    let price = profile.price.unwrap();
+    assert_eq!(
+        (price.input, price.cached_input, price.output),
+        (2_500_000, 2_500_000, 10_000_000)
+    );
+    let wrong = "{pool: {model: m}, capabilities: {contextTokens: 0}, price: {perMillionTokens: {inputMicroUsd: -1}}}";
+    let compiled = compile(&objects(&backend("chat", wrong)), &Facts::default());
+    assert_eq!(
+        messages(&compiled),
+        [
+            "LLMBackend/default/chat spec.capabilities.contextTokens InvalidValue",
+            "LLMBackend/default/chat spec.price.perMillionTokens.cachedInputMicroUsd InvalidValue",
+            "LLMBackend/default/chat spec.price.perMillionTokens.inputMicroUsd InvalidValue",
+        ]
+    );
+}
+
+#[test]
+fn a_target_belongs_to_the_strategy_that_keeps_to_it() {
+    for (fields, wrong) in [
+        ("strategy: CostLatency, slo: {ttft: 800ms}", None),
+        ("strategy: CostLatency", Some(".slo")),
+        ("strategy: CostLatency, slo: {ttft: 0s}", Some(".slo.ttft")),
+        ("slo: {ttft: 800ms}", Some(".slo")),
+    ] {
+        let rule =
+            format!("{{name: r, match: {{models: [chat]}}, backends: [{{name: chat}}], {fields}}}");
+        let compiled = compile(
+            &objects(&(backend("chat", POOL) + &policy("p", &rule))),
+            &Facts::default(),
+        );
+        let path = wrong.map(|path| format!("spec.rules[0]{path}"));
+        assert_eq!(
+            compiled
+                .problems
+                .first()
+                .map(|problem| problem.path.clone()),
+            path
+        );
     }
 }

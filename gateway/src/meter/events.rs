@@ -162,6 +162,7 @@ mod tests {
         assert!(meter.is_done() && meter.cut().is_none());
         let usage = Usage {
             prompt_tokens: 7,
+            cached_tokens: 2,
             completion_tokens: 9,
         };
         assert_eq!(meter.usage(), Some(usage));
@@ -191,7 +192,7 @@ mod tests {
     #[test]
     fn a_response_ends_completed_or_incomplete_and_fails_as_a_cut() {
         let word = r#"{"type":"response.output_text.delta","delta":"hi"}"#;
-        let completed = r#"{"type":"response.completed","response":{"usage":{"input_tokens":3,"output_tokens":4}}}"#;
+        let completed = r#"{"type":"response.completed","response":{"usage":{"input_tokens":3,"input_tokens_details":{"cached_tokens":1},"output_tokens":4}}}"#;
         let (meter, tokens) = feed(
             Wire::Responses,
             &[r#"{"type":"response.created"}"#, word, completed],
@@ -202,6 +203,7 @@ mod tests {
         );
         let usage = Usage {
             prompt_tokens: 3,
+            cached_tokens: 1,
             completion_tokens: 4,
         };
         assert_eq!(meter.usage(), Some(usage));

@@ -117,6 +117,7 @@ fn build_backend(
         id: id.clone(),
         label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
         protocol: backend.protocol,
+        profile: backend.profile.clone(),
         endpoints: Vec::new(),
         credential: credential(backend, credentials),
         ledger: parts.ledger.backend(id),
@@ -283,6 +284,7 @@ fn build_rule(
             .hash_on
             .as_ref()
             .and_then(|header| HeaderName::try_from(header).ok()),
+        slo: rule.slo.clone(),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retry_on: rule.retry.on.clone(),
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),

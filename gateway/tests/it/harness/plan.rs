@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use penstock_core::config::{
-    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Protocol,
-    Retry, Rule, RuleBackend, Strategy, Streaming, Target, Timeouts, usual_failures,
+    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Profile,
+    Protocol, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -38,6 +38,7 @@ impl Plan {
             backends: Vec::new(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
+            slo: Slo::default(),
             retry: Retry {
                 attempts: 3,
                 on: usual_failures(),
@@ -86,6 +87,7 @@ impl Plan {
                 protocol: Protocol::OpenAi,
                 model: None,
                 credential: None,
+                profile: Profile::default(),
             },
         );
         self.config.rules[0].backends.push(RuleBackend {
@@ -120,6 +122,12 @@ impl Plan {
 
     pub(crate) fn speaking(mut self, name: &str, protocol: Protocol) -> Self {
         self.config.backends.get_mut(&id(name)).unwrap().protocol = protocol;
+        self
+    }
+
+    /// What a backend is like.
+    pub(crate) fn profile(mut self, name: &str, change: impl FnOnce(&mut Profile)) -> Self {
+        change(&mut self.config.backends.get_mut(&id(name)).unwrap().profile);
         self
     }
 

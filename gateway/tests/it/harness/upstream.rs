@@ -44,6 +44,8 @@ pub(crate) enum Reply {
     Headers(u16, &'static str, String),
     /// Events, each in a chunk of its own, then the end.
     Sse(Vec<String>),
+    /// The same after a time.
+    LateSse(Duration, Vec<String>),
     /// These bytes, then the connection is closed.
     Raw(String),
     /// The connection is reset.
@@ -191,13 +193,10 @@ async fn serve(
             Reply::Headers(status, headers, body) => {
                 whole(&mut stream, status, headers, &body).await?;
             }
-            Reply::Sse(events) => {
-                stream.write_all(sse_head().as_bytes()).await?;
-                for event in events {
-                    stream.write_all(chunk(&event).as_bytes()).await?;
-                    stream.flush().await?;
-                }
-                stream.write_all(b"0\r\n\r\n").await?;
+            Reply::Sse(events) => stream_of(&mut stream, events).await?,
+            Reply::LateSse(wait, events) => {
+                tokio::time::sleep(wait).await;
+                stream_of(&mut stream, events).await?;
             }
             Reply::Raw(bytes) => {
                 stream.write_all(bytes.as_bytes()).await?;
@@ -226,6 +225,15 @@ async fn serve(
             },
         }
     }
+}
+
+async fn stream_of(stream: &mut TcpStream, events: Vec<String>) -> io::Result<()> {
+    stream.write_all(sse_head().as_bytes()).await?;
+    for event in events {
+        stream.write_all(chunk(&event).as_bytes()).await?;
+        stream.flush().await?;
+    }
+    stream.write_all(b"0\r\n\r\n").await
 }
 
 fn reset(stream: &TcpStream) -> io::Result<()> {

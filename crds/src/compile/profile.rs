@@ -1,0 +1,62 @@
+//! What an `LLMBackend` says of itself → `config::Profile`.
+
+use penstock_core::config::{Capabilities, Need, Price, Profile};
+
+use super::backend::Check;
+use crate::backend::LLMBackendSpec;
+use crate::problem::Reason;
+use crate::profile::{CapabilitiesSpec, PriceSpec};
+
+/// A USD for each token: dearer ones do not exist, and sums of them stay far below what integers hold.
+const MAX_MICRO_USD: i64 = 1_000_000_000_000;
+
+pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
+    let capabilities = spec.capabilities.as_ref();
+    let price = spec.price.as_ref();
+    Profile {
+        capabilities: capabilities.map_or_else(Capabilities::default, |spec| {
+            compile_capabilities(spec, check)
+        }),
+        price: price.and_then(|spec| compile_price(spec, check)),
+    }
+}
+
+fn compile_capabilities(spec: &CapabilitiesSpec, check: &mut Check<'_>) -> Capabilities {
+    if let Some(tokens) = spec.context_tokens {
+        check.within("spec.capabilities.contextTokens", tokens, 1, 100_000_000);
+    }
+    let features = [
+        (Need::Vision, spec.vision),
+        (Need::Audio, spec.audio),
+        (Need::Tools, spec.tools),
+        (Need::JsonSchema, spec.json_schema),
+    ];
+    let lacks = features.into_iter().filter(|(_, has)| *has == Some(false));
+    Capabilities {
+        context_tokens: spec.context_tokens.and_then(|n| u32::try_from(n).ok()),
+        lacks: lacks.map(|(need, _)| need).collect(),
+    }
+}
+
+fn compile_price(spec: &PriceSpec, check: &mut Check<'_>) -> Option<Price> {
+    let spec = &spec.per_million_tokens;
+    let mut micro_usd = |name: &str, value: i64| {
+        let number = u64::try_from(value).ok();
+        let number = number.filter(|_| value <= MAX_MICRO_USD);
+        if number.is_none() {
+            let path = format!("spec.price.perMillionTokens.{name}");
+            let message = format!("{value} is out of range: use 0 to {MAX_MICRO_USD}");
+            check.refuse(&path, Reason::InvalidValue, message);
+        }
+        number
+    };
+    let input = micro_usd("inputMicroUsd", spec.input_micro_usd);
+    let cached = spec.cached_input_micro_usd.unwrap_or(spec.input_micro_usd);
+    let cached_input = micro_usd("cachedInputMicroUsd", cached);
+    let output = micro_usd("outputMicroUsd", spec.output_micro_usd);
+    Some(Price {
+        input: input?,
+        cached_input: cached_input?,
+        output: output?,
+    })
+}

@@ -1,0 +1,53 @@
+//! What an `LLMBackend` says of itself, whichever form it has: what it can take, what it costs.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a backend can take. What is not said, it can: a request goes there, and its own refusal is what the caller
+/// sees.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CapabilitiesSpec {
+    /// Tokens of a prompt and its answer together (vLLM's `--max-model-len`). Longer requests go to backends that have
+    /// more, as long as there are any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100_000_000))]
+    pub context_tokens: Option<i32>,
+    /// Takes pictures.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vision: Option<bool>,
+    /// Takes sound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audio: Option<bool>,
+    /// Calls tools.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<bool>,
+    /// Keeps to a JSON schema.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub json_schema: Option<bool>,
+}
+
+/// What a backend costs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PriceSpec {
+    /// What a million tokens cost.
+    pub per_million_tokens: TokenPriceSpec,
+}
+
+/// What a million tokens cost, in micro-USD: 2.50 USD is 2500000.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TokenPriceSpec {
+    /// Of a prompt.
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub input_micro_usd: i64,
+    /// Of a prompt, as far as the backend's own cache held it. Default: as `inputMicroUsd`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub cached_input_micro_usd: Option<i64>,
+    /// Of an answer. Default 0, for embeddings.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 1_000_000_000_000_i64))]
+    pub output_micro_usd: i64,
+}

@@ -1,0 +1,134 @@
+//! What strategies may know of a request, and what it would find at an endpoint. Pure: live figures are read, never
+//! changed.
+
+use std::sync::atomic::Ordering;
+
+use http::HeaderMap;
+use penstock_core::config::{Protocol, Strategy};
+use penstock_core::ids::BackendId;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::balance::peak_ewma::{self, Work};
+use crate::balance::prefix_affinity;
+use crate::capability::Needed;
+use crate::openai::Call;
+use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
+
+/// What an answer is taken to have where its request bounds it higher or not at all: the mean of conversations in
+/// Azure's trace of 2023 (Patel et al., *Splitwise*, 2024).
+const USUAL_ANSWER_TOKENS: u32 = 211;
+
+/// What a strategy may know of the request.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// Now, in the process's ms.
+    pub now_ms: u64,
+    /// Whether an event stream is asked for: its first token tells of a queue, other answers come when all is done.
+    pub stream: bool,
+    /// About how many tokens its prompt has.
+    pub prompt_tokens: u32,
+    /// About how many tokens its answer will have.
+    pub answer_tokens: u32,
+    /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
+    pub blocks: &'a [u64],
+    /// Hash of what the rule's strategy keeps together; `None` where it keeps nothing, or the request names none.
+    pub key: Option<u64>,
+    /// Who cannot carry it.
+    pub unfit: &'a Unfit,
+}
+
+/// Who cannot carry a request.
+#[derive(Clone, Debug, Default)]
+pub struct Unfit {
+    /// All backends that speak one of these.
+    pub protocols: Vec<Protocol>,
+    /// Backends that refused it.
+    pub backends: Vec<BackendId>,
+    /// All backends that lack some of this.
+    pub needed: Needed,
+}
+
+impl Wish<'_> {
+    /// Whether the candidate can carry it, as far as is known.
+    pub fn fits(&self, candidate: &Candidate) -> bool {
+        let backend = &candidate.backend;
+        let needed = &self.unfit.needed;
+        !self.unfit.protocols.contains(&backend.protocol)
+            && !self.unfit.backends.contains(&backend.id)
+            && needed.lack(&backend.profile.capabilities).is_none()
+    }
+
+    /// What an average of the endpoint's latency is to be multiplied with.
+    pub fn work_at(&self, endpoint: &Endpoint) -> f32 {
+        if self.stream {
+            self.work_before_first_token(endpoint)
+        } else {
+            sharing(endpoint.live.in_flight.load(Ordering::Relaxed))
+        }
+    }
+
+    fn work_before_first_token(&self, endpoint: &Endpoint) -> f32 {
+        let work = Work {
+            in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
+            waiting_tokens: endpoint.live.waiting_tokens.load(Ordering::Relaxed),
+            prompt_tokens: self.prompt_tokens,
+        };
+        work.until_first_token()
+    }
+
+    /// What the endpoint is taken to need for it, in ms: to the first token of a stream, to the end of another answer.
+    pub fn expected_ms(&self, endpoint: &Endpoint) -> f32 {
+        let average_ms = endpoint.live.latency(self.stream).at(self.now_ms);
+        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
+        peak_ewma::cost(average_ms, self.work_at(endpoint), in_flight, 1.0)
+    }
+
+    /// That, per share of the traffic: what `PeakEwma` compares.
+    pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
+        self.expected_ms(endpoint) / slot.share
+    }
+
+    /// When the first token of a stream like it is expected of the endpoint, in ms from now; 0 where nothing is known.
+    pub fn ttft_ms(&self, endpoint: &Endpoint) -> f32 {
+        endpoint.live.latency(true).at(self.now_ms) * self.work_before_first_token(endpoint)
+    }
+
+    /// What it costs at a backend, as far as can be told before, in pico-USD.
+    pub fn price_at(&self, candidate: &Candidate) -> u128 {
+        let price = candidate.backend.profile.price;
+        let (prompt, answer) = (self.prompt_tokens, self.answer_tokens);
+        price.map_or(0, |price| price.of(prompt.into(), 0, answer.into()))
+    }
+}
+
+/// Requests that share an endpoint, one more included.
+#[expect(clippy::cast_precision_loss, reason = "far below 2^23")]
+pub fn sharing(in_flight: u32) -> f32 {
+    in_flight as f32 + 1.0
+}
+
+/// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
+pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
+    match rule.strategy {
+        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
+        _ => Vec::new(),
+    }
+}
+
+/// Hash of what the rule's strategy keeps together, if it does and the request has it.
+pub fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
+    if rule.strategy != Strategy::Hash {
+        return None;
+    }
+    let kept = match &rule.hash_on {
+        Some(header) => headers.get(header)?.as_bytes(),
+        None => call.session?.as_bytes(),
+    };
+    Some(xxh3_64(kept))
+}
+
+/// About how many tokens the answer will have.
+pub fn answer_tokens(call: &Call<'_>) -> u32 {
+    let most = call.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS);
+    most.min(USUAL_ANSWER_TOKENS)
+}

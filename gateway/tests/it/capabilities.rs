@@ -1,0 +1,84 @@
+//! Requests go to backends that have what they need.
+
+use penstock_core::config::Need;
+
+use crate::harness::*;
+
+const TOOLS: &str = r#"{"model":"chat","tools":[{"type":"function"}],"messages":[]}"#;
+
+fn long(max_tokens: u32) -> String {
+    let text = "word ".repeat(400);
+    format!(
+        r#"{{"model":"chat","max_tokens":{max_tokens},"messages":[{{"role":"user","content":"{text}"}}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn a_backend_that_lacks_what_a_request_needs_is_passed_over_and_explained() {
+    let (a, b) = (
+        Upstream::always(|| json_answer("a")).await,
+        Upstream::always(|| json_answer("b")).await,
+    );
+    let plan = Plan::chain(&[a.address, b.address]).profile("a", |profile| {
+        profile.capabilities.lacks = [Need::Tools].into();
+    });
+    let gateway = Gateway::start(&plan).await;
+    let backend_of = async |body: &str| {
+        let answer = gateway.post(body).await;
+        assert_eq!(answer.status, 200);
+        answer.header("x-penstock-backend").to_owned()
+    };
+    assert_eq!(backend_of(&chat(false)).await, "ns/a");
+    assert_eq!(backend_of(TOOLS).await, "ns/b");
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", TOOLS).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    assert_eq!(told["candidates"][0]["dropped"], "it lacks Tools");
+    assert_eq!(told["chosen"]["backend"], "ns/b");
+}
+
+#[tokio::test]
+async fn what_every_backend_lacks_is_refused_by_name() {
+    let a = Upstream::always(|| json_answer("a")).await;
+    let plan = Plan::chain(&[a.address]).profile("a", |profile| {
+        profile.capabilities.lacks = [Need::Tools, Need::Vision].into();
+    });
+    let gateway = Gateway::start(&plan).await;
+    let refused = gateway.post(TOOLS).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (400, "unsupported_by_backend")
+    );
+    assert!(
+        refused.body.contains(r#""param":"tools""#),
+        "{}",
+        refused.body
+    );
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    assert_eq!(a.count(), 1);
+}
+
+#[tokio::test]
+async fn long_requests_go_to_the_longest_context_there_is() {
+    let (a, b) = (
+        Upstream::always(|| json_answer("a")).await,
+        Upstream::always(|| json_answer("b")).await,
+    );
+    let plan = Plan::chain(&[a.address, b.address])
+        .profile("a", |profile| {
+            profile.capabilities.context_tokens = Some(600);
+        })
+        .profile("b", |profile| {
+            profile.capabilities.context_tokens = Some(2_000);
+        });
+    let gateway = Gateway::start(&plan).await;
+    for (body, served) in [
+        (long(10), (1, 0)),
+        (long(500), (1, 1)),
+        // Longer than all are taken to bear: the engine counts exactly.
+        (long(9_000), (1, 2)),
+    ] {
+        assert_eq!(gateway.post(&body).await.status, 200);
+        assert_eq!((a.count(), b.count()), served);
+    }
+}

@@ -1,0 +1,103 @@
+//! What strategies choose, seen from behind them: cost, latency, and what both bring together.
+
+use std::time::Duration;
+
+use penstock_core::config::{Price, Strategy};
+
+use crate::harness::*;
+
+fn price(micro_usd: u64) -> Price {
+    Price {
+        input: micro_usd,
+        cached_input: micro_usd / 2,
+        output: 4 * micro_usd,
+    }
+}
+
+/// A dear backend `a` and a cheap one `b` under `strategy`.
+fn dear_and_cheap(a: &Upstream, b: &Upstream, strategy: Strategy) -> Plan {
+    Plan::new()
+        .backend("a", &[a.address], 1, 0)
+        .backend("b", &[b.address], 1, 0)
+        .profile("a", |profile| profile.price = Some(price(1_000_000)))
+        .profile("b", |profile| profile.price = Some(price(100_000)))
+        .rule(|rule| rule.strategy = strategy)
+}
+
+#[tokio::test]
+async fn the_cheapest_gets_everything_until_it_fails() {
+    let usage = r#""usage":{"prompt_tokens":1000,"completion_tokens":100,"prompt_tokens_details":{"cached_tokens":400}}"#;
+    let body = format!(
+        r#"{{"choices":[{{"message":{{"content":"x"}},"finish_reason":"stop"}}],{usage}}}"#
+    );
+    let dear = Upstream::always(move || Reply::Json(200, body.clone())).await;
+    let busy = || Reply::Headers(429, "retry-after: 60\r\n", shaped_error("busy"));
+    let cheap = Upstream::start(move |number, _| {
+        if number < 10 {
+            json_answer("x")
+        } else {
+            busy()
+        }
+    })
+    .await;
+    let gateway = Gateway::start(&dear_and_cheap(&dear, &cheap, Strategy::Cost)).await;
+    for _ in 0..12 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((dear.count(), cheap.count()), (2, 11));
+    // 600 tokens at 1 USD a million, 400 at half of that, 100 at 4 USD, twice.
+    let series = r#"penstock_gateway_cost_usd_total{rule="ns/policy/chat",backend="ns/a"}"#;
+    gateway.metric_is(series, 0.0024).await;
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &chat(false)).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    let figures = &told["candidates"][0]["endpoints"][0]["figures"];
+    assert!(figures["priceMicroUsd"].as_f64().unwrap() > 800.0, "{told}");
+}
+
+#[tokio::test]
+async fn the_cheap_one_that_is_too_slow_gives_way_to_the_one_in_time() {
+    let dear = Upstream::always(hello).await;
+    let late = || {
+        Reply::LateSse(
+            Duration::from_millis(300),
+            vec![role(), word("x"), DONE.to_owned()],
+        )
+    };
+    let cheap = Upstream::always(late).await;
+    let plan = dear_and_cheap(&dear, &cheap, Strategy::CostLatency);
+    let gateway = Gateway::start(&plan.rule(|rule| rule.slo.ttft_ms = Some(100))).await;
+    for _ in 0..10 {
+        assert_eq!(gateway.post(&chat(true)).await.status, 200);
+    }
+    assert_eq!((dear.count(), cheap.count()), (9, 1));
+}
+
+#[tokio::test]
+async fn the_cheap_one_that_is_in_time_gets_everything() {
+    let (dear, cheap) = (Upstream::always(hello).await, Upstream::always(hello).await);
+    let plan = dear_and_cheap(&dear, &cheap, Strategy::CostLatency);
+    let gateway = Gateway::start(&plan.rule(|rule| rule.slo.ttft_ms = Some(20_000))).await;
+    for _ in 0..10 {
+        assert_eq!(gateway.post(&chat(true)).await.status, 200);
+    }
+    assert_eq!((dear.count(), cheap.count()), (0, 10));
+}
+
+#[tokio::test]
+async fn the_slow_one_keeps_a_probe_share_under_latency() {
+    let quick = Upstream::always(|| json_answer("x")).await;
+    let late = || Reply::Late(Duration::from_millis(200), completion("x"));
+    let slow = Upstream::always(late).await;
+    let plan = Plan::new()
+        .backend("a", &[slow.address, quick.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::Latency);
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    for _ in 0..300 {
+        client.post("", &chat(false)).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    // One to get to know it and a hundredth of the others: of 299 more than 20 come once in ten thousand million runs.
+    assert!((1..=20).contains(&slow.count()), "{}", slow.count());
+}
