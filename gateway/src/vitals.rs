@@ -177,7 +177,11 @@ pub fn shares(peers: &[Means]) -> Vec<f32> {
             *share = share.min(fit);
         }
     }
-    let best = shares.iter().copied().fold(LEAST, f32::max);
+    let best = shares.iter().copied().fold(0.0, f32::max);
+    if best <= 0.0 {
+        // All are as bad as can be: none is worse than the others.
+        return vec![1.0; peers.len()];
+    }
     shares
         .iter()
         .map(|share| (share / best).clamp(LEAST, 1.0))
