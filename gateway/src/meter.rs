@@ -96,7 +96,8 @@ pub struct Seen {
     pub tokens: u32,
     /// The stream's proper end was among them.
     pub done: bool,
-    /// The backend gave up; the offset behind the event that says so.
+    /// The backend gave up; the offset up to which its bytes may go on: behind the event that says so, or before one
+    /// that cannot be read.
     pub cut_at: Option<usize>,
 }
 
@@ -107,6 +108,8 @@ pub enum Cut {
     Abort,
     /// An event with an `error` member.
     Error,
+    /// An event that is no JSON. Callers' decoders break at it.
+    Malformed,
 }
 
 /// Follows one event stream.
@@ -155,7 +158,7 @@ struct Choice<'a> {
     finish_reason: Option<Cow<'a, str>>,
 }
 
-/// The first chunk of a chat stream: a role and nothing else.
+/// What may come before an answer: a role and nothing else, or no choices at all (Azure's verdict on the prompt).
 #[derive(Deserialize)]
 struct Opening<'a> {
     #[serde(borrow, default)]
@@ -169,6 +172,8 @@ struct OpeningChoice<'a> {
     #[serde(default)]
     finish_reason: Option<Cow<'a, str>>,
 }
+
+const DONE_DATA: &[u8] = b"[DONE]";
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage""#));
 static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""finish_reason""#));
@@ -187,6 +192,7 @@ impl Meter {
     /// Takes the next frame.
     pub fn feed(&mut self, frame: &[u8]) -> Result<Seen, EventTooLarge> {
         let mut seen = Seen::default();
+        let mut start = 0;
         let Self {
             wire,
             decoder,
@@ -198,22 +204,31 @@ impl Meter {
         } = self;
         decoder.feed(frame, |data, end| {
             let meaning = match wire {
-                Wire::Chunks => of_chunk(data, *started),
-                Wire::Responses => events::of_response(data),
-                Wire::Messages => events::of_message(data),
                 Wire::Plain => Meaning {
                     token: true,
                     starts: true,
                     done: true,
                     ..Meaning::default()
                 },
+                _ if !is_readable(data) => Meaning {
+                    cut: Some(Cut::Malformed),
+                    ..Meaning::default()
+                },
+                Wire::Chunks => of_chunk(data, *started),
+                Wire::Responses => events::of_response(data),
+                Wire::Messages => events::of_message(data),
             };
+            let from = std::mem::replace(&mut start, end);
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));
             }
             if meaning.cut.is_some() {
                 *cut = cut.or(meaning.cut);
-                seen.cut_at = seen.cut_at.or(Some(end));
+                let until = match meaning.cut {
+                    Some(Cut::Malformed) => from,
+                    _ => end,
+                };
+                seen.cut_at = seen.cut_at.or(Some(until));
             }
             seen.tokens += u32::from(meaning.token);
             seen.done |= meaning.done;
@@ -256,8 +271,15 @@ impl Meter {
     }
 }
 
+/// Whether an event is what all of these protocols send: JSON, or the end. Costs about a microsecond for each KiB.
+fn is_readable(data: &[u8]) -> bool {
+    data.trim_ascii() == DONE_DATA
+        || std::str::from_utf8(data)
+            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+}
+
 fn of_chunk(data: &[u8], started: bool) -> Meaning {
-    if data.trim_ascii() == b"[DONE]" {
+    if data.trim_ascii() == DONE_DATA {
         return Meaning {
             done: true,
             ..Meaning::default()
@@ -309,18 +331,16 @@ fn cut_of(chunk: &Chunk<'_>) -> Option<Cut> {
 }
 
 fn is_opening(data: &[u8]) -> bool {
-    memchr::memmem::find(data, br#""role""#).is_some()
-        && serde_json::from_slice::<Opening<'_>>(data).is_ok_and(|opening| {
-            !opening.choices.is_empty()
-                && opening.choices.iter().all(|choice| {
-                    choice.finish_reason.is_none()
-                        && choice.delta.as_ref().is_some_and(|delta| {
-                            delta.iter().all(|(key, value)| {
-                                key == "role" || value.is_null() || value.as_str() == Some("")
-                            })
-                        })
+    let says_nothing = |choice: &OpeningChoice<'_>| {
+        choice.finish_reason.is_none()
+            && choice.delta.as_ref().is_some_and(|delta| {
+                delta.iter().all(|(key, value)| {
+                    key == "role" || value.is_null() || value.as_str() == Some("")
                 })
-        })
+            })
+    };
+    serde_json::from_slice::<Opening<'_>>(data)
+        .is_ok_and(|opening| opening.choices.iter().all(says_nothing))
 }
 
 /// What a whole JSON answer says: its usage, and whether the backend gave up.

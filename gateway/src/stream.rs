@@ -244,6 +244,7 @@ impl Stream {
             bytes.truncate(end);
             match self.meter.as_ref().and_then(Meter::cut) {
                 Some(Cut::Error) => self.end(UPSTREAM_ERROR),
+                Some(Cut::Malformed) => self.break_off(Broken::Malformed),
                 Some(Cut::Abort) | None => self.break_off(Broken::Aborted),
             }
         }

@@ -382,3 +382,26 @@ async fn a_caller_that_sends_in_two_segments_is_answered_without_delay() {
     // A delayed acknowledgement costs 40 ms each time but the first; a busy machine costs that only now and then.
     assert!(times[3] < Duration::from_millis(35), "{times:?}");
 }
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_ends_the_stream_in_an_error_and_is_not_passed_on() {
+    let bad = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}\n\n".to_owned();
+    let events = vec![
+        role(),
+        word("one"),
+        bad.clone(),
+        word("two"),
+        DONE.to_owned(),
+    ];
+    let upstream = Upstream::always(move || Reply::Sse(events.clone())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!(answer.status, 200);
+    assert!(
+        answer.body.starts_with(&(role() + &word("one"))),
+        "{}",
+        answer.body
+    );
+    assert!(!answer.body.contains(&bad) && !answer.body.contains("two"));
+    assert!(answer.body.contains("\"error\"") && !answer.body.contains("[DONE]"));
+}
