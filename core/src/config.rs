@@ -152,9 +152,26 @@ pub struct Rule {
     /// What becomes of event streams.
     #[serde(skip_serializing_if = "is_default", default)]
     pub streaming: Streaming,
+    /// Who goes first while backends have more to do than they answer in time.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub urgency: Urgency,
     /// A cache in [`GatewayConfig::caches`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Id>,
+}
+
+/// Who goes first while backends have more to do than they answer in time. Ordered: the most urgent is the greatest.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum Urgency {
+    /// After all others.
+    Low,
+    /// In between.
+    #[default]
+    Normal,
+    /// Before all others.
+    High,
 }
 
 /// One thing that must hold of a request. Equal conditions take the same requests.

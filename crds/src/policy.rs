@@ -91,6 +91,9 @@ pub struct RuleSpec {
     /// What becomes of event streams. Default `Passed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<StreamingSpec>,
+    /// Who goes first while backends have more to do than they answer before callers give up. Default `Normal`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urgency: Option<UrgencySpec>,
     /// A cache that answers repeated requests.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheRef>,
@@ -304,6 +307,17 @@ pub enum OnUnsupportedSpec {
     Refuse,
     /// They are left out.
     Drop,
+}
+
+/// Who goes first while backends have more to do than they answer before callers give up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UrgencySpec {
+    /// After all others.
+    Low,
+    /// In between.
+    Normal,
+    /// Before all others.
+    High,
 }
 
 /// What becomes of event streams.

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue, Response};
 use penstock_core::config::Protocol;
 use penstock_core::ids::BackendId;
 use rand::RngExt as _;
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::capability::Needed;
 use crate::choose::{Choice, Nowhere, Pass, choose};
@@ -22,6 +23,7 @@ use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
+use crate::overload;
 use crate::process::{Process, Worker};
 use crate::provider::{Misfit, Rest, Translated, Way};
 use crate::record::{InFlight, Record};
@@ -185,32 +187,71 @@ fn log_decision(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
     }
 }
 
+/// What comes next for a request.
+enum Next {
+    Attempt(Choice),
+    /// Something has changed for the better.
+    LookAgain,
+    Nothing(Nowhere),
+}
+
+/// Chooses the next endpoint, and waits where that helps: for an endpoint, for room, for the end of a `Retry-After`.
+async fn next(
+    job: &Job<'_>,
+    rule: &Arc<Rule>,
+    record: &mut Record,
+    unfit: &Unfit,
+    is_first: bool,
+) -> Result<Next, Reject> {
+    let wish = job.wish(penstock_shell::clock::now(), unfit);
+    let mut found = if is_first && !job.worker.process.queue.is_empty() {
+        Err(Nowhere::Full)
+    } else {
+        choose(rule, &record.tried, wish, &mut rand::rng())
+    };
+    if is_first && matches!(found, Err(Nowhere::Full)) {
+        found = overload::in_turn(job, rule, record, unfit).await;
+    }
+    Ok(match found {
+        Ok(choice) if may_go_on(rule, record, &choice, job.prompt_tokens()) => {
+            Next::Attempt(choice)
+        }
+        Ok(_) => Next::Nothing(Nowhere::Spent),
+        Err(Nowhere::NoEndpoint) if is_first => {
+            let fits = |candidate: &Candidate| wish.fits(candidate);
+            record.rule = Some(hold::until_ready(job, rule, record, fits).await?);
+            Next::LookAgain
+        }
+        Err(Nowhere::Closed(ms)) if hold::until_open(job, rule, record, ms).await => {
+            Next::LookAgain
+        }
+        Err(nowhere) => Next::Nothing(nowhere),
+    })
+}
+
 /// Tries endpoints until one answers. `record.rule` is set.
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
     let mut misfit: Option<Misfit> = None;
     let mut unfit = job.unfit(record.rule.as_deref());
+    blamed(job)?;
     loop {
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
         };
-        let wish = job.wish(penstock_shell::clock::now(), &unfit);
-        let found = choose(&rule, &record.tried, wish, &mut rand::rng());
-        let choice = match found {
-            Ok(choice) if may_go_on(&rule, record, &choice, job.prompt_tokens()) => choice,
-            Err(Nowhere::NoEndpoint) if last.is_none() => {
-                let fits = |candidate: &Candidate| wish.fits(candidate);
-                record.rule = Some(hold::until_ready(job, &rule, record, fits).await?);
-                unfit = job.unfit(record.rule.as_deref());
+        let choice = match next(job, &rule, record, &unfit, last.is_none()).await? {
+            Next::Attempt(choice) => choice,
+            Next::LookAgain => {
+                if last.is_none() {
+                    unfit = job.unfit(record.rule.as_deref());
+                }
                 continue;
             }
-            Err(nowhere) if last.is_none() => {
-                return Err(nowhere_reject(
-                    nowhere,
-                    misfit.or(unfit.needed.misfit(&rule)),
-                ));
+            Next::Nothing(nowhere) => {
+                let misfit = misfit.or(unfit.needed.misfit(&rule));
+                return last
+                    .map_or_else(|| Err(nowhere_reject(nowhere, misfit)), Failure::conclude);
             }
-            Ok(_) | Err(_) => return last.map_or(Err(Reject::NoEndpoint), Failure::conclude),
         };
         let Some((tier, candidate)) = rule
             .tiers
@@ -244,10 +285,12 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             Ok(answer) => {
                 lane.choice.endpoint.live.outlier.succeeded();
                 observe(job, &lane, Some(&answer));
+                begun(job, &rule, &lane.choice, &answer);
                 return Ok(answer);
             }
             Err(failure) => {
                 note(job, &rule, &lane.choice, &failure, record);
+                refuse_what_ends_backends(job, &lane.choice, &failure)?;
                 if !may_be_repeated(job, &rule, &failure) {
                     return failure.conclude();
                 }
@@ -330,6 +373,7 @@ fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
             Reject::UnsupportedByBackend { param }
         }
         (Nowhere::NoCredential, _) => Reject::CredentialMissing,
+        (Nowhere::Full, _) => Reject::Saturated,
         (Nowhere::Closed(ms), _) => Reject::UpstreamBusy {
             retry_after: Some(HeaderValue::from(ms.div_ceil(1000))),
         },
@@ -355,6 +399,59 @@ async fn back_off(attempts: usize) {
     let jitter = rand::rng().random_range(0.5..1.5);
     let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
     tokio::time::sleep(BACKOFF.saturating_mul(attempts).mul_f64(jitter)).await;
+}
+
+/// An answer counts as what the endpoint can do, and as a caller who waited long enough.
+fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
+    if !matches!(answer, Answer::Refused { .. }) {
+        let live = &choice.endpoint.live;
+        live.pace
+            .begun(job.worker.process.ms(penstock_shell::clock::now()));
+        live.patience.answered();
+        rule.patience.answered();
+        let suspects = &job.worker.process.suspects;
+        if !suspects.is_empty() {
+            suspects.answered(xxh3_128(job.body));
+        }
+    }
+}
+
+/// Refuses a body that is to blame for the end of backends.
+fn blamed(job: &Job<'_>) -> Result<(), Reject> {
+    let process = &job.worker.process;
+    if process.suspects.is_empty() {
+        return Ok(());
+    }
+    let now_ms = process.ms(penstock_shell::clock::now());
+    match process.suspects.blamed_ms(xxh3_128(job.body), now_ms) {
+        None => Ok(()),
+        Some(left_ms) => Err(Reject::EndsBackends {
+            retry_after_s: u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX),
+        }),
+    }
+}
+
+/// A body that has just ended its second backend goes to no third one.
+fn refuse_what_ends_backends(
+    job: &Job<'_>,
+    choice: &Choice,
+    failure: &Failure,
+) -> Result<(), Reject> {
+    if !matches!(failure, Failure::Broken) {
+        return Ok(());
+    }
+    let process = &job.worker.process;
+    let now_ms = process.ms(penstock_shell::clock::now());
+    let body = xxh3_128(job.body);
+    let endpoint = choice.endpoint.live.id;
+    if process.suspects.broke(body, endpoint, now_ms) {
+        tracing::warn!(
+            request.id = job.id.to_str().unwrap_or(""),
+            "two backends broke off when they read this request: it is not sent again for a while"
+        );
+        return blamed(job);
+    }
+    Ok(())
 }
 
 /// Tells the balancer how long the endpoint took to begin a stream, per unit of work that it had before it, or to give
@@ -399,6 +496,7 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane)
         &choice.endpoint,
         job.call.stream,
         job.prompt_tokens(),
+        lane.entered,
         job.worker.process.ms(lane.entered),
     ));
     move_ticket(job, record, candidate, lane.entered);
@@ -428,9 +526,16 @@ fn note(job: &Job<'_>, rule: &Rule, choice: &Choice, failure: &Failure, record: 
     let process = &job.worker.process;
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
+    if matches!(failure, Failure::FirstTokenTimeout) {
+        choice.endpoint.live.patience.left(rule.first_token, now_ms);
+        rule.patience.left(rule.first_token, now_ms);
+    }
+    let mut again = failure.again();
     if failure.is_limit() {
         let wait = failure.retry_after(penstock_shell::clock::since_epoch());
         choice.endpoint.live.cooldown.ask(wait, now_ms);
+        // Not before that time, which the cooldown sees to.
+        again |= wait.is_some();
     }
     if failure.weight() > 0 {
         choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
@@ -456,7 +561,5 @@ fn note(job: &Job<'_>, rule: &Rule, choice: &Choice, failure: &Failure, record: 
     process
         .metrics
         .attempt_failed(candidate.metrics.backend(), failure.label());
-    record
-        .tried
-        .push(choice.failed(failure.label(), failure.again()));
+    record.tried.push(choice.failed(failure.label(), again));
 }

@@ -69,7 +69,11 @@ pub(crate) async fn begin(
             Err(SendError::Broken { unsent })
                 if reused && (unsent || job.body.len() <= MAX_REPLAY_BYTES) =>
             {
-                conn = open(worker, endpoint, rule.connect, last).await?;
+                conn = match open(worker, endpoint, rule.connect, last).await {
+                    // It read the request, broke off and is not there any more.
+                    Err(Failure::Connect) if !unsent => return Err(Failure::Broken),
+                    opened => opened?,
+                };
             }
             Err(SendError::Broken { .. }) => return Err(Failure::Broken),
         }

@@ -4,6 +4,7 @@
 //! Order: lower priority numbers first; within one priority by the rule's strategy (see `pick`). Endpoints that were
 //! tried for this request, or that keep failing, come after all others.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use rand::{Rng, RngExt as _};
@@ -86,6 +87,8 @@ pub enum Nowhere {
     NoCredential,
     /// All endpoints asked to be left alone; the first one for this many more ms.
     Closed(u64),
+    /// All that could answer have more to do than they answer in time.
+    Full,
     /// Every endpoint was tried and may not be asked again.
     Spent,
 }
@@ -97,14 +100,18 @@ pub fn choose(
     wish: Wish<'_>,
     rng: &mut impl Rng,
 ) -> Result<Choice, Nowhere> {
-    let now_ms = wish.now_ms;
     let draw = rng.random::<f32>();
+    let full = Cell::new(false);
     let passes: &[Pass] = if tried.is_empty() {
         &[Pass::Fresh, Pass::Failing]
     } else {
         &[Pass::Fresh, Pass::Failing, Pass::Again]
     };
     for &pass in passes {
+        // Better to wait for one that works than to ask one that does not.
+        if pass != Pass::Fresh && full.get() {
+            return Err(Nowhere::Full);
+        }
         for (tier, group) in rule.tiers.iter().enumerate() {
             // Within a tier those that say nothing come last.
             let quiet_too: &[bool] = if pass == Pass::Fresh {
@@ -123,7 +130,10 @@ pub fn choose(
                             && tried.candidate == candidate
                             && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
                     });
-                    fits(pass, quiet_too, before, &endpoint.live, now_ms, draw)
+                    let live = &endpoint.live;
+                    let standing = Standing::of(live, wish.now_ms);
+                    full.set(full.get() || (standing == Standing::Full && before.is_none()));
+                    fits(pass, quiet_too, before, standing, live.vitals.share(), draw)
                 };
                 if let Some((candidate, endpoint)) = pick(rule, group, wish, rng, fits) {
                     return Ok(Choice {
@@ -135,6 +145,9 @@ pub fn choose(
                 }
             }
         }
+    }
+    if full.get() {
+        return Err(Nowhere::Full);
     }
     Err(nowhere(rule, wish))
 }
@@ -154,6 +167,8 @@ pub enum Standing {
     Failing,
     /// It is over a limit: after all others for a moment.
     Aside,
+    /// More wait there than it answers in time: never, others are waited for.
+    Full,
     /// It asked to be left alone until a time: never.
     Closed,
 }
@@ -170,6 +185,8 @@ impl Standing {
             Self::Aside
         } else if silence_ms > SILENT_MS {
             Self::Silent
+        } else if !live.has_room(now_ms) {
+            Self::Full
         } else if silence_ms > QUIET_MS {
             Self::Quiet
         } else if live.vitals.share() < 1.0 {
@@ -188,6 +205,7 @@ impl Standing {
             Self::Silent => "silent",
             Self::Failing => "failing",
             Self::Aside => "over a limit",
+            Self::Full => "full",
             Self::Closed => "closed by its Retry-After",
         }
     }
@@ -199,13 +217,12 @@ fn fits(
     pass: Pass,
     quiet_too: bool,
     before: Option<&Tried>,
-    live: &EndpointLive,
-    now_ms: u64,
+    standing: Standing,
+    share: f32,
     draw: f32,
 ) -> bool {
-    let share = live.vitals.share();
-    match (pass, before, Standing::of(live, now_ms)) {
-        (_, _, Standing::Closed) => false,
+    match (pass, before, standing) {
+        (_, _, Standing::Closed | Standing::Full) => false,
         (Pass::Fresh, None, Standing::Good) | (Pass::Again, Some(Tried { again: true, .. }), _) => {
             true
         }
@@ -428,13 +445,13 @@ mod tests {
         let others = [first(0), first(1)];
         assert!(others.iter().all(|address| !address.ends_with(":3")));
         pulse(0).enter(0);
-        assert!(first(QUIET_MS + 1).ends_with(":2"));
+        assert!(first(QUIET_MS + 2).ends_with(":2"));
         pulse(1).enter(0);
         assert!(
-            !first(QUIET_MS + 1).ends_with(":3"),
+            !first(QUIET_MS + 2).ends_with(":3"),
             "equals in silence stay before a lower priority"
         );
-        assert!(first(SILENT_MS + 1).ends_with(":3"));
+        assert!(first(SILENT_MS + 2).ends_with(":3"));
     }
 
     #[test]

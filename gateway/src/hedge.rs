@@ -82,6 +82,7 @@ pub(crate) async fn race(
         &hedged.choice.endpoint,
         true,
         job.prompt_tokens(),
+        hedged.entered,
         job.worker.process.ms(hedged.entered),
     );
     // Rare, and as large as the first one: not on the stack of every request.

@@ -2,6 +2,9 @@
 //! Held requests are in the ledger, so the scaler sees the demand.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand::RngExt as _;
 
 use crate::attempt::Job;
 use crate::load::Ticket;
@@ -10,11 +13,19 @@ use crate::record::Record;
 use crate::reject::Reject;
 use crate::snapshot::{Candidate, Rule};
 
+/// A request waits for a backend's `Retry-After` up to this age; most callers wait for as long, and a longer wait is
+/// theirs to decide on.
+const MAX_CLOSED: Duration = Duration::from_secs(3);
+/// Added to such a wait by chance, at most.
+const MAX_CLOSED_JITTER: Duration = Duration::from_secs(1);
+/// As many may wait for it at least, however little is known of what the backends can.
+const MIN_WAITING: i64 = 4;
+
 /// One of the places for held requests.
-struct Place<'a>(&'a Process);
+pub(crate) struct Place<'a>(&'a Process);
 
 impl<'a> Place<'a> {
-    fn take(process: &'a Process) -> Option<Self> {
+    pub(crate) fn take(process: &'a Process) -> Option<Self> {
         let limit = i64::try_from(process.settings.limits.held).unwrap_or(i64::MAX);
         let before = process.metrics.held.inc();
         let place = Self(process);
@@ -26,6 +37,56 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.metrics.held.dec();
     }
+}
+
+/// Waits until the first endpoint may be asked again, if that is soon. Not all come back in the same moment, so that
+/// the limit which they met is not met again at once.
+pub(crate) async fn until_open(
+    job: &Job<'_>,
+    rule: &Rule,
+    record: &mut Record,
+    closed_ms: u64,
+) -> bool {
+    let wait = Duration::from_millis(closed_ms);
+    let now = penstock_shell::clock::now();
+    let waited = now.saturating_duration_since(record.started);
+    let (Some(first), Some(_place)) = (
+        rule.tiers.first().and_then(|tier| tier.candidates.first()),
+        Place::take(&job.worker.process),
+    ) else {
+        return false;
+    };
+    let now_ms = job.worker.process.ms(now);
+    let endpoints = rule
+        .candidates()
+        .flat_map(|candidate| &candidate.backend.endpoints);
+    let per_s: u32 = endpoints
+        .map(|endpoint| endpoint.live.pace.per_s(now_ms))
+        .sum();
+    // More than that would be a herd when the time has come.
+    let most = i64::from(per_s / 4).max(MIN_WAITING);
+    let waiting = job.worker.process.metrics.held.get();
+    if waited + wait > MAX_CLOSED.min(rule.total) || waiting > most {
+        return false;
+    }
+    held(job, first, record, now);
+    let jitter = rand::rng().random_range(Duration::ZERO..=MAX_CLOSED_JITTER);
+    tokio::time::sleep(wait + jitter).await;
+    true
+}
+
+/// Puts the request into the ledger as one that waits, so that the scaler sees the demand.
+pub(crate) fn held(job: &Job<'_>, first: &Candidate, record: &mut Record, now: Instant) {
+    let enter = || {
+        Ticket::enter(
+            &first.backend.ledger,
+            job.worker.index,
+            job.body.len(),
+            job.call.stream,
+            now,
+        )
+    };
+    record.ticket.get_or_insert_with(enter).hold();
 }
 
 /// Waits until the rule, as the newest snapshot has it, has a ready endpoint of a candidate that `fits`, and returns it
@@ -46,18 +107,7 @@ pub(crate) async fn until_ready(
         .and_then(|tier| tier.candidates.first())
         .ok_or(Reject::NoEndpoint)?;
     let now = penstock_shell::clock::now();
-    record
-        .ticket
-        .get_or_insert_with(|| {
-            Ticket::enter(
-                &first.backend.ledger,
-                job.worker.index,
-                job.body.len(),
-                job.call.stream,
-                now,
-            )
-        })
-        .hold();
+    held(job, first, record, now);
     let mut version = process.version.subscribe();
     // From the request's start, so that endpoints that come and go do not make it wait for ever.
     let limit = process.settings.hold.min(rule.total);

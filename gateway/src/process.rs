@@ -10,8 +10,10 @@ use tokio::sync::watch;
 
 use crate::load::Ledger;
 use crate::metrics::Metrics;
+use crate::queue::Queue;
 use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
+use crate::suspects::Suspects;
 use crate::upstream::Connector;
 
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
@@ -26,6 +28,10 @@ pub(crate) struct Process {
     /// Counts snapshots, so that held requests can wait for the next one.
     pub(crate) version: watch::Sender<u64>,
     pub(crate) ledger: Ledger,
+    /// Requests that wait for room.
+    pub(crate) queue: Arc<Queue>,
+    /// Requests that ended their backends.
+    pub(crate) suspects: Suspects,
     pub(crate) metrics: Metrics,
     pub(crate) connector: Connector,
     pub(crate) draining: AtomicBool,
@@ -49,6 +55,8 @@ impl Process {
             snapshot: ArcSwapOption::empty(),
             version: watch::Sender::new(0),
             ledger: Ledger::new(settings.workers),
+            queue: Arc::default(),
+            suspects: Suspects::default(),
             metrics,
             connector,
             draining: AtomicBool::new(false),
@@ -68,6 +76,7 @@ impl Process {
             ledger: &self.ledger,
             metrics: &self.metrics,
             workers: self.settings.workers,
+            queue: &self.queue,
         }
     }
 

@@ -3,7 +3,7 @@
 //! An engine that is frozen, or whose node is, accepts requests and answers none of them; nothing fails, so nothing
 //! counts failures. But an engine that works sends tokens at each step, to some stream or other. So one that has
 //! streams and sends nothing to any of them comes after its peers of equal priority after [`QUIET_MS`], and after all
-//! others after [`SILENT_MS`], until it is heard again. One that computes a very long prompt for its only stream is
+//! others after [`SILENT_MS`], until it is heard again, also when those who waited there have left. One that computes a very long prompt for its only stream is
 //! quiet as well: there, too, its peers are the better choice, but not yet a dearer backend.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -12,37 +12,53 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub const QUIET_MS: u64 = 3_000;
 /// The slowest of the engine profiles computes a prompt of 65,000 tokens in that time.
 pub const SILENT_MS: u64 = 12_000;
+/// Between two requests that see whether a silent endpoint answers again.
+const PROBE_MS: u64 = 10_000;
 
 /// One endpoint's signs of life.
 #[derive(Debug, Default)]
 pub struct Pulse {
     streams: AtomicU32,
-    heard_ms: AtomicU64,
+    /// When a stream was sent there first since the last word, at least 1; 0: nothing is unanswered.
+    asked_ms: AtomicU64,
+    /// When a stream was sent there last.
+    entered_ms: AtomicU64,
 }
 
 impl Pulse {
     /// A stream was sent there.
     pub fn enter(&self, now_ms: u64) {
-        if self.streams.fetch_add(1, Ordering::Relaxed) == 0 {
-            self.hear(now_ms);
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        self.entered_ms.store(now_ms, Ordering::Relaxed);
+        if self.asked_ms.load(Ordering::Relaxed) == 0 {
+            self.asked_ms.store(now_ms.max(1), Ordering::Relaxed);
         }
     }
 
     /// A stream has ended, whatever way.
-    pub fn leave(&self) {
-        self.streams.fetch_sub(1, Ordering::Relaxed);
+    pub fn leave(&self, now_ms: u64) {
+        let was_last = self.streams.fetch_sub(1, Ordering::Relaxed) == 1;
+        // Who leaves early says nothing; a silence that was one already stays one.
+        if was_last && self.silence_ms(now_ms) < QUIET_MS {
+            self.asked_ms.store(0, Ordering::Relaxed);
+        }
     }
 
-    /// Something came from there.
+    /// Something came from there, for one of at least as many streams as there are.
     pub fn hear(&self, now_ms: u64) {
-        self.heard_ms.store(now_ms, Ordering::Relaxed);
+        self.asked_ms.store(now_ms.max(1), Ordering::Relaxed);
     }
 
-    /// For how many ms it has said nothing although there are streams.
+    /// For how many ms it has said nothing although it was asked. Nobody is sent to a silent one without need, so one
+    /// request may look again after [`PROBE_MS`].
     pub fn silence_ms(&self, now_ms: u64) -> u64 {
-        match self.streams.load(Ordering::Relaxed) {
-            0 => 0,
-            _ => now_ms.saturating_sub(self.heard_ms.load(Ordering::Relaxed)),
+        let asked_ms = self.asked_ms.load(Ordering::Relaxed);
+        let is_alone = self.streams.load(Ordering::Relaxed) == 0;
+        let entered_ms = self.entered_ms.load(Ordering::Relaxed);
+        if asked_ms == 0 || (is_alone && now_ms.saturating_sub(entered_ms) >= PROBE_MS) {
+            0
+        } else {
+            now_ms.saturating_sub(asked_ms)
         }
     }
 }
@@ -65,9 +81,30 @@ mod tests {
         );
         pulse.hear(1_006_000);
         assert_eq!(pulse.silence_ms(1_006_001), 1);
-        pulse.leave();
-        assert_eq!(pulse.silence_ms(1_010_000), 4_000);
-        pulse.leave();
+        pulse.leave(1_007_000);
+        assert_eq!(pulse.silence_ms(1_008_000), 2_000);
+        pulse.leave(1_008_000);
         assert_eq!(pulse.silence_ms(1_010_000), 0, "nobody waits");
+    }
+
+    #[test]
+    fn a_silent_one_stays_silent_when_those_who_waited_have_left_and_is_looked_at_by_one() {
+        let pulse = Pulse::default();
+        pulse.enter(1_000);
+        pulse.enter(2_000);
+        pulse.leave(4_000);
+        pulse.leave(5_000);
+        assert_eq!(pulse.silence_ms(6_000), 5_000);
+        let later = 2_000 + PROBE_MS;
+        assert_eq!(pulse.silence_ms(later), 0, "one may look");
+        pulse.enter(later);
+        assert!(pulse.silence_ms(later + 1) > QUIET_MS, "the others wait");
+        pulse.leave(later + 3_000);
+        assert!(pulse.silence_ms(later + 3_000) > QUIET_MS);
+        pulse.enter(later + PROBE_MS);
+        pulse.hear(later + PROBE_MS + 100);
+        assert_eq!(pulse.silence_ms(later + PROBE_MS + 101), 1);
+        pulse.leave(later + PROBE_MS + 200);
+        assert_eq!(pulse.silence_ms(later + PROBE_MS + 300), 0);
     }
 }

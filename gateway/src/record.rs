@@ -51,8 +51,12 @@ const GAPS_EVERY: u64 = 16;
 pub(crate) struct InFlight {
     endpoint: Arc<Endpoint>,
     stream: bool,
+    /// Its answer has not begun.
+    waits: bool,
     /// Prompt tokens that count as waiting there.
     waiting_tokens: u32,
+    entered: Instant,
+    entered_ms: u64,
 }
 
 impl InFlight {
@@ -61,20 +65,25 @@ impl InFlight {
         endpoint: &Arc<Endpoint>,
         stream: bool,
         prompt_tokens: u32,
-        now_ms: u64,
+        entered: Instant,
+        entered_ms: u64,
     ) -> Self {
         let live = &endpoint.live;
         live.in_flight.fetch_add(1, Ordering::Relaxed);
+        live.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting_tokens = if stream { prompt_tokens } else { 0 };
         if stream {
             live.waiting_tokens
                 .fetch_add(waiting_tokens, Ordering::Relaxed);
-            live.pulse.enter(now_ms);
+            live.pulse.enter(entered_ms);
         }
         Self {
             endpoint: Arc::clone(endpoint),
             stream,
+            waits: true,
             waiting_tokens,
+            entered,
+            entered_ms,
         }
     }
 
@@ -89,12 +98,16 @@ impl InFlight {
     }
 
     fn begun(&mut self) {
+        let live = &self.endpoint.live;
+        if std::mem::take(&mut self.waits) {
+            live.waiting.fetch_sub(1, Ordering::Relaxed);
+            if !live.queue.is_empty() {
+                live.queue.room(&live.backend, penstock_shell::clock::now());
+            }
+        }
         if self.waiting_tokens > 0 {
             let tokens = std::mem::take(&mut self.waiting_tokens);
-            self.endpoint
-                .live
-                .waiting_tokens
-                .fetch_sub(tokens, Ordering::Relaxed);
+            live.waiting_tokens.fetch_sub(tokens, Ordering::Relaxed);
         }
     }
 }
@@ -103,7 +116,10 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         self.begun();
         if self.stream {
-            self.endpoint.live.pulse.leave();
+            let elapsed = penstock_shell::clock::now().saturating_duration_since(self.entered);
+            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+            let now_ms = self.entered_ms.saturating_add(elapsed_ms);
+            self.endpoint.live.pulse.leave(now_ms);
         }
         self.endpoint.live.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
@@ -376,11 +392,24 @@ impl Record {
         );
     }
 
+    /// A caller who left while waiting for the beginning of an answer shows how long callers wait.
+    fn departed(&self, now: Instant) {
+        if let (CLIENT_GONE, 0, Some(rule)) = (self.outcome, self.status, &self.rule) {
+            let waited = now.saturating_duration_since(self.started);
+            let now_ms = self.worker.process.ms(now);
+            rule.patience.left(waited, now_ms);
+            if let Some(in_flight) = &self.in_flight {
+                in_flight.endpoint().live.patience.left(waited, now_ms);
+            }
+        }
+    }
+
     fn count(&self, now: Instant) {
         let metrics = &self.worker.process.metrics;
         if self.admitted {
             metrics.in_flight.dec();
         }
+        self.departed(now);
         let candidate = self.candidate();
         let rule = self.rule.as_ref().map_or("", |rule| rule.label.as_str());
         // Only outcomes of a backend's answer belong to its series; refusals of the gateway belong to the rule.

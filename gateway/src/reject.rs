@@ -80,6 +80,13 @@ pub enum Reject {
     LoopDetected,
     /// Too many requests or request bytes at one time.
     Overloaded,
+    /// More requests wait for the backends than they answer before callers give up.
+    Saturated,
+    /// Backends ended when they read this body.
+    EndsBackends {
+        /// When it may be sent again.
+        retry_after_s: u32,
+    },
     /// No config has arrived yet.
     NotConfigured,
     /// No endpoint became ready while the request waited, or too many wait already.
@@ -282,6 +289,25 @@ impl Reject {
                     "overloaded",
                     SERVER,
                     "The gateway carries as many requests as it may. Try again.",
+                )
+            },
+            Self::Saturated => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "saturated",
+                    SERVER,
+                    "The backends of this model have more requests than they can answer in time. Try again.",
+                )
+            },
+            Self::EndsBackends { retry_after_s } => Shape {
+                retry_after_s: Some(*retry_after_s),
+                ..shape(
+                    503,
+                    "ends_backends",
+                    SERVER,
+                    "Two backends broke off when they read this request. It is not sent again for a while: change it, or \
+                     report it to whoever runs them.",
                 )
             },
             Self::NotConfigured => Shape {

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri};
-use penstock_core::config::{self, FailureClass, GatewayConfig, Profile, Protocol, Slo, Strategy};
+use penstock_core::config::{
+    self, FailureClass, GatewayConfig, Profile, Protocol, Slo, Strategy, Urgency,
+};
 use penstock_core::ids::{BackendId, Id};
 
 use crate::balance::peak_ewma::PeakEwma;
@@ -26,11 +28,17 @@ use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::openai::Api;
 use crate::outlier::Outlier;
+use crate::pace::Pace;
+use crate::patience::{Patience, at_endpoint};
 use crate::provider::Rest;
 use crate::pulse::Pulse;
+use crate::queue::Queue;
 use crate::retry_budget::RetryBudget;
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
+
+/// So many may wait at an endpoint, however slow it is: engines compute a few prompts together.
+const MIN_WAITING: f64 = 4.0;
 
 /// What builds live state for backends that are new.
 #[derive(Clone, Copy)]
@@ -41,6 +49,8 @@ pub struct Parts<'a> {
     pub metrics: &'a Metrics,
     /// Number of workers, which is the number of pools of an endpoint.
     pub workers: usize,
+    /// Where requests wait for room.
+    pub queue: &'a Arc<Queue>,
 }
 
 /// Everything that a request may need, resolved.
@@ -94,6 +104,10 @@ pub struct Rule {
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
     pub hedge: Option<Hedge>,
+    /// How long its callers wait, if that matters.
+    pub patience: Arc<Patience>,
+    /// Who goes first where not all can be answered in time.
+    pub urgency: Urgency,
     /// To connect.
     pub connect: Duration,
     /// To the first token of a stream, or the first byte of another answer's body.
@@ -193,6 +207,8 @@ pub struct Backend {
     pub ledger: Arc<BackendLedger>,
     /// Where the scan for the next endpoint begins.
     pub turn: Arc<AtomicUsize>,
+    /// How long its callers wait, if that matters.
+    pub patience: Arc<Patience>,
     /// State of all known addresses, those that are not ready included.
     lives: BTreeMap<Address, Arc<EndpointLive>>,
 }
@@ -244,10 +260,20 @@ pub struct Endpoint {
 pub struct EndpointLive {
     /// Different for each address that this process has known; never 0.
     pub id: Owner,
+    /// The backend whose address it is.
+    pub backend: BackendId,
     /// Requests in flight from this gateway.
     pub in_flight: AtomicU32,
+    /// Those among them whose answer has not begun: streams without a first token, and all others.
+    pub waiting: AtomicU32,
     /// Prompt tokens of the streams among them that have no first token yet.
     pub waiting_tokens: AtomicU32,
+    /// Answers that it begins a second.
+    pub pace: Pace,
+    /// How long callers of its backend wait, if that matters.
+    pub patience: Arc<Patience>,
+    /// Where requests wait for room here.
+    pub queue: Arc<Queue>,
     /// Failures in a row.
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
@@ -265,12 +291,17 @@ pub struct EndpointLive {
 }
 
 impl EndpointLive {
-    fn new(workers: usize) -> Self {
+    fn new(workers: usize, backend: BackendId, patience: Arc<Patience>, queue: Arc<Queue>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
+            backend,
             in_flight: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             waiting_tokens: AtomicU32::new(0),
+            pace: Pace::default(),
+            patience,
+            queue,
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
             pulse: Pulse::default(),
@@ -279,6 +310,16 @@ impl EndpointLive {
             to_end: PeakEwma::default(),
             pool: Pool::new(workers),
         }
+    }
+
+    /// Whether one more request would be answered in time: always, unless callers give up in masses. By Little's law
+    /// those who wait for so long are as many as are answered in that time.
+    pub fn has_room(&self, now_ms: u64) -> bool {
+        let Some(patience) = self.patience.known(now_ms) else {
+            return true;
+        };
+        let in_time = f64::from(self.pace.per_s(now_ms)) * at_endpoint(patience).as_secs_f64();
+        f64::from(self.waiting.load(Ordering::Relaxed)) < in_time.max(MIN_WAITING)
     }
 
     /// How long callers waited here lately: for a stream to begin, per unit of work before it; for another answer to be
@@ -431,6 +472,7 @@ pub(crate) mod tests {
             },
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
+            urgency: config::Urgency::Normal,
             hedge: None,
             cache: None,
         }
@@ -498,6 +540,7 @@ pub(crate) mod tests {
             ledger: &ledger,
             metrics: &metrics,
             workers: 1,
+            queue: &Arc::default(),
         };
         let digest = config.digest().unwrap();
         Snapshot::build(

@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, FailureClass, Hedge, NameMatch, OnUnsupported, Retry, Rule,
-    RuleBackend, Slo, Strategy, Streaming, Timeouts, usual_failures,
+    RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
 };
 use penstock_core::ids::Id;
 
 use super::condition;
 use crate::object::{Kind, ObjectRef, Objects};
-use crate::policy::{FailureClassSpec, OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec};
+use crate::policy::{
+    FailureClassSpec, OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec, UrgencySpec,
+};
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
 
@@ -119,6 +121,14 @@ fn check_rule_list(id: &Id, rules: &[RuleSpec], problems: &mut Vec<Problem>) {
     }
 }
 
+fn urgency(spec: Option<UrgencySpec>) -> Urgency {
+    match spec {
+        Some(UrgencySpec::Low) => Urgency::Low,
+        None | Some(UrgencySpec::Normal) => Urgency::Normal,
+        Some(UrgencySpec::High) => Urgency::High,
+    }
+}
+
 fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Scope<'_>) -> Rule {
     if spec.backends.is_empty() {
         let message = "name at least one LLMBackend".to_owned();
@@ -181,6 +191,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
             Some(OnUnsupportedSpec::Refuse) | None => OnUnsupported::Refuse,
         },
+        urgency: urgency(spec.urgency),
         streaming: match spec.streaming {
             Some(StreamingSpec::Buffered) => Streaming::Buffered,
             Some(StreamingSpec::Passed) | None => Streaming::Passed,

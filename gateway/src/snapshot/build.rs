@@ -122,12 +122,23 @@ fn build_backend(
         credential: credential(backend, credentials),
         ledger: parts.ledger.backend(id),
         turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
+        patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         lives: BTreeMap::new(),
+    };
+    let patience = Arc::clone(&built.patience);
+    let fresh = || {
+        let (patience, queue) = (Arc::clone(&patience), Arc::clone(parts.queue));
+        Arc::new(EndpointLive::new(
+            parts.workers,
+            id.clone(),
+            patience,
+            queue,
+        ))
     };
     let mut live = |address: &Address| {
         let live = previous
             .and_then(|previous| previous.lives.get(address))
-            .map_or_else(|| Arc::new(EndpointLive::new(parts.workers)), Arc::clone);
+            .map_or_else(fresh, Arc::clone);
         built.lives.insert(address.clone(), Arc::clone(&live));
         live
     };
@@ -295,6 +306,8 @@ fn build_rule(
                 .and_then(|previous| previous.hedge.as_ref())
                 .map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
         }),
+        patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
+        urgency: rule.urgency,
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),

@@ -436,3 +436,54 @@ async fn when_all_fail_few_requests_are_repeated() {
         "repeats are not switched off: {sent}"
     );
 }
+
+#[tokio::test]
+async fn a_request_that_ends_two_backends_goes_to_no_third() {
+    let ends = |_: usize, received: &Received| {
+        if received.body.contains("POISON") {
+            Reply::Reset
+        } else {
+            hello()
+        }
+    };
+    let mut upstreams = Vec::new();
+    for _ in 0..3 {
+        upstreams.push(Upstream::start(ends).await);
+    }
+    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
+    let gateway = Gateway::start(&Plan::chain(&addresses)).await;
+    let count = || upstreams.iter().map(Upstream::count).sum::<usize>();
+    let poison = chat(true).replace("\"hi\"", "\"POISON\"");
+    assert!(poison.contains("POISON"), "{poison}");
+    for _ in 0..2 {
+        let answer = gateway.post(&poison).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (503, "ends_backends")
+        );
+        let wait: u32 = answer.header("retry-after").parse().unwrap();
+        assert!((1..=60).contains(&wait));
+        assert_eq!(count(), 2, "neither a third backend nor a second time");
+    }
+    assert_eq!(gateway.post(&chat(true)).await.status, 200, "others go on");
+}
+
+#[tokio::test]
+async fn a_short_retry_after_is_waited_for_when_there_is_nobody_else() {
+    let busy = Reply::Headers(429, "retry-after: 1\r\n", shaped_error("later"));
+    let upstream = Upstream::replies(vec![busy, hello()]).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let started = penstock_shell::clock::now();
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!((answer.status, upstream.count()), (200, 2));
+    assert!(started.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_unreadable_is_repeated_elsewhere() {
+    for first in ["data: {\"choices\":[{\"delta\"\n\n", "data: nonsense\n\n"] {
+        let events = vec![first.to_owned(), DONE.to_owned()];
+        let first = Upstream::always(move || Reply::Sse(events.clone())).await;
+        assert_second_answered(&two(first, |plan| plan).await);
+    }
+}

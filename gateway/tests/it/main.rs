@@ -16,6 +16,7 @@ mod harness;
 mod hedge;
 mod http2;
 mod limits;
+mod overload;
 mod protocols;
 mod refusals;
 mod reload;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use penstock_core::config::{
     Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Profile,
-    Protocol, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, usual_failures,
+    Protocol, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, Urgency,
+    usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -52,6 +53,7 @@ impl Plan {
             },
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
+            urgency: Urgency::Normal,
             cache: None,
         };
         let config = GatewayConfig {

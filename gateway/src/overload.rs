@@ -1,0 +1,143 @@
+//! (IO) Overload: callers give up in masses, and the endpoints that could answer have as many waiting as they answer
+//! in time. Then a request waits for its turn (see `queue`), or is refused at once if it would wait too long:
+//! a clear answer now is worth more than a good one that nobody reads, and costs the backends nothing.
+
+use std::hash::Hasher as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::AUTHORIZATION;
+use penstock_core::ids::BackendId;
+use tokio::sync::Notify;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::attempt::Job;
+use crate::choose::{Choice, Nowhere, choose};
+use crate::hold::{self, Place};
+use crate::outbound::X_API_KEY;
+use crate::patience;
+use crate::queue::{Queue, Tenant, Waiter};
+use crate::record::Record;
+use crate::snapshot::{Candidate, Rule};
+use crate::wish::{Unfit, Wish};
+
+/// A place in the queue; left when dropped.
+struct Turn<'a> {
+    queue: &'a Queue,
+    number: u64,
+    served: bool,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.queue.leave(self.number, self.served);
+    }
+}
+
+/// Chooses an endpoint once it is the request's turn. [`Nowhere::Full`]: it would be too late.
+pub(crate) async fn in_turn(
+    job: &Job<'_>,
+    rule: &Rule,
+    record: &mut Record,
+    unfit: &Unfit,
+) -> Result<Choice, Nowhere> {
+    let process = &*job.worker.process;
+    let look = |tried: &[_]| {
+        let wish = job.wish(penstock_shell::clock::now(), unfit);
+        choose(rule, tried, wish, &mut rand::rng())
+    };
+    let now = penstock_shell::clock::now();
+    let wish = job.wish(now, unfit);
+    let backends: Vec<BackendId> = fitting(rule, wish)
+        .map(|candidate| candidate.backend.id.clone())
+        .collect();
+    let tenant = tenant(job);
+    let ahead = process.queue.ahead(rule.urgency, tenant, &backends);
+    if ahead == 0 {
+        match look(&record.tried) {
+            Err(Nowhere::Full) => {}
+            found => return found,
+        }
+    }
+    heed(rule, wish);
+    let most = rule.patience.known(wish.now_ms);
+    let until = record.started + most.map_or(rule.first_token, patience::in_queue);
+    let (Some(first), Some(_place)) = (fitting(rule, wish).next(), Place::take(process)) else {
+        return Err(Nowhere::Full);
+    };
+    if now + expected(rule, wish, ahead) > until {
+        return Err(Nowhere::Full);
+    }
+    hold::held(job, first, record, now);
+    let wake = Arc::new(Notify::new());
+    let number = process.queue.join(Waiter {
+        urgency: rule.urgency,
+        tenant,
+        since: now,
+        until,
+        backends,
+        wake: Arc::clone(&wake),
+    });
+    let mut turn = Turn {
+        queue: &process.queue,
+        number,
+        served: false,
+    };
+    if ahead == 0 {
+        // Room that came since it was looked for.
+        wake.notify_one();
+    }
+    loop {
+        if tokio::time::timeout_at(until.into(), wake.notified())
+            .await
+            .is_err()
+        {
+            return Err(Nowhere::Full);
+        }
+        match look(&record.tried) {
+            Err(Nowhere::Full) => process.queue.stays(number),
+            found => {
+                turn.served = true;
+                if let Ok(choice) = &found {
+                    let now = penstock_shell::clock::now();
+                    process.queue.room(&choice.endpoint.live.backend, now);
+                }
+                return found;
+            }
+        }
+    }
+}
+
+fn fitting<'a>(rule: &'a Rule, wish: Wish<'a>) -> impl Iterator<Item = &'a Candidate> {
+    rule.candidates()
+        .filter(move |candidate| wish.fits(candidate))
+}
+
+/// How long `ahead` others take, by what the endpoints answer.
+fn expected(rule: &Rule, wish: Wish<'_>, ahead: usize) -> Duration {
+    let endpoints = fitting(rule, wish).flat_map(|candidate| &candidate.backend.endpoints);
+    let per_s: u32 = endpoints
+        .map(|endpoint| endpoint.live.pace.per_s(wish.now_ms))
+        .sum();
+    let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
+    Duration::from_secs(1).mul_f64(f64::from(ahead) / f64::from(per_s.max(1)))
+}
+
+/// What is known of callers' patience keeps requests back: it is still needed.
+fn heed(rule: &Rule, wish: Wish<'_>) {
+    rule.patience.heeded(wish.now_ms);
+    for candidate in fitting(rule, wish) {
+        candidate.backend.patience.heeded(wish.now_ms);
+    }
+}
+
+/// Callers with the same key are one tenant.
+fn tenant(job: &Job<'_>) -> Tenant {
+    let key = job.headers.get(AUTHORIZATION);
+    let Some(key) = key.or_else(|| job.headers.get(X_API_KEY)) else {
+        return 0;
+    };
+    let mut hash = Xxh3Default::new();
+    hash.write(key.as_bytes());
+    hash.finish()
+}

@@ -1,0 +1,105 @@
+//! More requests than backends answer before callers give up.
+
+use std::time::Duration;
+
+use penstock_core::config::Urgency;
+
+use crate::harness::*;
+
+/// Callers of whom none waits long enough.
+async fn give_up(gateway: &Gateway, count: usize) {
+    let mut callers = Vec::new();
+    for _ in 0..count {
+        let mut caller = gateway.client().await;
+        caller.post("", &chat(true)).await;
+        callers.push(caller);
+    }
+    let in_flight = "penstock_gateway_in_flight_requests";
+    let all = f64::from(u8::try_from(count).unwrap());
+    gateway.metric_is(in_flight, all).await;
+    // Longer than what counts as patience.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    drop(callers);
+    gateway.metric_is(in_flight, 0.0).await;
+}
+
+#[tokio::test]
+async fn when_callers_give_up_in_masses_who_would_wait_too_long_is_refused_at_once() {
+    let upstream = Upstream::always(|| Reply::Silent).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    give_up(&gateway, 12).await;
+    let asked = upstream.count();
+    assert_eq!(asked, 12, "nobody is refused while nobody leaves");
+    // Nothing was answered so far: a few may try all the same, and the rest hears at once.
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut caller = gateway.client().await;
+        caller.post("", &chat(true)).await;
+        waiting.push(caller);
+    }
+    until("the few are sent", || upstream.count() == asked + 4).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!((answer.status, answer.code().as_str()), (503, "saturated"));
+    assert_eq!(answer.header("retry-after"), "1");
+    assert_eq!(upstream.count(), asked + 4, "it was not sent");
+}
+
+#[tokio::test]
+async fn a_request_that_waits_is_sent_as_soon_as_there_is_room_and_the_urgent_first() {
+    let (steps, replies): (Vec<_>, Vec<_>) = (0..6).map(|_| driven()).unzip();
+    let replies = std::sync::Mutex::new(replies.into_iter());
+    let upstream = Upstream::start(move |number, _| {
+        if number < 12 {
+            Reply::Silent
+        } else {
+            replies.lock().unwrap().next().unwrap()
+        }
+    })
+    .await;
+    let mut plan = Plan::chain(&[upstream.address]);
+    let mut urgent = plan.config.rules[0].clone();
+    urgent.name = "urgent".to_owned();
+    urgent.models = vec![penstock_core::config::NameMatch::Exact("urgent".to_owned())];
+    urgent.urgency = Urgency::High;
+    // Callers of this rule have shown no impatience: they wait for as long as the rule says.
+    let mut patient = plan.config.rules[0].clone();
+    patient.name = "patient".to_owned();
+    patient.models = vec![penstock_core::config::NameMatch::Exact(
+        "patient".to_owned(),
+    )];
+    plan.config.rules.extend([urgent, patient]);
+    let gateway = Gateway::start(&plan).await;
+    give_up(&gateway, 12).await;
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        let mut caller = gateway.client().await;
+        caller.post("", &chat(true)).await;
+        sent.push(caller);
+    }
+    until("four are sent", || upstream.count() == 16).await;
+    let mut patient = gateway.client().await;
+    patient
+        .post("", &chat(true).replace("\"chat\"", "\"patient\""))
+        .await;
+    gateway
+        .metric_is("penstock_gateway_held_requests", 1.0)
+        .await;
+    let mut urgent = gateway.client().await;
+    urgent
+        .post("", &chat(true).replace("\"chat\"", "\"urgent\""))
+        .await;
+    gateway
+        .metric_is("penstock_gateway_held_requests", 2.0)
+        .await;
+    assert_eq!(upstream.count(), 16, "both wait");
+    let model = |number: usize| upstream.requests()[number].body.clone();
+    for (room, expected) in [(0, "urgent"), (1, "patient")] {
+        steps[room].send(Step::Write(sse_head())).unwrap();
+        steps[room].send(Step::Chunk(role())).unwrap();
+        steps[room].send(Step::Chunk(word("one"))).unwrap();
+        let count = 17 + room;
+        until("the next one is sent", || upstream.count() == count).await;
+        let last = model(count - 1);
+        assert!(last.contains(expected), "{last}");
+    }
+}
