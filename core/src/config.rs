@@ -58,7 +58,11 @@ pub struct Backend {
     /// The model's name at the backend, sent in the request body. `None` sends the caller's name unchanged.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub model: Option<String>,
-    /// Sent as the protocol wants it: `Authorization: Bearer …`, or `x-api-key`. The caller's own never goes upstream.
+    /// The version of Azure's API. `None`: the form that needs none (`/openai/v1`).
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub api_version: Option<String>,
+    /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`. The caller's own never goes
+    /// upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub credential: Option<CredentialRef>,
     /// What it is like.
@@ -75,6 +79,9 @@ pub enum Protocol {
     OpenAi,
     /// Anthropic's Messages API.
     Anthropic,
+    /// OpenAI's API as Azure has it: deployments stand in the path.
+    #[serde(rename = "AzureOpenAI")]
+    AzureOpenAi,
 }
 
 /// Where a backend is.

@@ -212,11 +212,28 @@ pub enum ProtocolSpec {
     Anthropic,
 }
 
+/// What a provider speaks. Callers speak OpenAI's API or Anthropic's: docs/protocols.md says what is translated and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ProviderProtocol {
+    /// OpenAI's API, as most providers have it.
+    #[default]
+    OpenAI,
+    /// Anthropic's Messages API.
+    Anthropic,
+    /// OpenAI's API as Azure has it. `model` is the deployment's name.
+    AzureOpenAI,
+}
+
 /// A provider's API.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = (
+    "!has(self.apiVersion) || self.protocol == 'AzureOpenAI'",
+    "only protocol AzureOpenAI has an apiVersion"
+))]
 #[serde(rename_all = "camelCase")]
 pub struct External {
-    /// Base URL with its version, such as `https://api.example.com/v1`.
+    /// Base URL with its version, such as `https://api.example.com/v1`; for `AzureOpenAI` the resource's, such as
+    /// `https://name.openai.azure.com`.
     #[schemars(
         length(min = 8, max = 2048),
         regex(pattern = "^https?://[^/?#@\\s]+(/[^?#\\s]*)?$")
@@ -224,12 +241,18 @@ pub struct External {
     pub url: String,
     /// What it speaks. Default `OpenAI`.
     #[serde(default)]
-    pub protocol: ProtocolSpec,
+    pub protocol: ProviderProtocol,
+    /// The `api-version` that is asked of Azure, such as `2024-10-21`. Default: none, and the paths of Azure's v1 API,
+    /// which needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9.-]+$"))]
+    pub api_version: Option<String>,
     /// The model's name at this provider. Default: the name that the caller asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
-    /// API key, sent as `Authorization: Bearer`, or as `x-api-key` where the protocol is `Anthropic`.
+    /// API key, sent as the protocol wants it: as `Authorization: Bearer` (`OpenAI`), `x-api-key` (`Anthropic`) or
+    /// `api-key` (`AzureOpenAI`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }

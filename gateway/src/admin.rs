@@ -78,7 +78,7 @@ async fn explain(
     match explained(&process, &target.path, &headers, &body) {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(reject) => {
-            let (status, headers, body) = reject.parts(penstock_core::config::Protocol::OpenAi);
+            let (status, headers, body) = reject.parts(crate::openai::Dialect::OpenAi);
             (status, headers, body).into_response()
         }
     }

@@ -101,6 +101,29 @@ impl Job<'_> {
         }
     }
 
+    /// Why the chosen candidate cannot carry the request, and who else cannot for the same reason.
+    pub(crate) fn misfit(
+        &self,
+        candidate: &Candidate,
+        choice: &Choice,
+        rest: Rest,
+        unfit: &mut Unfit,
+    ) -> Option<Misfit> {
+        let backend = &candidate.backend;
+        if let Err(why) = self.way(backend.protocol, rest) {
+            unfit.protocols.push(backend.protocol);
+            return Some(why);
+        }
+        let model = candidate.model_name(&self.call.model);
+        if choice.endpoint.targets.take(model) {
+            return None;
+        }
+        unfit.backends.push(backend.id.clone());
+        let expected =
+            "a name without empty parts, '.' and '..', because the backend has it in its path";
+        Some(Misfit::Invalid("model".to_owned(), expected))
+    }
+
     pub(crate) fn prompt_tokens(&self) -> u32 {
         self.call.prompt_tokens()
     }
@@ -260,11 +283,9 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         else {
             return Err(Reject::NoEndpoint);
         };
-        let protocol = candidate.backend.protocol;
-        if let Err(why) = job.way(protocol, rule.rest) {
+        if let Some(why) = job.misfit(candidate, &choice, rule.rest, &mut unfit) {
             record.tried.push(choice.failed("unsupported", false));
             misfit = Some(why);
-            unfit.protocols.push(protocol);
             continue;
         }
         if choice.pass == Pass::Again {

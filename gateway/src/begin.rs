@@ -134,9 +134,10 @@ fn request(
     };
     let pieces = match &candidate.model {
         Some(model) if job.call.encoding == Encoding::Form => {
-            openai::patched(body, model_at.clone(), openai::unquoted(model))
+            let name = Bytes::copy_from_slice(model.name.as_bytes());
+            openai::patched(body, model_at.clone(), name)
         }
-        Some(model) => openai::patched(body, model_at.clone(), model.clone()),
+        Some(model) => openai::patched(body, model_at.clone(), model.json.clone()),
         None => openai::unpatched(body.clone()),
     };
     let via = &job.worker.process.via;
@@ -145,7 +146,12 @@ fn request(
     outbound::speak(&mut headers, candidate.backend.protocol, is_callers);
     let mut request = Request::new(Full::new(pieces));
     *request.method_mut() = Method::POST;
-    *request.uri_mut() = endpoint.uris[way.api(job.api).index()].clone();
+    let model = candidate.model_name(&job.call.model);
+    // There is one: else the candidate would not have been chosen.
+    *request.uri_mut() = endpoint
+        .targets
+        .of(way.api(job.api), model)
+        .unwrap_or_default();
     *request.headers_mut() = headers;
     request
 }
@@ -353,7 +359,7 @@ impl Reader<'_> {
         self.finish(exchange).await;
         Ok(match self.way {
             Way::Straight => all.freeze(),
-            _ => provider::error(&all, status, self.job.api.protocol()),
+            _ => provider::error(&all, status, self.job.api.dialect()),
         })
     }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
-use penstock_core::config::Protocol;
 use penstock_core::names::{
     ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
 };
@@ -22,7 +21,7 @@ use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
 use crate::multipart;
-use crate::openai::{Api, Call, MAX_MODEL_BYTES};
+use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{Process, Worker};
 use crate::record::{OK, REFUSED, Record};
@@ -166,8 +165,8 @@ async fn serve(
             let snapshot = process.snapshot.load();
             let models = &snapshot.as_ref().ok_or(Reject::NotConfigured)?.models;
             let listed = match outbound::speaks(&head.headers) {
-                Protocol::OpenAi => &models.openai,
-                Protocol::Anthropic => &models.anthropic,
+                Dialect::OpenAi => &models.openai,
+                Dialect::Anthropic => &models.anthropic,
             };
             return Ok(Done::Models(listed.clone()));
         }
@@ -329,8 +328,8 @@ fn look_up(
 }
 
 fn refused(reject: &Reject, mut record: Box<Record>) -> Response<AnswerBody> {
-    let protocol = record.api.map_or(Protocol::OpenAi, Api::protocol);
-    let (status, headers, bytes) = reject.parts(protocol);
+    let dialect = record.api.map(Api::dialect).unwrap_or_default();
+    let (status, headers, bytes) = reject.parts(dialect);
     record.rejected(reject, status.as_u16());
     let label = reject.label();
     let mut response = Response::new(AnswerBody::whole(Bytes::from(bytes), label, record));

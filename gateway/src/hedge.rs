@@ -136,8 +136,12 @@ fn second(
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);
     let choice = choose(rule, &taken, wish, &mut rand::rng()).ok()?;
-    let protocol = candidate_of(rule, &choice)?.backend.protocol;
+    let candidate = candidate_of(rule, &choice)?;
     let waiting = choice.endpoint.live.waiting_tokens.load(Ordering::Relaxed);
     let is_free = choice.pass == Pass::Fresh && waiting == 0;
-    (is_free && job.way(protocol, rule.rest).is_ok()).then_some(choice)
+    let fits = || {
+        let misfit = job.misfit(candidate, &choice, rule.rest, &mut Unfit::default());
+        misfit.is_none()
+    };
+    (is_free && fits()).then_some(choice)
 }

@@ -150,6 +150,8 @@ struct Chunk<'a> {
     usage: Option<Counts>,
     #[serde(default)]
     error: Option<serde::de::IgnoredAny>,
+    #[serde(default)]
+    prompt_filter_results: Option<serde::de::IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -178,6 +180,9 @@ const DONE_DATA: &[u8] = b"[DONE]";
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage""#));
 static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""finish_reason""#));
 static ABORT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""abort""#));
+/// Azure's first chunk has these and no choices.
+static FILTER: LazyLock<Finder<'static>> =
+    LazyLock::new(|| Finder::new(br#""prompt_filter_results""#));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""error""#));
 
 impl Meter {
@@ -289,13 +294,14 @@ fn of_chunk(data: &[u8], started: bool) -> Meaning {
         token: true,
         ..Meaning::default()
     };
-    if may_matter(data)
+    let may_be_filter = !started && FILTER.find(data).is_some();
+    if (may_be_filter || may_matter(data))
         && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data)
     {
         meaning.counts = chunk.usage;
         meaning.cut = cut_of(&chunk);
-        meaning.token =
-            meaning.cut.is_none() && (chunk.usage.is_none() || !chunk.choices.is_empty());
+        let says_other = chunk.usage.is_some() || chunk.prompt_filter_results.is_some();
+        meaning.token = meaning.cut.is_none() && !(says_other && chunk.choices.is_empty());
     }
     meaning.starts = meaning.token && (started || !is_opening(data));
     meaning.finishes = meaning.cut.is_none() && has_finish_reason(data);
@@ -418,6 +424,14 @@ mod tests {
                 .0
                 .has_started()
         );
+    }
+
+    #[test]
+    fn what_azure_says_of_the_prompt_is_not_yet_an_answer() {
+        let filter = "data: {\"choices\":[],\"created\":0,\"id\":\"\",\"model\":\"\",\"object\":\"\",\"prompt_filter_results\":[{\"prompt_index\":0}]}\n\n";
+        let (meter, tokens) = feed(&[filter, ROLE].concat());
+        assert!(!meter.has_started() && tokens == 1);
+        assert!(feed(&[filter, WORD].concat()).0.has_started());
     }
 
     #[test]

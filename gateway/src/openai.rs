@@ -7,7 +7,6 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use bytes::buf::{Buf as _, Chain};
-use penstock_core::config::Protocol;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -105,10 +104,10 @@ impl Api {
     }
 
     /// Which protocol its callers speak.
-    pub fn protocol(self) -> Protocol {
+    pub fn dialect(self) -> Dialect {
         match self {
-            Self::Messages | Self::CountTokens => Protocol::Anthropic,
-            _ => Protocol::OpenAi,
+            Self::Messages | Self::CountTokens => Dialect::Anthropic,
+            _ => Dialect::OpenAi,
         }
     }
 
@@ -141,6 +140,16 @@ impl Api {
             Self::ImageGeneration | Self::ImageEdit | Self::ImageVariation => "image_generation",
         }
     }
+}
+
+/// The protocols that callers may speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Dialect {
+    /// OpenAI's.
+    #[default]
+    OpenAi,
+    /// Anthropic's.
+    Anthropic,
 }
 
 /// What an event stream is made of.
@@ -397,11 +406,6 @@ pub fn patched(body: &Bytes, at: Range<usize>, value: Bytes) -> Pieces {
     body.slice(..at.start)
         .chain(value)
         .chain(body.slice(at.end..))
-}
-
-/// The text of a JSON text, for forms.
-pub fn unquoted(text: &Bytes) -> Bytes {
-    serde_json::from_slice::<String>(text).map_or_else(|_| text.clone(), Bytes::from)
 }
 
 /// Whether an error body has the OpenAI shape: an object with a member `error` that is an object with a text

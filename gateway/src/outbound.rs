@@ -12,18 +12,22 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use penstock_core::config::Protocol;
 use penstock_core::names::REQUEST_ID_HEADER;
 
+use crate::openai::Dialect;
+
 /// [`REQUEST_ID_HEADER`].
 pub const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// Other providers' ways to say `Authorization`.
+/// What Azure takes its key from.
+pub const AZURE_KEY: HeaderName = HeaderName::from_static("api-key");
+/// What Anthropic's API takes its key from.
+pub const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Providers' own ways to say `Authorization`.
 const API_KEYS: [HeaderName; 3] = [
-    HeaderName::from_static("api-key"),
-    HeaderName::from_static("x-api-key"),
+    AZURE_KEY,
+    ANTHROPIC_KEY,
     HeaderName::from_static("x-goog-api-key"),
 ];
-/// What Anthropic's API takes its key from.
-pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Anthropic demands it of every request.
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
@@ -114,11 +118,11 @@ pub fn speak(headers: &mut HeaderMap, protocol: Protocol, is_callers: bool) {
 }
 
 /// Which protocol a caller speaks on paths that both have: Anthropic's clients name its version.
-pub fn speaks(headers: &HeaderMap) -> Protocol {
+pub fn speaks(headers: &HeaderMap) -> Dialect {
     if headers.contains_key(ANTHROPIC_VERSION) {
-        Protocol::Anthropic
+        Dialect::Anthropic
     } else {
-        Protocol::OpenAi
+        Dialect::OpenAi
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod chat_over_messages;
 pub mod fields;
 pub mod messages_over_chat;
+pub mod target;
 
 mod chat;
 mod messages;
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::openai::Api;
+use crate::openai::{Api, Dialect};
 use crate::reject::anthropic_error;
 use crate::sse::EventTooLarge;
 
@@ -39,12 +40,14 @@ pub enum Way {
 impl Way {
     /// How `api` reaches a backend that speaks `protocol`; `None` if it cannot.
     pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
+        use Protocol::{Anthropic, AzureOpenAi, OpenAi};
         match (protocol, api) {
-            (Protocol::Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
-            (Protocol::Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
-            (Protocol::OpenAi, Api::Messages) => Some(Self::MessagesOverChat),
-            (Protocol::OpenAi, Api::CountTokens) | (Protocol::Anthropic, _) => None,
-            (Protocol::OpenAi, _) => Some(Self::Straight),
+            (Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
+            (Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
+            (Anthropic, _) | (_, Api::CountTokens) => None,
+            (OpenAi | AzureOpenAi, Api::Messages) => Some(Self::MessagesOverChat),
+            (AzureOpenAi, Api::Rerank | Api::Score | Api::ImageVariation) => None,
+            (OpenAi | AzureOpenAi, _) => Some(Self::Straight),
         }
     }
 
@@ -150,19 +153,19 @@ impl Rest {
     }
 }
 
-/// A backend's error body, for callers that speak `protocol`; empty if it is shaped like no error.
-pub fn error(body: &[u8], status: StatusCode, protocol: Protocol) -> Bytes {
+/// A backend's error body, for callers that speak `dialect`; empty if it is shaped like no error.
+pub fn error(body: &[u8], status: StatusCode, dialect: Dialect) -> Bytes {
     let value: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = value.get("error");
     let Some(message) = error.and_then(|error| error.get("message")?.as_str()) else {
         return Bytes::new();
     };
-    let told = match protocol {
-        Protocol::OpenAi => {
+    let told = match dialect {
+        Dialect::OpenAi => {
             let kind = error.and_then(|error| error.get("type"));
             json!({"error": {"message": message, "type": kind, "param": null, "code": null}})
         }
-        Protocol::Anthropic => anthropic_error(status.as_u16(), message),
+        Dialect::Anthropic => anthropic_error(status.as_u16(), message),
     };
     Bytes::from(told.to_string())
 }

@@ -6,11 +6,10 @@
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use penstock_core::config::Protocol;
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
-use crate::openai::{CallError, MAX_DEPTH, Wire};
+use crate::openai::{CallError, Dialect, MAX_DEPTH, Wire};
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;
@@ -391,7 +390,7 @@ impl Reject {
     }
 
     /// Status, headers and body of the answer to a caller that speaks `protocol`.
-    pub fn parts(&self, protocol: Protocol) -> (StatusCode, HeaderMap, Vec<u8>) {
+    pub fn parts(&self, dialect: Dialect) -> (StatusCode, HeaderMap, Vec<u8>) {
         let Shape {
             status,
             label,
@@ -400,11 +399,11 @@ impl Reject {
             param,
             retry_after_s,
         } = self.shape();
-        let body = match protocol {
-            Protocol::OpenAi => {
+        let body = match dialect {
+            Dialect::OpenAi => {
                 json!({"error": {"message": message, "type": kind, "param": param, "code": label}})
             }
-            Protocol::Anthropic => anthropic_error(status, &message),
+            Dialect::Anthropic => anthropic_error(status, &message),
         };
         let mut headers = HeaderMap::with_capacity(4);
         headers.insert(REASON, HeaderValue::from_static(label));
@@ -550,19 +549,19 @@ mod tests {
 
     #[test]
     fn every_reason_has_its_answer() {
-        insta::assert_snapshot!(answers(Protocol::OpenAi));
+        insta::assert_snapshot!(answers(Dialect::OpenAi));
     }
 
     #[test]
     fn anthropic_callers_get_its_error_shape() {
-        insta::assert_snapshot!(answers(Protocol::Anthropic));
+        insta::assert_snapshot!(answers(Dialect::Anthropic));
     }
 
-    fn answers(protocol: Protocol) -> String {
+    fn answers(dialect: Dialect) -> String {
         let answers: Vec<String> = all()
             .iter()
             .map(|reject| {
-                let (status, headers, body) = reject.parts(protocol);
+                let (status, headers, body) = reject.parts(dialect);
                 let retry = headers
                     .get(RETRY_AFTER)
                     .map_or("-", |value| value.to_str().unwrap());

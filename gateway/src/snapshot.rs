@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
     self, FailureClass, GatewayConfig, Profile, Protocol, Slo, Strategy, Urgency,
 };
@@ -26,11 +26,11 @@ use crate::cooldown::Cooldown;
 use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
-use crate::openai::Api;
 use crate::outlier::Outlier;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
 use crate::provider::Rest;
+use crate::provider::target::Targets;
 use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::retry_budget::RetryBudget;
@@ -174,15 +174,28 @@ pub struct Slot {
 pub struct Candidate {
     /// The backend.
     pub backend: Arc<Backend>,
-    /// The model asked of it as JSON text; `None` leaves the caller's.
-    pub model: Option<Bytes>,
+    /// The model asked of it; `None` leaves the caller's.
+    pub model: Option<Model>,
     /// What a stored answer must have been made by.
     pub maker: Maker,
     /// Handles.
     pub metrics: Arc<RouteMetrics>,
 }
 
+/// A model's name at a backend.
+pub struct Model {
+    /// As it is.
+    pub name: Box<str>,
+    /// As JSON text.
+    pub json: Bytes,
+}
+
 impl Candidate {
+    /// What the model is called there that the caller calls `asked`.
+    pub fn model_name<'a>(&'a self, asked: &'a str) -> &'a str {
+        self.model.as_ref().map_or(asked, |model| &model.name)
+    }
+
     /// Whether there is somewhere to send to.
     pub fn has_endpoint(&self) -> bool {
         !self.backend.endpoints.is_empty()
@@ -241,9 +254,6 @@ impl fmt::Display for Address {
     }
 }
 
-/// Request targets by [`Api::index`].
-pub type Uris = [Uri; Api::ALL.len()];
-
 /// One address of a backend.
 pub struct Endpoint {
     /// Where to connect.
@@ -251,7 +261,7 @@ pub struct Endpoint {
     /// The `Host` header.
     pub host: HeaderValue,
     /// Request targets.
-    pub uris: Uris,
+    pub targets: Targets,
     /// What outlives snapshots.
     pub live: Arc<EndpointLive>,
 }
@@ -433,6 +443,7 @@ pub(crate) mod tests {
             },
             protocol: Protocol::OpenAi,
             model: None,
+            api_version: None,
             credential: None,
             profile: Profile::default(),
         }
@@ -605,7 +616,8 @@ pub(crate) mod tests {
         let good = build(config.clone(), &nowhere, &none, None);
         let endpoint = Arc::clone(&good.backends().next().unwrap().endpoints[0]);
         assert_eq!(endpoint.address.to_string(), "https://api.example.com:8443");
-        assert_eq!(endpoint.uris[0], "/openai/v1/chat/completions");
+        let target = endpoint.targets.of(crate::openai::Api::Chat, "m");
+        assert_eq!(target.unwrap(), "/openai/v1/chat/completions");
         assert_eq!(endpoint.host, "api.example.com:8443");
         for bad in ["ftp://x/v1", "not a url", "https://user:pass@x/v1"] {
             with(&mut config, bad);

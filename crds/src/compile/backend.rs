@@ -10,7 +10,8 @@ use penstock_core::names;
 
 use super::{Facts, profile};
 use crate::backend::{
-    External, LLMBackendSpec, Pool, ProtocolSpec, Scaling, SecretKey, ServiceTarget,
+    External, LLMBackendSpec, Pool, ProtocolSpec, ProviderProtocol, Scaling, SecretKey,
+    ServiceTarget,
 };
 use crate::object::{Kind, ObjectRef};
 use crate::problem::{Problem, Reason};
@@ -158,6 +159,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
         },
         protocol: Protocol::OpenAi,
         model: Some(id.name.clone()),
+        api_version: None,
         credential: None,
         profile: Profile::default(),
     }
@@ -253,6 +255,7 @@ fn compile_service(
         },
         protocol: protocol(service.protocol),
         model: service.model.clone(),
+        api_version: None,
         credential: compile_credential(
             id,
             "spec.service",
@@ -280,6 +283,7 @@ fn compile_external(
         check.refuse("spec.external.url", Reason::InvalidValue, message);
         return None;
     };
+    check_provider(external, check);
     let mut labels = host.split('.');
     let name = labels.next().unwrap_or_default();
     let namespace = labels.next().unwrap_or(&id.namespace);
@@ -288,8 +292,9 @@ fn compile_external(
     }
     Some(Backend {
         target: Target::Url(external.url.trim_end_matches('/').to_owned()),
-        protocol: protocol(external.protocol),
+        protocol: provider_protocol(external.protocol),
         model: external.model.clone(),
+        api_version: external.api_version.clone(),
         credential: compile_credential(
             id,
             "spec.external",
@@ -305,6 +310,29 @@ fn protocol(spec: ProtocolSpec) -> Protocol {
     match spec {
         ProtocolSpec::OpenAI => Protocol::OpenAi,
         ProtocolSpec::Anthropic => Protocol::Anthropic,
+    }
+}
+
+fn provider_protocol(spec: ProviderProtocol) -> Protocol {
+    match spec {
+        ProviderProtocol::OpenAI => Protocol::OpenAi,
+        ProviderProtocol::Anthropic => Protocol::Anthropic,
+        ProviderProtocol::AzureOpenAI => Protocol::AzureOpenAi,
+    }
+}
+
+/// What only one protocol has.
+fn check_provider(external: &External, check: &mut Check<'_>) {
+    let Some(version) = &external.api_version else {
+        return;
+    };
+    let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
+    if external.protocol != ProviderProtocol::AzureOpenAI {
+        let message = "only protocol AzureOpenAI has an apiVersion: leave it out".to_owned();
+        check.refuse("spec.external.apiVersion", Reason::InvalidValue, message);
+    } else if version.is_empty() || !version.chars().all(is_word) {
+        let message = format!("'{version}' is not a version: write one such as 2024-10-21");
+        check.refuse("spec.external.apiVersion", Reason::InvalidValue, message);
     }
 }
 

@@ -243,6 +243,34 @@ fn values_out_of_range_name_the_range() {
 }
 
 #[test]
+fn an_api_version_is_azures_alone() {
+    let messages_of = |external: &str| {
+        let text = backend(
+            "chat",
+            &format!("{{external: {{url: 'https://a', {external}}}}}"),
+        );
+        let compiled = compile(&objects(&text), &Facts::default());
+        compiled
+            .problems
+            .iter()
+            .map(|problem| problem.path.clone())
+            .collect::<Vec<_>>()
+    };
+    let none: [&str; 0] = [];
+    assert_eq!(
+        messages_of("protocol: AzureOpenAI, apiVersion: '2024-10-21'"),
+        none
+    );
+    assert_eq!(messages_of("protocol: AzureOpenAI"), none);
+    for external in [
+        "apiVersion: '2024-10-21'",
+        "protocol: AzureOpenAI, apiVersion: 'a&b'",
+    ] {
+        assert_eq!(messages_of(external), ["spec.external.apiVersion"]);
+    }
+}
+
+#[test]
 fn editing_one_object_changes_no_other_hash() {
     let before = backend("a", POOL)
         + &backend("b", POOL)

@@ -419,18 +419,15 @@ fn an_error_inside_a_stream_is_told_in_the_callers_words() {
 fn a_backends_refusal_is_told_in_the_callers_shape() {
     let status = StatusCode::BAD_REQUEST;
     let openai = br#"{"error":{"message":"no","type":"x","code":null}}"#;
-    let told: Value = serde_json::from_slice(&error(openai, status, Protocol::Anthropic)).unwrap();
+    let told: Value = serde_json::from_slice(&error(openai, status, Dialect::Anthropic)).unwrap();
     let expected =
         json!({"type": "error", "error": {"type": "invalid_request_error", "message": "no"}});
     assert_eq!(told, expected);
-    let told: Value = serde_json::from_slice(&error(
-        told.to_string().as_bytes(),
-        status,
-        Protocol::OpenAi,
-    ))
-    .unwrap();
+    let told: Value =
+        serde_json::from_slice(&error(told.to_string().as_bytes(), status, Dialect::OpenAi))
+            .unwrap();
     assert_eq!(told["error"]["type"], "invalid_request_error");
-    assert!(error(b"<html>", status, Protocol::OpenAi).is_empty());
+    assert!(error(b"<html>", status, Dialect::OpenAi).is_empty());
 }
 
 proptest! {

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::AUTHORIZATION;
-use http::uri::PathAndQuery;
 use http::{HeaderName, HeaderValue, Uri};
 use penstock_core::config::{
     self, GatewayConfig, NameMatch, OnUnsupported, Protocol, Streaming, Target,
@@ -18,15 +17,15 @@ use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Models,
-    Parts, Rule, Slot, Snapshot, Tier, Uris,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Model,
+    Models, Parts, Rule, Slot, Snapshot, Tier,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::metrics::Metrics;
-use crate::openai::Api;
-use crate::outbound::X_API_KEY;
+use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY};
 use crate::provider::Rest;
+use crate::provider::target::Targets;
 use crate::source::Credentials;
 
 impl Snapshot {
@@ -142,6 +141,7 @@ fn build_backend(
         built.lives.insert(address.clone(), Arc::clone(&live));
         live
     };
+    let targets = |base: &str| Targets::new(backend.protocol, base, backend.api_version.as_deref());
     let mut ready = Vec::new();
     match &backend.target {
         Target::Endpoints { service_port, .. } => {
@@ -149,24 +149,24 @@ fn build_backend(
                 let address = Address::Socket(endpoint.address);
                 let live = live(&address);
                 let host = HeaderValue::from_str(&endpoint.address.to_string());
-                if let (true, Ok(host), Some(uris)) = (endpoint.ready, host, uris("/v1")) {
+                if let (true, Ok(host), Some(targets)) = (endpoint.ready, host, targets("/v1")) {
                     ready.push(Arc::new(Endpoint {
                         address,
                         host,
-                        uris,
+                        targets,
                         live,
                     }));
                 }
             }
         }
-        Target::Url(url) => match origin(url) {
-            Some((origin, host, uris)) => {
+        Target::Url(url) => match origin(url, targets) {
+            Some((origin, host, targets)) => {
                 let address = Address::Origin(origin);
                 let live = live(&address);
                 ready.push(Arc::new(Endpoint {
                     address,
                     host,
-                    uris,
+                    targets,
                     live,
                 }));
             }
@@ -177,14 +177,11 @@ fn build_backend(
     Ok(built)
 }
 
-fn uris(base: &str) -> Option<Uris> {
-    let uri = |api: Api| PathAndQuery::try_from(format!("{base}{}", api.path())).map(Uri::from);
-    let uris: Result<Vec<Uri>, _> = Api::ALL.into_iter().map(uri).collect();
-    uris.ok()?.try_into().ok()
-}
-
 /// Scheme and authority, `Host` header and request targets of a base URL.
-fn origin(url: &str) -> Option<(String, HeaderValue, Uris)> {
+fn origin(
+    url: &str,
+    targets: impl Fn(&str) -> Option<Targets>,
+) -> Option<(String, HeaderValue, Targets)> {
     let uri: Uri = url.parse().ok()?;
     let scheme = uri
         .scheme_str()
@@ -193,8 +190,8 @@ fn origin(url: &str) -> Option<(String, HeaderValue, Uris)> {
         .authority()
         .filter(|authority| !authority.as_str().contains('@'))?;
     let host = HeaderValue::from_str(authority.as_str()).ok()?;
-    let uris = uris(uri.path().trim_end_matches('/'))?;
-    Some((format!("{scheme}://{authority}"), host, uris))
+    let targets = targets(uri.path().trim_end_matches('/'))?;
+    Some((format!("{scheme}://{authority}"), host, targets))
 }
 
 /// An older version than the config names is used until the new one arrives.
@@ -204,7 +201,8 @@ fn credential(backend: &config::Backend, credentials: &Credentials) -> Credentia
     };
     let (name, scheme) = match backend.protocol {
         Protocol::OpenAi => (AUTHORIZATION, "Bearer "),
-        Protocol::Anthropic => (X_API_KEY, ""),
+        Protocol::Anthropic => (ANTHROPIC_KEY, ""),
+        Protocol::AzureOpenAi => (AZURE_KEY, ""),
     };
     let value = credentials
         .values
@@ -352,7 +350,10 @@ fn build_tier(
             );
         candidates.push(Candidate {
             backend: Arc::clone(backend),
-            model: model.map(|model| Bytes::from(json!(model).to_string())),
+            model: model.map(|name| Model {
+                name: name.as_str().into(),
+                json: Bytes::from(json!(name).to_string()),
+            }),
             maker: maker(&settings.target, model),
             metrics: handles,
         });

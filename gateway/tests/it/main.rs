@@ -18,6 +18,7 @@ mod http2;
 mod limits;
 mod overload;
 mod protocols;
+mod providers;
 mod refusals;
 mod reload;
 mod report;

@@ -52,6 +52,11 @@ impl Stream {
         if let Some(error) = chunk.error {
             return fail(error, out);
         }
+        // Azure's first chunk tells of its filters alone: neither id nor model.
+        let says_nothing = chunk.choices.is_empty() && chunk.usage.is_none();
+        if says_nothing {
+            return;
+        }
         if !std::mem::replace(&mut self.begun, true) {
             let message = Answer {
                 id: message_id(&chunk.id),

@@ -88,6 +88,7 @@ impl Plan {
                 target,
                 protocol: Protocol::OpenAi,
                 model: None,
+                api_version: None,
                 credential: None,
                 profile: Profile::default(),
             },

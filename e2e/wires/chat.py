@@ -1,0 +1,78 @@
+"""OpenAI's chat completions, checked and made with the openai SDK's own types."""
+
+import json
+
+import pydantic
+from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
+
+from wires import REFUSAL, Wire, as_events, as_json, forced, scene_of
+
+
+def strict(typed_dict):
+    """A member that the vendor's API does not know is an error."""
+    typed_dict.__pydantic_config__ = pydantic.ConfigDict(extra="forbid")
+    return typed_dict
+
+
+CHAT_REQUEST = pydantic.TypeAdapter(
+    strict(completion_create_params.CompletionCreateParamsStreaming)
+    | strict(completion_create_params.CompletionCreateParamsNonStreaming)
+)
+
+
+class Chat(Wire):
+    name = "openai"
+
+    def external(self, url):
+        return {"url": f"{url}/v1", "protocol": "OpenAI"}, {}
+
+    def answer(self, path, headers, body):
+        self.check(path, path == "/v1/chat/completions", "no such path")
+        return self.complete(path, body)
+
+    def complete(self, path, body):
+        request = json.loads(body)
+        try:
+            forced(CHAT_REQUEST.validate_python(request))
+        except pydantic.ValidationError as err:
+            self.check(path, False, err)
+        scene = scene_of(request["model"])
+        if scene == "error":
+            error = {"message": REFUSAL, "type": "invalid_request_error", "code": None, "param": None}
+            return as_json(400, {"error": error})
+        self.check_context(path, body, request.get("max_completion_tokens"))
+        return as_events(self.events(scene)) if request.get("stream") else as_json(200, self.whole(scene))
+
+    def whole(self, scene):
+        return chat_whole(scene)
+
+    def events(self, scene):
+        return chat_events(scene)
+
+
+def chat_usage():
+    return {"prompt_tokens": 30, "completion_tokens": 5, "total_tokens": 35, "prompt_tokens_details": {"cached_tokens": 20}}
+
+
+def chat_whole(scene):
+    message = {"role": "assistant", "content": "Let mé see.", "reasoning_content": "hm"}
+    if scene == "tool":
+        message["tool_calls"] = [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}]
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if scene == "tool" else "stop", "logprobs": None}
+    answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": scene, "choices": [choice], "usage": chat_usage()}
+    return ChatCompletion.model_validate(answer).model_dump(mode="json")
+
+
+def chat_events(scene):
+    deltas = [{"role": "assistant", "content": ""}, {"reasoning_content": "hm"}, {"content": "Let mé "}, {"content": "see."}]
+    if scene == "tool":
+        call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+        deltas += [{"tool_calls": [call]}]
+        deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"city":', ' "Ulm"}')]
+    chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
+    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if scene == "tool" else "stop"}]}]
+    chunks += [{"choices": [], "usage": chat_usage()}]
+    for chunk in chunks:
+        chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": scene} | chunk
+        yield "data: " + ChatCompletionChunk.model_validate(chunk).model_dump_json(exclude_unset=True) + "\n\n"
+    yield "data: [DONE]\n\n"

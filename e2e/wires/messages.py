@@ -1,0 +1,76 @@
+"""Anthropic's Messages, checked and made with the anthropic SDK's own types."""
+
+import json
+
+import anthropic
+import pydantic
+from anthropic.types import message_create_params
+
+from wires import REFUSAL, Wire, as_events, as_json, forced, scene_of
+from wires.chat import strict
+
+MESSAGE_REQUEST = pydantic.TypeAdapter(
+    strict(message_create_params.MessageCreateParamsStreaming)
+    | strict(message_create_params.MessageCreateParamsNonStreaming)
+)
+
+
+class Messages(Wire):
+    name = "anthropic"
+
+    def external(self, url):
+        return {"url": f"{url}/v1", "protocol": "Anthropic"}, {}
+
+    def answer(self, path, headers, body):
+        self.check(path, path == "/v1/messages", "no such path")
+        request = json.loads(body)
+        try:
+            forced(MESSAGE_REQUEST.validate_python(request))
+        except pydantic.ValidationError as err:
+            self.check(path, False, err)
+        scene = scene_of(request["model"])
+        if scene == "error":
+            return as_json(400, {"type": "error", "error": {"type": "invalid_request_error", "message": REFUSAL}})
+        self.check_context(path, body, request.get("max_tokens"))
+        return as_events(message_events(scene)) if request.get("stream") else as_json(200, message_whole(scene))
+
+
+def message_whole(scene):
+    content = [{"type": "thinking", "thinking": "hm", "signature": "s"}, {"type": "text", "text": "Let mé see.", "citations": None}]
+    if scene == "tool":
+        content += [{"type": "tool_use", "id": "call_1", "name": "weather", "input": {"city": "Ulm"}}]
+    answer = {
+        "id": "msg_1", "type": "message", "role": "assistant", "model": scene, "content": content,
+        "stop_reason": "tool_use" if scene == "tool" else "end_turn", "stop_sequence": None,
+        "usage": {"input_tokens": 10, "cache_read_input_tokens": 20, "cache_creation_input_tokens": 0, "output_tokens": 5},
+    }  # fmt: skip
+    return anthropic.types.Message.model_validate(answer).model_dump(mode="json", exclude_unset=True)
+
+
+def message_events(scene):
+    whole = message_whole(scene)
+    adapter = pydantic.TypeAdapter(anthropic.types.RawMessageStreamEvent)
+    start = whole | {"content": [], "stop_reason": None, "usage": whole["usage"] | {"output_tokens": 1}}
+    events = [{"type": "message_start", "message": start}]
+    for index, block in enumerate(whole["content"]):
+        kind = block["type"]
+        if kind == "thinking":
+            empty = block | {"thinking": "", "signature": ""}
+            deltas = [{"type": "thinking_delta", "thinking": "hm"}, {"type": "signature_delta", "signature": "s"}]
+        elif kind == "text":
+            empty = block | {"text": ""}
+            deltas = [{"type": "text_delta", "text": text} for text in ("Let mé ", "see.")]
+        else:
+            empty = block | {"input": {}}
+            deltas = [{"type": "input_json_delta", "partial_json": part} for part in ("", '{"city":', ' "Ulm"}')]
+        events += [{"type": "content_block_start", "index": index, "content_block": empty}]
+        events += [{"type": "content_block_delta", "index": index, "delta": delta} for delta in deltas]
+        events += [{"type": "content_block_stop", "index": index}]
+    end = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
+    events += [{"type": "message_delta", "delta": end, "usage": {"output_tokens": 5}}, {"type": "message_stop"}]
+    for event in events:
+        if event["type"] != "message_delta":
+            adapter.validate_python(event)
+        yield f"event: {event['type']}\ndata: {json.dumps(event)}\n\n"
+        if event["type"] == "message_start":
+            yield 'event: ping\ndata: {"type": "ping"}\n\n'

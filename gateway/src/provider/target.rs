@@ -1,0 +1,178 @@
+//! Request targets: where at a backend each of its calls goes. Pure.
+//!
+//! Some providers have the model in the path. A model's name there is one segment, whatever it holds: names that a
+//! server could take for steps in the path have no target.
+
+use std::fmt::Write as _;
+
+use http::Uri;
+use http::uri::PathAndQuery;
+use penstock_core::config::Protocol;
+
+use crate::openai::Api;
+
+/// Where the calls of a backend go.
+#[derive(Debug)]
+pub enum Targets {
+    /// One target for each call, by [`Api::index`].
+    Fixed(Box<[Uri]>),
+    /// Azure: most calls name the model in their path.
+    Deployments {
+        /// The path of the resource, without a slash at its end.
+        base: String,
+        /// The `api-version` that is asked for.
+        version: String,
+    },
+}
+
+impl Targets {
+    /// Those of a backend that speaks `protocol` below the path `base`; `None` if that is no path.
+    pub fn new(protocol: Protocol, base: &str, api_version: Option<&str>) -> Option<Self> {
+        match (protocol, api_version) {
+            (Protocol::OpenAi | Protocol::Anthropic, _) => fixed(base),
+            (Protocol::AzureOpenAi, None) => fixed(&format!("{base}/openai/v1")),
+            (Protocol::AzureOpenAi, Some(version)) => {
+                PathAndQuery::try_from(base.to_owned() + "/").ok()?;
+                Some(Self::Deployments {
+                    base: base.to_owned(),
+                    version: version.to_owned(),
+                })
+            }
+        }
+    }
+
+    /// Whether all its calls can ask for `model`.
+    pub fn take(&self, model: &str) -> bool {
+        match self {
+            Self::Fixed(_) => true,
+            Self::Deployments { .. } => is_segment(model),
+        }
+    }
+
+    /// Where the call `api` goes that asks for `model`; `None` if the model's name cannot stand in a path.
+    pub fn of(&self, api: Api, model: &str) -> Option<Uri> {
+        match self {
+            Self::Fixed(uris) => uris.get(api.index()).cloned(),
+            Self::Deployments { base, version } => {
+                let below = if is_of_a_deployment(api) {
+                    format!("/deployments/{}{}", segment(model)?, api.path())
+                } else {
+                    api.path().to_owned()
+                };
+                uri(format!("{base}/openai{below}?api-version={version}"))
+            }
+        }
+    }
+}
+
+fn fixed(base: &str) -> Option<Targets> {
+    let uris = Api::ALL.map(|api| uri(format!("{base}{}", api.path())));
+    let uris: Option<Vec<Uri>> = uris.into_iter().collect();
+    Some(Targets::Fixed(uris?.into_boxed_slice()))
+}
+
+fn uri(target: String) -> Option<Uri> {
+    PathAndQuery::try_from(target).map(Uri::from).ok()
+}
+
+/// Azure's calls that have the deployment in their path; the others have it in their body alone.
+fn is_of_a_deployment(api: Api) -> bool {
+    matches!(
+        api,
+        Api::Chat
+            | Api::Completions
+            | Api::Embeddings
+            | Api::Speech
+            | Api::Transcription
+            | Api::Translation
+            | Api::ImageGeneration
+            | Api::ImageEdit
+    )
+}
+
+/// Not names with a part that is empty, `.` or `..`: servers that decode before they resolve would leave the path.
+fn is_segment(name: &str) -> bool {
+    let steps = |part: &str| part.is_empty() || part == "." || part == "..";
+    !name.split(['/', '\\']).any(steps)
+}
+
+/// A name as one segment of a path: all but RFC 3986's unreserved characters are encoded.
+fn segment(name: &str) -> Option<String> {
+    if !is_segment(name) {
+        return None;
+    }
+    let mut encoded = String::with_capacity(name.len());
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to memory cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    Some(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn azure(version: Option<&str>) -> Targets {
+        Targets::new(Protocol::AzureOpenAi, "/x", version).unwrap()
+    }
+
+    fn target(targets: &Targets, api: Api, model: &str) -> String {
+        targets.of(api, model).unwrap().to_string()
+    }
+
+    #[test]
+    fn calls_go_below_the_base() {
+        let openai = Targets::new(Protocol::OpenAi, "/v1", None).unwrap();
+        assert_eq!(target(&openai, Api::Chat, "m"), "/v1/chat/completions");
+        let anthropic = Targets::new(Protocol::Anthropic, "/v1", None).unwrap();
+        assert_eq!(target(&anthropic, Api::Messages, "m"), "/v1/messages");
+        assert!(Targets::new(Protocol::OpenAi, "/a b", None).is_none());
+    }
+
+    #[test]
+    fn azures_deployments_stand_in_the_path() {
+        let dated = azure(Some("2024-10-21"));
+        assert_eq!(
+            target(&dated, Api::Chat, "gpt 4/o"),
+            "/x/openai/deployments/gpt%204%2Fo/chat/completions?api-version=2024-10-21"
+        );
+        assert_eq!(
+            target(&dated, Api::Responses, "m"),
+            "/x/openai/responses?api-version=2024-10-21"
+        );
+        assert_eq!(
+            target(&azure(None), Api::Embeddings, "m"),
+            "/x/openai/v1/embeddings"
+        );
+    }
+
+    #[test]
+    fn names_that_step_through_a_path_have_no_target() {
+        for name in ["", ".", "..", "a/../b", "..\\x", "/a", "a/"] {
+            let targets = azure(Some("1"));
+            assert!(
+                !targets.take(name) && targets.of(Api::Chat, name).is_none(),
+                "{name}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_never_changes_the_path_around_it(name in "\\PC{1,20}|[./\\\\?#%&; \\n\\x00a]{1,8}") {
+            if let Some(uri) = azure(Some("1")).of(Api::Chat, &name) {
+                prop_assert_eq!(uri.query(), Some("api-version=1"));
+                let segments: Vec<&str> = uri.path().split('/').collect();
+                prop_assert_eq!(segments.len(), 7, "{}", uri);
+                prop_assert_eq!(&segments[5..], &["chat", "completions"]);
+            }
+        }
+    }
+}
