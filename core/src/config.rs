@@ -61,7 +61,7 @@ pub struct Backend {
     /// The version of Azure's API. `None`: the form that needs none (`/openai/v1`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub api_version: Option<String>,
-    /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`. The caller's own never goes
+    /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`, `x-goog-api-key`. The caller's own never goes
     /// upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub credential: Option<CredentialRef>,
@@ -82,6 +82,8 @@ pub enum Protocol {
     /// OpenAI's API as Azure has it: deployments stand in the path.
     #[serde(rename = "AzureOpenAI")]
     AzureOpenAi,
+    /// Google's Gemini API.
+    Gemini,
 }
 
 /// Where a backend is.

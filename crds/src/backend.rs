@@ -222,6 +222,8 @@ pub enum ProviderProtocol {
     Anthropic,
     /// OpenAI's API as Azure has it. `model` is the deployment's name.
     AzureOpenAI,
+    /// Google's Gemini API.
+    Gemini,
 }
 
 /// A provider's API.
@@ -251,8 +253,8 @@ pub struct External {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
-    /// API key, sent as the protocol wants it: as `Authorization: Bearer` (`OpenAI`), `x-api-key` (`Anthropic`) or
-    /// `api-key` (`AzureOpenAI`).
+    /// API key, sent as the protocol wants it: as `Authorization: Bearer` (`OpenAI`), `x-api-key` (`Anthropic`),
+    /// `api-key` (`AzureOpenAI`) or `x-goog-api-key` (`Gemini`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }

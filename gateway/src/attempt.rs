@@ -25,7 +25,7 @@ use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
 use crate::overload;
 use crate::process::{Process, Worker};
-use crate::provider::{Misfit, Rest, Translated, Way};
+use crate::provider::{Misfit, Rest, Route, Translated};
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
 use crate::snapshot::{Candidate, Rule, Snapshot};
@@ -53,8 +53,8 @@ pub(crate) struct Job<'a> {
     pub(crate) blocks: Vec<u64>,
     /// Hash of what the rule's strategy keeps together.
     pub(crate) key: Option<u64>,
-    /// The request in the protocol of backends that do not speak the caller's; made when the first of them is chosen.
-    pub(crate) translated: OnceLock<Result<Translated, Misfit>>,
+    /// The request in the protocols of backends that do not speak the caller's.
+    pub(crate) translated: Translations,
 }
 
 impl Job<'_> {
@@ -71,24 +71,24 @@ impl Job<'_> {
     }
 
     /// How the request reaches a backend of this protocol, and what it is then, if it is not what it was.
-    pub(crate) fn way(
+    pub(crate) fn route(
         &self,
         protocol: Protocol,
         rest: Rest,
-    ) -> Result<(Way, Option<&Translated>), Misfit> {
-        match Way::of(self.api, protocol) {
-            None => Err(Misfit::Unsupported(self.api.path().to_owned())),
-            Some(Way::Straight) => Ok((Way::Straight, None)),
-            Some(way) => {
-                let translated = self
-                    .translated
-                    .get_or_init(|| way.request(self.body, rest))
-                    .as_ref();
-                translated
-                    .map(|translated| (way, Some(translated)))
-                    .map_err(Clone::clone)
-            }
+    ) -> Result<(Route, Option<&Translated>), Misfit> {
+        let Some(route) = Route::of(self.api, protocol) else {
+            return Err(Misfit::Unsupported(self.api.path().to_owned()));
+        };
+        if route.is_straight() {
+            return Ok((route, None));
         }
+        let translated = self
+            .translated
+            .of(protocol, || route.request(self.body, rest));
+        translated
+            .as_ref()
+            .map(|translated| (route, Some(translated)))
+            .map_err(Clone::clone)
     }
 
     /// Who cannot carry the request, as far as its rule's backends say.
@@ -110,7 +110,7 @@ impl Job<'_> {
         unfit: &mut Unfit,
     ) -> Option<Misfit> {
         let backend = &candidate.backend;
-        if let Err(why) = self.way(backend.protocol, rest) {
+        if let Err(why) = self.route(backend.protocol, rest) {
             unfit.protocols.push(backend.protocol);
             return Some(why);
         }
@@ -126,6 +126,32 @@ impl Job<'_> {
 
     pub(crate) fn prompt_tokens(&self) -> u32 {
         self.call.prompt_tokens()
+    }
+}
+
+/// A request in other protocols, each made when the first backend that speaks it is chosen.
+#[derive(Default)]
+pub(crate) struct Translations {
+    chat: Translation,
+    messages: Translation,
+    gemini: Translation,
+}
+
+type Translation = OnceLock<Box<Result<Translated, Misfit>>>;
+
+impl Translations {
+    /// The request for backends that speak `protocol`, made by `make` unless it was before.
+    fn of(
+        &self,
+        protocol: Protocol,
+        make: impl FnOnce() -> Result<Translated, Misfit>,
+    ) -> &Result<Translated, Misfit> {
+        let translation = match protocol {
+            Protocol::OpenAi | Protocol::AzureOpenAi => &self.chat,
+            Protocol::Anthropic => &self.messages,
+            Protocol::Gemini => &self.gemini,
+        };
+        translation.get_or_init(|| Box::new(make()))
     }
 }
 
@@ -186,10 +212,10 @@ pub(crate) fn explain(
 
 /// Why a backend of this protocol cannot carry the request.
 fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfit> {
-    match Way::of(api, protocol) {
+    match Route::of(api, protocol) {
         None => Some(Misfit::Unsupported(api.path().to_owned())),
-        Some(Way::Straight) => None,
-        Some(way) => way.request(body, rest).err(),
+        Some(route) if route.is_straight() => None,
+        Some(route) => route.request(body, rest).err(),
     }
 }
 

@@ -7,17 +7,17 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http::{HeaderMap, Response, StatusCode};
 
 use crate::attempt::{Answer, Job, MAX_REPLAY_BYTES};
 use crate::failure::{self, Failure};
-use crate::meter::{self, Cut, Meter};
-use crate::openai::{self, DONE, Encoding, Pieces};
-use crate::outbound;
+use crate::meter::{self, Cut, Meter, Seen};
+use crate::openai::DONE;
 use crate::process::Worker;
-use crate::provider::{self, Translated, Way};
-use crate::snapshot::{Candidate, Credential, Endpoint, Rule};
+use crate::provider::foreign::About;
+use crate::provider::{self, Route, Translator, Way};
+use crate::request::request;
+use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::stream::Begun;
 use crate::upstream::{BodyError, Conn, ConnectError, Exchange, SendError};
 
@@ -42,9 +42,9 @@ pub(crate) async fn begin(
 ) -> Result<Answer, Failure> {
     let worker = job.worker;
     // Made before, so it cannot fail here.
-    let (way, translated) = job
-        .way(candidate.backend.protocol, rule.rest)
-        .unwrap_or((Way::Straight, None));
+    let (route, translated) = job
+        .route(candidate.backend.protocol, rule.rest)
+        .map_err(|_| Failure::Broken)?;
     let last = job.started + rule.total;
     let pooled = std::future::poll_fn(|cx| {
         std::task::Poll::Ready(endpoint.live.pool.take(
@@ -58,10 +58,10 @@ pub(crate) async fn begin(
         Some(conn) => conn,
         None => open(worker, endpoint, rule.connect, last).await?,
     };
-    let (head, exchange) = loop {
+    let (mut head, mut exchange) = loop {
         let reused = conn.is_reused();
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
-        let request = request(job, candidate, endpoint, way, translated);
+        let request = request(job, candidate, endpoint, route, translated);
         match conn.send(request, deadline).await {
             Ok(answer) => break answer,
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
@@ -78,33 +78,33 @@ pub(crate) async fn begin(
             Err(SendError::Broken { .. }) => return Err(Failure::Broken),
         }
     };
+    let about = About {
+        created: penstock_shell::clock::since_epoch().as_secs(),
+        id: job.id.to_str().unwrap_or_default(),
+        model: candidate.model_name(&job.call.model),
+    };
     let reader = Reader {
         job,
         endpoint,
         idle: rule.idle,
         last,
         buffers: rule.buffers,
-        way,
+        route,
+        about,
         include_usage: translated.is_some_and(|translated| translated.include_usage),
     };
-    let status = head.status();
-    if status.is_success() {
-        if is_event_stream(head.headers()) {
-            reader.stream(head, exchange).await
-        } else {
-            reader.whole(head, exchange).await
-        }
+    if !head.status().is_success() {
+        return reader.refusal(rule, head, exchange).await;
+    }
+    let foreign = route.foreign;
+    let chunks = foreign.and_then(|foreign| foreign.chunks(head.headers_mut(), &about));
+    if let Some(chunks) = chunks {
+        exchange.read_as(chunks);
+    }
+    if is_event_stream(head.headers()) {
+        reader.stream(head, exchange).await
     } else {
-        let bytes = reader.error(status, exchange).await?;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            return Err(Failure::Status { head, bytes });
-        }
-        match failure::class_of_refusal(status, &bytes) {
-            Some(class) if rule.retry_on.contains(&class) => {
-                Err(Failure::Refused { class, head, bytes })
-            }
-            _ => Ok(Answer::Refused { head, bytes }),
-        }
+        reader.whole(head, exchange).await
     }
 }
 
@@ -115,45 +115,6 @@ fn late(last: Instant, otherwise: Failure) -> Failure {
     } else {
         otherwise
     }
-}
-
-fn request(
-    job: &Job<'_>,
-    candidate: &Candidate,
-    endpoint: &Endpoint,
-    way: Way,
-    translated: Option<&Translated>,
-) -> Request<Full<Pieces>> {
-    let credential = match &candidate.backend.credential {
-        Credential::Header(name, value) => Some((name, value)),
-        Credential::None | Credential::Missing => None,
-    };
-    let (body, model_at) = match translated {
-        Some(translated) => (&translated.body, &translated.model_at),
-        None => (job.body, &job.call.model_at),
-    };
-    let pieces = match &candidate.model {
-        Some(model) if job.call.encoding == Encoding::Form => {
-            let name = Bytes::copy_from_slice(model.name.as_bytes());
-            openai::patched(body, model_at.clone(), name)
-        }
-        Some(model) => openai::patched(body, model_at.clone(), model.json.clone()),
-        None => openai::unpatched(body.clone()),
-    };
-    let via = &job.worker.process.via;
-    let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &job.id);
-    let is_callers = way == Way::Straight;
-    outbound::speak(&mut headers, candidate.backend.protocol, is_callers);
-    let mut request = Request::new(Full::new(pieces));
-    *request.method_mut() = Method::POST;
-    let model = candidate.model_name(&job.call.model);
-    // There is one: else the candidate would not have been chosen.
-    *request.uri_mut() = endpoint
-        .targets
-        .of(way.api(job.api), model)
-        .unwrap_or_default();
-    *request.headers_mut() = headers;
-    request
 }
 
 async fn open(
@@ -189,11 +150,24 @@ struct Reader<'a> {
     last: Instant,
     /// Whether streams are held until they are whole.
     buffers: bool,
-    way: Way,
+    route: Route,
+    about: About<'a>,
     include_usage: bool,
 }
 
 impl Reader<'_> {
+    /// Between the chunks or events that the backend sends, or is made to send, and those that the caller wants.
+    fn translator(&self) -> Option<Translator> {
+        let is_made = self.route.foreign.is_some() && self.route.way == Way::Straight;
+        // Made chunks always count.
+        if is_made && !self.include_usage {
+            return Some(Translator::Unasked(Box::default()));
+        }
+        self.route
+            .way
+            .stream(self.about.created, self.include_usage)
+    }
+
     /// The next frame. The deadline that is in force stays so.
     async fn frame(&self, exchange: &mut Exchange) -> Result<Option<(Bytes, Instant)>, BodyError> {
         let frame = exchange.frame().await?;
@@ -227,8 +201,8 @@ impl Reader<'_> {
     /// Holds an event stream back until it carries an answer, or is whole; the limit of the first token counts until
     /// its first token.
     async fn stream(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
-        let mut tokens = 0;
-        let mut meter = Meter::new(self.way.api(self.job.api).wire());
+        let mut all = Seen::default();
+        let mut meter = Meter::new(self.route.api(self.job.api).wire());
         let mut held: Option<BytesMut> = None;
         let mut lease = None;
         loop {
@@ -258,9 +232,10 @@ impl Reader<'_> {
                 lease = self.job.worker.process.lease_body(size);
                 committed = meter.is_done() || lease.is_none() || size > MAX_BUFFERED_BYTES;
             }
-            tokens += seen.tokens;
+            all.tokens += seen.tokens;
+            all.cut_at = all.cut_at.or(seen.cut_at.map(|at| before + at));
+            all.finished_at = all.finished_at.or(seen.finished_at.map(|at| before + at));
             if committed {
-                let cut_at = seen.cut_at.map(|at| before + at);
                 let first = match held {
                     None => bytes,
                     Some(mut held) => {
@@ -268,16 +243,14 @@ impl Reader<'_> {
                         held.freeze()
                     }
                 };
-                let created = penstock_shell::clock::since_epoch().as_secs();
                 return Ok(Answer::Stream {
                     head,
                     begun: Begun {
                         exchange,
                         meter: Some(meter),
-                        translator: self.way.stream(created, self.include_usage),
+                        translator: self.translator(),
                         first,
-                        cut_at,
-                        tokens,
+                        seen: all,
                     },
                 });
             }
@@ -288,7 +261,7 @@ impl Reader<'_> {
     /// Reads a JSON answer to its end, if it is not too large.
     async fn whole(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
         let mut all: Option<Bytes> = None;
-        let passes = self.way == Way::Straight;
+        let passes = self.route.is_straight();
         let most = if passes {
             MAX_WHOLE_BYTES
         } else {
@@ -316,31 +289,55 @@ impl Reader<'_> {
                     meter: None,
                     translator: None,
                     first: joined,
-                    cut_at: None,
-                    tokens: 0,
+                    seen: Seen::default(),
                 };
                 return Ok(Answer::Stream { head, begun });
             }
             all = Some(joined);
         }
         self.finish(exchange).await;
-        let bytes = all.unwrap_or_default();
+        let mut bytes = all.unwrap_or_default();
+        if let Some(foreign) = self.route.foreign {
+            let answer = foreign.answer(&bytes, &self.about);
+            bytes = answer.ok_or(Failure::Broken)?;
+        }
         let (usage, cut) = meter::of_whole(&bytes);
         if cut == Some(Cut::Abort) {
             return Err(Failure::GaveUp);
         }
-        let bytes = if passes {
-            bytes
-        } else {
-            let created = penstock_shell::clock::since_epoch().as_secs();
-            let answer = self.way.answer(&bytes, created);
-            answer.ok_or(Failure::Broken)?
-        };
+        if self.route.way != Way::Straight {
+            let answer = self.route.way.answer(&bytes, self.about.created);
+            bytes = answer.ok_or(Failure::Broken)?;
+        }
         Ok(Answer::Whole { head, bytes, usage })
     }
 
+    /// Reads an answer that is none.
+    async fn refusal(
+        &self,
+        rule: &Rule,
+        mut head: Response<()>,
+        exchange: Exchange,
+    ) -> Result<Answer, Failure> {
+        let bytes = self.error(&mut head, exchange).await?;
+        let status = head.status();
+        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+            return Err(Failure::Status { head, bytes });
+        }
+        match failure::class_of_refusal(status, &bytes) {
+            Some(class) if rule.retry_on.contains(&class) => {
+                Err(Failure::Refused { class, head, bytes })
+            }
+            _ => Ok(Answer::Refused { head, bytes }),
+        }
+    }
+
     /// Reads the body of an error answer, as far as it is of use.
-    async fn error(&self, status: StatusCode, mut exchange: Exchange) -> Result<Bytes, Failure> {
+    async fn error(
+        &self,
+        head: &mut Response<()>,
+        mut exchange: Exchange,
+    ) -> Result<Bytes, Failure> {
         let mut all = BytesMut::new();
         while !exchange.is_over() {
             match self.frame(&mut exchange).await {
@@ -357,9 +354,13 @@ impl Reader<'_> {
             }
         }
         self.finish(exchange).await;
-        Ok(match self.way {
-            Way::Straight => all.freeze(),
-            _ => provider::error(&all, status, self.job.api.dialect()),
+        let mut bytes = all.freeze();
+        if let Some(foreign) = self.route.foreign {
+            bytes = foreign.error(head.headers_mut(), &bytes);
+        }
+        Ok(match self.route.way {
+            Way::Straight => bytes,
+            _ => provider::error(&bytes, head.status(), self.job.api.dialect()),
         })
     }
 }

@@ -151,16 +151,18 @@ impl Failure {
     }
 }
 
-/// Why a backend refused, where another one may not: by the codes of OpenAI and Azure, and the words of vLLM, SGLang
-/// and Anthropic, which have no code for it.
+/// Why a backend refused, where another one may not: by the codes of OpenAI and Azure, and the words of vLLM, SGLang,
+/// Anthropic, Gemini and Bedrock, which have no code for it.
 pub(crate) fn class_of_refusal(status: StatusCode, bytes: &[u8]) -> Option<FailureClass> {
-    const TOO_LONG: [&[u8]; 6] = [
+    const TOO_LONG: [&[u8]; 8] = [
         b"context_length_exceeded",
         b"maximum context length",
         b"longer than the model",
         b"exceeds the model's context",
         b"prompt is too long",
         b"maximum model length",
+        b"exceeds the maximum number of tokens",
+        b"Input is too long",
     ];
     const POLICY: [&[u8]; 4] = [
         b"content_policy",

@@ -2,7 +2,7 @@
 //! endpoint that answers, pass the answer on. Each step is one call; each refusal is a [`Reject`].
 
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use penstock_core::names::{
     ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
 };
 
-use crate::attempt::{self, Answer, Job};
+use crate::attempt::{self, Answer, Job, Translations};
 use crate::begin::is_event_stream;
 use crate::body;
 use crate::cache::exact::{self, Entry, Key};
@@ -198,7 +198,7 @@ async fn serve(
         call: &call,
         blocks,
         key: wish::key(&rule, &head.headers, &call),
-        translated: OnceLock::new(),
+        translated: Translations::default(),
     };
     let answer = attempt::run(&job, record).await?;
     Ok(Done::Answer(answer, store))

@@ -49,6 +49,7 @@ mod hold;
 mod overload;
 mod process;
 mod record;
+mod request;
 mod server;
 mod stream;
 mod upstream;

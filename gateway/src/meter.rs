@@ -99,6 +99,8 @@ pub struct Seen {
     /// The backend gave up; the offset up to which its bytes may go on: behind the event that says so, or before one
     /// that cannot be read.
     pub cut_at: Option<usize>,
+    /// The offset behind the stream's first event that says why something ended.
+    pub finished_at: Option<usize>,
 }
 
 /// How a backend gave up inside an answer.
@@ -237,6 +239,9 @@ impl Meter {
             }
             seen.tokens += u32::from(meaning.token);
             seen.done |= meaning.done;
+            if meaning.finishes && !*finished {
+                seen.finished_at = Some(end);
+            }
             *started |= meaning.starts;
             *finished |= meaning.finishes;
             *done |= meaning.done;

@@ -22,12 +22,10 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 pub const AZURE_KEY: HeaderName = HeaderName::from_static("api-key");
 /// What Anthropic's API takes its key from.
 pub const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// What Google takes its key from.
+pub const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 /// Providers' own ways to say `Authorization`.
-const API_KEYS: [HeaderName; 3] = [
-    AZURE_KEY,
-    ANTHROPIC_KEY,
-    HeaderName::from_static("x-goog-api-key"),
-];
+const API_KEYS: [HeaderName; 3] = [AZURE_KEY, ANTHROPIC_KEY, GOOGLE_KEY];
 /// Anthropic demands it of every request.
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");

@@ -1,16 +1,22 @@
 //! Protocols: what a caller speaks, what a backend speaks, and the translations between the two. Pure.
 //!
 //! A call whose backend speaks the caller's protocol passes byte for byte. Else `chat_over_messages` or
-//! `messages_over_chat` carries it: each member of a request is carried, emulated, left out as without meaning for the
-//! answer, or refused; docs/protocols.md lists them all.
+//! `messages_over_chat` carries it, and `foreign` makes of a chat completion what no caller speaks: each member of a
+//! request is carried, emulated, left out as without meaning for the answer, or refused; docs/protocols.md lists them
+//! all.
 
 pub mod chat_over_messages;
 pub mod fields;
+pub mod foreign;
+pub mod gemini;
 pub mod messages_over_chat;
 pub mod target;
+pub mod unasked;
 
 mod chat;
+mod chunks;
 mod messages;
+mod reading;
 
 #[cfg(test)]
 mod tests;
@@ -22,11 +28,58 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
+use self::foreign::Foreign;
+use self::unasked::Unasked;
 use crate::openai::{Api, Dialect};
 use crate::reject::anthropic_error;
 use crate::sse::EventTooLarge;
 
 /// How a call reaches a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// From the caller to a backend that speaks one of the protocols that callers may speak.
+    pub way: Way,
+    /// From there to one that speaks another: made to look as if it spoke chat completions.
+    pub foreign: Option<Foreign>,
+}
+
+impl Route {
+    /// How `api` reaches a backend that speaks `protocol`; `None` if it cannot.
+    pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
+        let (near, foreign) = match protocol {
+            Protocol::Gemini => (Protocol::OpenAi, Some(Foreign::Gemini)),
+            near => (near, None),
+        };
+        let way = Way::of(api, near)?;
+        let route = Self { way, foreign };
+        let is_chat = route.api(api) == Api::Chat;
+        (foreign.is_none() || is_chat).then_some(route)
+    }
+
+    /// Whether the backend gets the caller's very bytes, and the caller the backend's.
+    pub fn is_straight(self) -> bool {
+        self.way == Way::Straight && self.foreign.is_none()
+    }
+
+    /// The call that the backend gets for `api`, or that it is made to look as if it got.
+    pub fn api(self, api: Api) -> Api {
+        self.way.api(api)
+    }
+
+    /// Translates a request body.
+    pub fn request(self, body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
+        match (self.way, self.foreign) {
+            (way, None) => way.request(body, rest),
+            (Way::Straight, Some(foreign)) => foreign.request(body, rest),
+            (way, Some(foreign)) => {
+                let chat = way.request(body, rest)?;
+                foreign.request(&chat.body, rest).map_err(in_messages)
+            }
+        }
+    }
+}
+
+/// Between a caller and a backend that both speak what callers may speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// The backend has this call itself.
@@ -38,21 +91,19 @@ pub enum Way {
 }
 
 impl Way {
-    /// How `api` reaches a backend that speaks `protocol`; `None` if it cannot.
-    pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
-        use Protocol::{Anthropic, AzureOpenAi, OpenAi};
+    fn of(api: Api, protocol: Protocol) -> Option<Self> {
+        use Protocol::{Anthropic, AzureOpenAi};
         match (protocol, api) {
             (Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
             (Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
             (Anthropic, _) | (_, Api::CountTokens) => None,
-            (OpenAi | AzureOpenAi, Api::Messages) => Some(Self::MessagesOverChat),
+            (_, Api::Messages) => Some(Self::MessagesOverChat),
             (AzureOpenAi, Api::Rerank | Api::Score | Api::ImageVariation) => None,
-            (OpenAi | AzureOpenAi, _) => Some(Self::Straight),
+            (_, _) => Some(Self::Straight),
         }
     }
 
-    /// The call that the backend gets for `api`.
-    pub fn api(self, api: Api) -> Api {
+    fn api(self, api: Api) -> Api {
         match self {
             Self::Straight => api,
             Self::ChatOverMessages => Api::Messages,
@@ -69,8 +120,8 @@ impl Way {
         }
     }
 
-    /// Translates a whole answer; `created` is now in seconds since 1970. `None` if it is no answer of the backend's
-    /// protocol.
+    /// Translates a whole answer, behind [`Foreign::answer`]; `created` is now in seconds since 1970. `None` if it is no
+    /// answer of the backend's protocol.
     pub fn answer(self, body: &[u8], created: u64) -> Option<Bytes> {
         match self {
             Self::Straight => None,
@@ -79,7 +130,7 @@ impl Way {
         }
     }
 
-    /// What translates the event stream of a call.
+    /// What translates the event stream of a call, behind [`Foreign::chunks`].
     pub fn stream(self, created: u64, include_usage: bool) -> Option<Translator> {
         match self {
             Self::Straight => None,
@@ -116,10 +167,36 @@ pub enum Misfit {
 pub struct Translated {
     /// Its body.
     pub body: Bytes,
-    /// Where the value of `model` stands in it.
-    pub model_at: std::ops::Range<usize>,
+    /// Where the value of `model` stands in it; `None` where the path has it.
+    pub model_at: Option<std::ops::Range<usize>>,
     /// Whether the caller asked for a stream's usage (`stream_options.include_usage`).
     pub include_usage: bool,
+}
+
+impl Translated {
+    fn without_model(request: &impl serde::Serialize, include_usage: bool) -> Result<Self, Misfit> {
+        let body = serde_json::to_vec(request)
+            .map_err(|_| Misfit::Invalid("body".to_owned(), "an object"))?;
+        Ok(Self {
+            body: Bytes::from(body),
+            model_at: None,
+            include_usage,
+        })
+    }
+}
+
+/// A misfit that was found in a chat completion, by the name that a message has for it.
+fn in_messages(misfit: Misfit) -> Misfit {
+    let name = |name: String| match name.as_str() {
+        "parallel_tool_calls" => "tool_choice.disable_parallel_tool_use".to_owned(),
+        "reasoning_effort" => "thinking".to_owned(),
+        "response_format" => "output_config.format".to_owned(),
+        _ => name,
+    };
+    match misfit {
+        Misfit::Invalid(param, expected) => Misfit::Invalid(name(param), expected),
+        Misfit::Unsupported(param) => Misfit::Unsupported(name(param)),
+    }
 }
 
 /// Follows an event stream and gives the caller's events for the backend's.
@@ -129,17 +206,32 @@ pub enum Translator {
     ChatOverMessages(Box<chat_over_messages::Stream>),
     /// See [`Way::MessagesOverChat`].
     MessagesOverChat(Box<messages_over_chat::Stream>),
+    /// The caller's own protocol, less what the caller did not ask for.
+    Unasked(Box<Unasked>),
 }
 
 impl Translator {
-    /// Takes the backend's next bytes, gives the caller's.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<Bytes, EventTooLarge> {
-        let mut out = Vec::with_capacity(bytes.len() * 2);
+    /// Takes the backend's next bytes, gives the caller's. `finished_at`: see [`crate::meter::Seen`].
+    pub fn feed(
+        &mut self,
+        bytes: Bytes,
+        finished_at: Option<usize>,
+    ) -> Result<Bytes, EventTooLarge> {
+        let mut out = Vec::new();
         match self {
-            Self::ChatOverMessages(stream) => stream.feed(bytes, &mut out)?,
-            Self::MessagesOverChat(stream) => stream.feed(bytes, &mut out)?,
+            Self::ChatOverMessages(stream) => stream.feed(&bytes, &mut out)?,
+            Self::MessagesOverChat(stream) => stream.feed(&bytes, &mut out)?,
+            Self::Unasked(unasked) => return unasked.feed(bytes, finished_at),
         }
         Ok(Bytes::from(out))
+    }
+
+    /// Whether it may have let part of an event out.
+    pub fn passes_parts(&self) -> bool {
+        match self {
+            Self::ChatOverMessages(_) | Self::MessagesOverChat(_) => false,
+            Self::Unasked(unasked) => unasked.passes_parts(),
+        }
     }
 }
 
@@ -201,7 +293,7 @@ fn with_model(
     body.extend_from_slice(members.get(1..).unwrap_or_default());
     Ok(Translated {
         body: Bytes::from(body),
-        model_at: START.len()..START.len() + name.len(),
+        model_at: Some(START.len()..START.len() + name.len()),
         include_usage,
     })
 }

@@ -616,7 +616,7 @@ pub(crate) mod tests {
         let good = build(config.clone(), &nowhere, &none, None);
         let endpoint = Arc::clone(&good.backends().next().unwrap().endpoints[0]);
         assert_eq!(endpoint.address.to_string(), "https://api.example.com:8443");
-        let target = endpoint.targets.of(crate::openai::Api::Chat, "m");
+        let target = endpoint.targets.of(crate::openai::Api::Chat, false, "m");
         assert_eq!(target.unwrap(), "/openai/v1/chat/completions");
         assert_eq!(endpoint.host, "api.example.com:8443");
         for bad in ["ftp://x/v1", "not a url", "https://user:pass@x/v1"] {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
-use crate::meter::{Cut, Meter};
+use crate::meter::{Cut, Meter, Seen};
 use crate::openai::{Api, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::Translator;
@@ -186,10 +186,8 @@ pub(crate) struct Begun {
     /// `None` where the backend speaks the caller's protocol.
     pub(crate) translator: Option<Translator>,
     pub(crate) first: Bytes,
-    /// Where in `first` the backend gave up.
-    pub(crate) cut_at: Option<usize>,
-    /// Events in `first` that carry part of an answer.
-    pub(crate) tokens: u32,
+    /// What `first` meant.
+    pub(crate) seen: Seen,
 }
 
 impl Stream {
@@ -205,8 +203,7 @@ impl Stream {
             meter,
             translator,
             first,
-            cut_at,
-            tokens,
+            seen,
         } = begun;
         let mut stream = Self {
             worker: Arc::clone(worker),
@@ -221,8 +218,10 @@ impl Stream {
             record,
         };
         stream.record.usage = stream.meter.as_ref().and_then(Meter::usage);
-        stream.record.tokens(tokens, penstock_shell::clock::now());
-        stream.pass(first, cut_at);
+        stream
+            .record
+            .tokens(seen.tokens, penstock_shell::clock::now());
+        stream.pass(first, seen);
         stream
     }
 
@@ -239,8 +238,8 @@ impl Stream {
     }
 
     /// Makes `bytes` ready to go out, up to where the backend gave up.
-    fn pass(&mut self, mut bytes: Bytes, cut_at: Option<usize>) {
-        if let Some(end) = cut_at {
+    fn pass(&mut self, mut bytes: Bytes, seen: Seen) {
+        if let Some(end) = seen.cut_at {
             bytes.truncate(end);
             match self.meter.as_ref().and_then(Meter::cut) {
                 Some(Cut::Error) => self.end(UPSTREAM_ERROR),
@@ -249,7 +248,7 @@ impl Stream {
             }
         }
         if let Some(translator) = &mut self.translator {
-            match translator.feed(&bytes) {
+            match translator.feed(bytes, seen.finished_at) {
                 Ok(translated) => bytes = translated,
                 Err(_too_large) => return self.break_off(Broken::Malformed),
             }
@@ -286,8 +285,9 @@ impl Stream {
                     let Some(meter) = &self.meter else {
                         return Poll::Ready(Some(Err(BrokenOff)));
                     };
-                    // A translator lets whole events out only.
-                    let inside = self.translator.is_none() && meter.is_inside_event();
+                    let translator = self.translator.as_ref();
+                    let inside =
+                        translator.is_none_or(Translator::passes_parts) && meter.is_inside_event();
                     let event = broken.event(self.wire, inside);
                     return Poll::Ready(Some(Ok(Bytes::from(event))));
                 }
@@ -331,10 +331,10 @@ impl Stream {
                 }
                 Err(_too_large) => return self.break_off(Broken::Malformed),
             },
-            None => crate::meter::Seen::default(),
+            None => Seen::default(),
         };
         self.record.tokens(seen.tokens, now);
-        self.pass(bytes, seen.cut_at);
+        self.pass(bytes, seen);
     }
 
     /// The backend's body came to its end.
@@ -342,7 +342,7 @@ impl Stream {
         // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
         // said why it ended is whole all the same.
         if self.meter.as_ref().is_some_and(Meter::lacks_done_only) {
-            self.pass(Bytes::from_static(DONE), None);
+            self.pass(Bytes::from_static(DONE), Seen::default());
         } else if self.meter.as_ref().is_some_and(|meter| !meter.is_done()) {
             return self.break_off(Broken::Cut);
         }

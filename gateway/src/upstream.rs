@@ -27,6 +27,7 @@ use tokio::time::Sleep;
 use tower_service::Service as _;
 
 use crate::openai::Pieces;
+use crate::provider::foreign;
 use crate::snapshot::{Address, EndpointLive};
 
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
@@ -244,6 +245,7 @@ impl Conn {
             Exchange {
                 conn: Some(self),
                 body,
+                foreign: None,
             },
         ))
     }
@@ -274,6 +276,8 @@ pub enum BodyError {
 pub struct Exchange {
     conn: Option<Conn>,
     body: Incoming,
+    /// Makes chunks of a chat completion of a stream that is none.
+    foreign: Option<foreign::Incoming>,
 }
 
 impl fmt::Debug for Exchange {
@@ -285,6 +289,29 @@ impl fmt::Debug for Exchange {
 }
 
 impl Exchange {
+    /// From now on pieces are what `foreign` makes of them.
+    pub(crate) fn read_as(&mut self, foreign: foreign::Incoming) {
+        self.foreign = Some(foreign);
+    }
+
+    /// What a piece of the body is to its reader; empty if that cannot be told yet.
+    fn read(&mut self, bytes: Bytes) -> Result<Bytes, BodyError> {
+        let Some(foreign) = &mut self.foreign else {
+            return Ok(bytes);
+        };
+        let mut read = foreign.feed(&bytes).map_err(|_| BodyError::Broken)?;
+        if self.body.is_end_stream() {
+            read.extend(
+                self.foreign
+                    .take()
+                    .map(foreign::Incoming::end)
+                    .into_iter()
+                    .flatten(),
+            );
+        }
+        Ok(Bytes::from(read))
+    }
+
     /// The next piece of the body; `None` at its proper end. Cancel safe.
     pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
         loop {
@@ -298,13 +325,18 @@ impl Exchange {
                     let Ok(bytes) = frame.into_data() else {
                         continue;
                     };
+                    let bytes = self.read(bytes)?;
                     if bytes.is_empty() {
                         continue;
                     }
                     return Poll::Ready(Ok(Some(bytes)));
                 }
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Ready(None) => {
+                    let last = self.foreign.take().map(foreign::Incoming::end);
+                    let last = last.filter(|last| !last.is_empty()).map(Bytes::from);
+                    return Poll::Ready(Ok(last));
+                }
                 Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
                 Poll::Pending => {
                     let Some(conn) = &mut self.conn else {
@@ -334,7 +366,7 @@ impl Exchange {
 
     /// Whether nothing is left of the body.
     pub fn is_over(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.is_end_stream() && self.foreign.is_none()
     }
 
     /// The body was read to its end: gives the connection back, if it can carry another request.

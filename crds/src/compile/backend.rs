@@ -318,6 +318,7 @@ fn provider_protocol(spec: ProviderProtocol) -> Protocol {
         ProviderProtocol::OpenAI => Protocol::OpenAi,
         ProviderProtocol::Anthropic => Protocol::Anthropic,
         ProviderProtocol::AzureOpenAI => Protocol::AzureOpenAi,
+        ProviderProtocol::Gemini => Protocol::Gemini,
     }
 }
 

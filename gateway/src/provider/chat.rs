@@ -39,6 +39,16 @@ pub(super) struct PartIn<'a> {
     pub(super) image_url: Option<ImageUrlIn<'a>>,
     #[serde(borrow, default)]
     pub(super) file: Option<FileIn<'a>>,
+    #[serde(borrow, default)]
+    pub(super) input_audio: Option<AudioIn<'a>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct AudioIn<'a> {
+    #[serde(borrow, default)]
+    pub(super) data: Cow<'a, str>,
+    #[serde(borrow, default)]
+    pub(super) format: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -61,6 +71,21 @@ pub(super) struct ToolCallIn<'a> {
     pub(super) id: Cow<'a, str>,
     #[serde(borrow, default)]
     pub(super) function: Option<FunctionCallIn<'a>>,
+    /// Where Google's chat completions have the signature of a call.
+    #[serde(borrow, default)]
+    pub(super) extra_content: Option<Extra<'a>>,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct Extra<'a> {
+    #[serde(borrow, default)]
+    pub(super) google: Option<GoogleExtra<'a>>,
+}
+
+#[derive(Deserialize, Serialize)]
+pub(super) struct GoogleExtra<'a> {
+    #[serde(borrow, default)]
+    pub(super) thought_signature: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize)]
@@ -193,6 +218,8 @@ pub(super) struct ToolCall<'a> {
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub(super) kind: Option<&'static str>,
     pub(super) function: FunctionCall<'a>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) extra_content: Option<Extra<'a>>,
 }
 
 #[derive(Serialize)]
@@ -358,8 +385,23 @@ pub(super) struct Choice<'a> {
     pub(super) message: Option<AnswerMessage<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) delta: Option<Delta<'a>>,
-    pub(super) logprobs: Option<()>,
+    pub(super) logprobs: Option<Logprobs<'a>>,
     pub(super) finish_reason: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Logprobs<'a> {
+    pub(super) content: Vec<Logprob<'a>>,
+    pub(super) refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Logprob<'a> {
+    pub(super) token: Cow<'a, str>,
+    pub(super) logprob: f64,
+    pub(super) bytes: Vec<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) top_logprobs: Option<Vec<Logprob<'a>>>,
 }
 
 #[derive(Serialize)]
@@ -371,6 +413,18 @@ pub(super) struct AnswerMessage<'a> {
     pub(super) reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(super) tool_calls: Vec<ToolCall<'a>>,
+}
+
+impl Default for AnswerMessage<'_> {
+    fn default() -> Self {
+        Self {
+            role: "assistant",
+            content: None,
+            refusal: None,
+            reasoning_content: None,
+            tool_calls: Vec::new(),
+        }
+    }
 }
 
 #[derive(Default, Serialize)]
@@ -391,6 +445,13 @@ pub(super) struct Usage {
     pub(super) completion_tokens: u64,
     pub(super) total_tokens: u64,
     pub(super) prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) completion_tokens_details: Option<CompletionDetails>,
+}
+
+#[derive(Clone, Copy, Serialize)]
+pub(super) struct CompletionDetails {
+    pub(super) reasoning_tokens: u64,
 }
 
 #[derive(Clone, Copy, Serialize)]

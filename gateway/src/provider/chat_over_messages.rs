@@ -34,5 +34,6 @@ fn usage(usage: UsageIn) -> Usage {
         completion_tokens,
         total_tokens: prompt_tokens + completion_tokens,
         prompt_tokens_details: PromptDetails { cached_tokens },
+        completion_tokens_details: None,
     }
 }

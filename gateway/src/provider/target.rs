@@ -23,6 +23,11 @@ pub enum Targets {
         /// The `api-version` that is asked for.
         version: String,
     },
+    /// Gemini: the path names the model and what to do.
+    Models {
+        /// The path with the API's version, without a slash at its end.
+        base: String,
+    },
 }
 
 impl Targets {
@@ -31,13 +36,11 @@ impl Targets {
         match (protocol, api_version) {
             (Protocol::OpenAi | Protocol::Anthropic, _) => fixed(base),
             (Protocol::AzureOpenAi, None) => fixed(&format!("{base}/openai/v1")),
-            (Protocol::AzureOpenAi, Some(version)) => {
-                PathAndQuery::try_from(base.to_owned() + "/").ok()?;
-                Some(Self::Deployments {
-                    base: base.to_owned(),
-                    version: version.to_owned(),
-                })
-            }
+            (Protocol::AzureOpenAi, Some(version)) => Some(Self::Deployments {
+                base: path(base)?,
+                version: version.to_owned(),
+            }),
+            (Protocol::Gemini, _) => Some(Self::Models { base: path(base)? }),
         }
     }
 
@@ -45,12 +48,12 @@ impl Targets {
     pub fn take(&self, model: &str) -> bool {
         match self {
             Self::Fixed(_) => true,
-            Self::Deployments { .. } => is_segment(model),
+            Self::Deployments { .. } | Self::Models { .. } => is_segment(model),
         }
     }
 
-    /// Where the call `api` goes that asks for `model`; `None` if the model's name cannot stand in a path.
-    pub fn of(&self, api: Api, model: &str) -> Option<Uri> {
+    /// Where the call `api` goes that asks for `model`, and for a stream or not; `None` if the model's name cannot stand in a path.
+    pub fn of(&self, api: Api, stream: bool, model: &str) -> Option<Uri> {
         match self {
             Self::Fixed(uris) => uris.get(api.index()).cloned(),
             Self::Deployments { base, version } => {
@@ -61,8 +64,22 @@ impl Targets {
                 };
                 uri(format!("{base}/openai{below}?api-version={version}"))
             }
+            Self::Models { base } => {
+                let model = segment(model)?;
+                let action = if stream {
+                    "streamGenerateContent?alt=sse"
+                } else {
+                    "generateContent"
+                };
+                uri(format!("{base}/models/{model}:{action}"))
+            }
         }
     }
+}
+
+fn path(base: &str) -> Option<String> {
+    PathAndQuery::try_from(base.to_owned() + "/").ok()?;
+    Some(base.to_owned())
 }
 
 fn fixed(base: &str) -> Option<Targets> {
@@ -124,7 +141,7 @@ mod tests {
     }
 
     fn target(targets: &Targets, api: Api, model: &str) -> String {
-        targets.of(api, model).unwrap().to_string()
+        targets.of(api, false, model).unwrap().to_string()
     }
 
     #[test]
@@ -154,11 +171,24 @@ mod tests {
     }
 
     #[test]
+    fn geminis_models_stand_in_the_path() {
+        let gemini = Targets::new(Protocol::Gemini, "/v1beta", None).unwrap();
+        assert_eq!(
+            target(&gemini, Api::Chat, "gemini 3"),
+            "/v1beta/models/gemini%203:generateContent"
+        );
+        assert_eq!(
+            gemini.of(Api::Chat, true, "g").unwrap(),
+            "/v1beta/models/g:streamGenerateContent?alt=sse"
+        );
+    }
+
+    #[test]
     fn names_that_step_through_a_path_have_no_target() {
         for name in ["", ".", "..", "a/../b", "..\\x", "/a", "a/"] {
             let targets = azure(Some("1"));
             assert!(
-                !targets.take(name) && targets.of(Api::Chat, name).is_none(),
+                !targets.take(name) && targets.of(Api::Chat, false, name).is_none(),
                 "{name}"
             );
         }
@@ -167,7 +197,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_name_never_changes_the_path_around_it(name in "\\PC{1,20}|[./\\\\?#%&; \\n\\x00a]{1,8}") {
-            if let Some(uri) = azure(Some("1")).of(Api::Chat, &name) {
+            if let Some(uri) = azure(Some("1")).of(Api::Chat, false, &name) {
                 prop_assert_eq!(uri.query(), Some("api-version=1"));
                 let segments: Vec<&str> = uri.path().split('/').collect();
                 prop_assert_eq!(segments.len(), 7, "{}", uri);

@@ -8,7 +8,8 @@ use super::*;
 fn translate(way: Way, request: &Value, rest: Rest) -> Result<Value, Misfit> {
     let body = request.to_string();
     let translated = way.request(body.as_bytes(), rest)?;
-    let model: String = serde_json::from_slice(&translated.body[translated.model_at]).unwrap();
+    let model: String =
+        serde_json::from_slice(&translated.body[translated.model_at.unwrap()]).unwrap();
     assert_eq!(Some(model.as_str()), request["model"].as_str());
     Ok(serde_json::from_slice(&translated.body).unwrap())
 }
@@ -382,7 +383,8 @@ fn stream(way: Way, pieces: &[&[u8]]) -> String {
     let mut translator = way.stream(7, true).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
-        out.extend_from_slice(&translator.feed(piece).unwrap());
+        let piece = Bytes::copy_from_slice(piece);
+        out.extend_from_slice(&translator.feed(piece, None).unwrap());
     }
     String::from_utf8(out).unwrap()
 }
@@ -449,7 +451,8 @@ proptest! {
         for way in [Way::ChatOverMessages, Way::MessagesOverChat] {
             let _ = way.request(&body, Rest::Drop);
             let _ = way.answer(&body, 7);
-            let _ = way.stream(7, true).unwrap().feed(&body);
+            let bytes = Bytes::copy_from_slice(&body);
+            let _ = way.stream(7, true).unwrap().feed(bytes, None);
         }
     }
 }

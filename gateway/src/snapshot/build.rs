@@ -23,7 +23,7 @@ use super::{
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::metrics::Metrics;
-use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY};
+use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
 use crate::provider::Rest;
 use crate::provider::target::Targets;
 use crate::source::Credentials;
@@ -203,6 +203,7 @@ fn credential(backend: &config::Backend, credentials: &Credentials) -> Credentia
         Protocol::OpenAi => (AUTHORIZATION, "Bearer "),
         Protocol::Anthropic => (ANTHROPIC_KEY, ""),
         Protocol::AzureOpenAi => (AZURE_KEY, ""),
+        Protocol::Gemini => (GOOGLE_KEY, ""),
     };
     let value = credentials
         .values

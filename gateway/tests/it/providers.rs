@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::*;
 
 mod azure;
+mod gemini;
 
 /// A plan with one provider at `url` for all models.
 fn plan(protocol: Protocol, url: &str) -> Plan {

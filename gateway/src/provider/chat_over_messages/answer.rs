@@ -35,6 +35,7 @@ pub(in crate::provider) fn answer(body: &[u8], created: u64) -> Option<Bytes> {
                     name: block.name,
                     arguments: Cow::Borrowed(block.input.map_or("{}", |input| input.get())),
                 },
+                extra_content: None,
             }),
             // Blocks of tools that run at Anthropic, which no translated request can ask for.
             _ => {}
@@ -48,11 +49,10 @@ pub(in crate::provider) fn answer(body: &[u8], created: u64) -> Option<Bytes> {
         choices: vec![Choice {
             index: 0,
             message: Some(AnswerMessage {
-                role: "assistant",
                 content,
-                refusal: None,
                 reasoning_content: reasoning,
                 tool_calls,
+                ..AnswerMessage::default()
             }),
             delta: None,
             logprobs: None,

@@ -2,8 +2,6 @@
 
 use std::borrow::Cow;
 
-use serde::Deserialize;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::provider::chat::{MessageIn, PartIn, ToolCallIn, ToolIn};
@@ -11,13 +9,12 @@ use crate::provider::fields::Fields;
 use crate::provider::messages::{
     Block, Format, Message, Metadata, OutputConfig, Request, Source, Tool, ToolChoice,
 };
+use crate::provider::reading::{self, Choose, Form, MESSAGES, asks_for_nothing, data_url, is_hint};
 use crate::provider::{Misfit, Rest, Translated, is_null, read, with_model};
 
 /// Sent when the caller sets no limit, because Anthropic demands one. Every Claude model since the third generation
 /// may answer with as many tokens.
 const DEFAULT_MAX_TOKENS: u64 = 4096;
-
-const MESSAGES: &str = "a list of messages";
 
 /// See [`super`].
 pub(in crate::provider) fn request(body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
@@ -73,9 +70,9 @@ impl<'a> Draft<'a> {
             }
             "top_p" => self.request.top_p = Some(raw),
             "top_k" => self.request.top_k = Some(raw),
-            "stop" => self.request.stop_sequences = Some(stop(raw)?),
+            "stop" => self.request.stop_sequences = Some(reading::stop(raw)?),
             "stream" => self.request.stream = Some(read(name, raw, "true or false")?),
-            "stream_options" => self.include_usage = include_usage(raw)?,
+            "stream_options" => self.include_usage = reading::include_usage(raw)?,
             "tools" => self.tools(raw)?,
             "tool_choice" => self.tool_choice(raw)?,
             "parallel_tool_calls" => self.parallel = Some(read(name, raw, "true or false")?),
@@ -90,9 +87,7 @@ impl<'a> Draft<'a> {
                 "default" => self.request.service_tier = Some("standard_only"),
                 _ => self.rest.leave(name)?,
             },
-            // Book-keeping and hints: the answer does not depend on them.
-            "metadata" | "prompt_cache_key" | "prompt_cache_retention" | "prediction" => {}
-            _ if asks_for_nothing(name, raw) => {}
+            _ if is_hint(name) || asks_for_nothing(name, raw) => {}
             _ => self.rest.leave(name)?,
         }
         Ok(())
@@ -233,55 +228,35 @@ impl<'a> Draft<'a> {
     }
 
     fn tool_choice(&mut self, raw: &'a RawValue) -> Result<(), Misfit> {
-        const EXPECTED: &str = "none, auto, required or a function";
         let choice = |kind| ToolChoice {
             kind,
             name: None,
             disable_parallel_tool_use: None,
         };
-        let choice = match read::<Value>("tool_choice", raw, EXPECTED)? {
-            Value::String(mode) => match mode.as_str() {
-                "none" => choice("none"),
-                "auto" => choice("auto"),
-                "required" => choice("any"),
-                _ => return Err(Misfit::Invalid("tool_choice".to_owned(), EXPECTED)),
+        let choice = match reading::tool_choice(raw)? {
+            Some(Choose::None) => choice("none"),
+            Some(Choose::Auto) => choice("auto"),
+            Some(Choose::Any) => choice("any"),
+            Some(Choose::Tool(name)) => ToolChoice {
+                name: Some(name),
+                ..choice("tool")
             },
-            other => match other.pointer("/function/name").and_then(Value::as_str) {
-                Some(name) => ToolChoice {
-                    name: Some(Cow::Owned(name.to_owned())),
-                    ..choice("tool")
-                },
-                None => return self.rest.leave("tool_choice"),
-            },
+            None => return self.rest.leave("tool_choice"),
         };
         self.request.tool_choice = Some(choice);
         Ok(())
     }
 
     fn response_format(&mut self, raw: &'a RawValue) -> Result<(), Misfit> {
-        #[derive(Deserialize)]
-        struct View<'a> {
-            #[serde(borrow, rename = "type")]
-            kind: Cow<'a, str>,
-            #[serde(borrow, default)]
-            json_schema: Option<Schema<'a>>,
-        }
-        #[derive(Deserialize)]
-        struct Schema<'a> {
-            #[serde(borrow, default)]
-            schema: Option<&'a RawValue>,
-        }
-        let format: View<'a> = read("response_format", raw, "an object with a type")?;
-        let schema = format.json_schema.and_then(|format| format.schema);
-        match (format.kind.as_ref(), schema) {
-            ("text", _) => {}
-            ("json_schema", Some(schema)) => {
+        match reading::response_format(raw)? {
+            Some(Form::Text) => {}
+            Some(Form::Schema(schema)) => {
                 self.format = Some(Format {
                     kind: "json_schema",
                     schema,
                 });
             }
-            _ => self.rest.leave("response_format")?,
+            Some(Form::Object) | None => self.rest.leave("response_format")?,
         }
         Ok(())
     }
@@ -317,11 +292,10 @@ fn text_block(text: Cow<'_, str>) -> Option<Block<'_>> {
 
 /// A `data:` URL in base64 as it is, any other by its address.
 fn source(url: Cow<'_, str>) -> Option<Source<'_>> {
-    let Some(rest) = url.strip_prefix("data:") else {
+    if !url.starts_with("data:") {
         return (!url.is_empty()).then_some(Source::Url { url });
-    };
-    let (head, data) = rest.split_once(',')?;
-    let media_type = head.strip_suffix(";base64")?;
+    }
+    let (media_type, data) = data_url(&url)?;
     Some(Source::Base64 {
         media_type: Cow::Owned(media_type.to_owned()),
         data: Cow::Owned(data.to_owned()),
@@ -332,19 +306,7 @@ fn tool_use<'a>(at: &str, call: ToolCallIn<'a>) -> Result<Option<Block<'a>>, Mis
     let Some(function) = call.function else {
         return Ok(None);
     };
-    let arguments = match function.arguments.trim() {
-        "" => "{}",
-        text => text,
-    };
-    let input = RawValue::from_string(arguments.to_owned())
-        .ok()
-        .filter(|input| input.get().starts_with('{'))
-        .ok_or_else(|| {
-            Misfit::Invalid(
-                format!("{at}.function.arguments"),
-                "the text of a JSON object",
-            )
-        })?;
+    let input = reading::arguments(at, &function.arguments)?;
     Ok(Some(Block::ToolUse {
         id: call.id,
         name: function.name,
@@ -356,24 +318,6 @@ fn empty_object(text: &'static str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap_or_default()
 }
 
-fn stop(raw: &RawValue) -> Result<Vec<Cow<'_, str>>, Misfit> {
-    const EXPECTED: &str = "a text or a list of texts";
-    if raw.get().starts_with('"') {
-        return Ok(vec![read("stop", raw, EXPECTED)?]);
-    }
-    read("stop", raw, EXPECTED)
-}
-
-fn include_usage(raw: &RawValue) -> Result<bool, Misfit> {
-    #[derive(Deserialize)]
-    struct View {
-        #[serde(default)]
-        include_usage: Option<bool>,
-    }
-    let view: View = read("stream_options", raw, "an object")?;
-    Ok(view.include_usage.unwrap_or(false))
-}
-
 /// Anthropic has no level below `low`.
 fn effort(effort: &str) -> Option<&'static str> {
     match effort {
@@ -383,21 +327,5 @@ fn effort(effort: &str) -> Option<&'static str> {
         "xhigh" => Some("xhigh"),
         "max" => Some("max"),
         _ => None,
-    }
-}
-
-/// Whether a member that has no counterpart says what is so without it.
-fn asks_for_nothing(name: &str, raw: &RawValue) -> bool {
-    let Ok(value) = serde_json::from_str::<Value>(raw.get()) else {
-        return false;
-    };
-    match name {
-        "n" => value.as_u64() == Some(1),
-        "logprobs" | "store" => value == Value::Bool(false),
-        "top_logprobs" | "presence_penalty" | "frequency_penalty" => value.as_f64() == Some(0.0),
-        "logit_bias" => value.as_object().is_some_and(serde_json::Map::is_empty),
-        "modalities" => value == serde_json::json!(["text"]),
-        "verbosity" => value == "medium",
-        _ => false,
     }
 }

@@ -2,10 +2,9 @@
 
 use std::borrow::Cow;
 
-use serde_json::json;
-
 use super::{finish_reason, usage};
-use crate::provider::chat::{Answer, Choice, Delta, FunctionCall, ToolCall};
+use crate::provider::chat::{Delta, FunctionCall, ToolCall};
+use crate::provider::chunks::{self, Chunks};
 use crate::provider::messages::{BlockIn, DeltaIn, EventIn, OpeningIn, UsageIn};
 use crate::sse::{Decoder, EventTooLarge};
 
@@ -13,10 +12,8 @@ use crate::sse::{Decoder, EventTooLarge};
 #[derive(Debug)]
 pub struct Stream {
     decoder: Decoder,
-    created: u64,
+    chunks: Chunks,
     include_usage: bool,
-    id: String,
-    model: String,
     /// Tool calls so far; the last one is the open one.
     tools: usize,
     /// The open block is a tool call that has no arguments yet.
@@ -29,10 +26,11 @@ impl Stream {
     pub fn new(created: u64, include_usage: bool) -> Self {
         Self {
             decoder: Decoder::default(),
-            created,
+            chunks: Chunks {
+                created,
+                ..Chunks::default()
+            },
             include_usage,
-            id: String::new(),
-            model: String::new(),
             tools: 0,
             bare_call: false,
             usage: UsageIn::default(),
@@ -59,9 +57,9 @@ impl Stream {
             "message_delta" => self.end(event.delta, event.usage, out),
             "message_stop" => {
                 if self.include_usage {
-                    self.write(Vec::new(), Some(usage(self.usage)), out);
+                    self.chunks.usage(usage(self.usage), out);
                 }
-                out.extend_from_slice(b"data: [DONE]\n\n");
+                chunks::done(out);
             }
             "ping" => out.extend_from_slice(b": ping\n\n"),
             "error" => {
@@ -69,8 +67,7 @@ impl Stream {
                     .error
                     .map(|error| (error.kind, error.message))
                     .unwrap_or_default();
-                let error = json!({"error": {"message": message, "type": kind, "param": null, "code": null}});
-                out.extend_from_slice(format!("data: {error}\n\n").as_bytes());
+                chunks::error(&kind, &message, out);
             }
             // Yet to be invented.
             _ => {}
@@ -79,8 +76,8 @@ impl Stream {
 
     fn open(&mut self, message: Option<OpeningIn<'_>>, out: &mut Vec<u8>) {
         if let Some(message) = message {
-            self.id = message.id.into_owned();
-            self.model = message.model.into_owned();
+            self.chunks.id = message.id.into_owned();
+            self.chunks.model = message.model.into_owned();
             self.usage = message.usage;
         }
         let delta = Delta {
@@ -88,7 +85,7 @@ impl Stream {
             content: Some(Cow::Borrowed("")),
             ..Delta::default()
         };
-        self.say(delta, None, out);
+        self.chunks.say(0, delta, out);
     }
 
     fn block(&mut self, block: Option<BlockIn<'_>>, out: &mut Vec<u8>) {
@@ -104,6 +101,7 @@ impl Stream {
                         name: block.name,
                         arguments: Cow::Borrowed(""),
                     },
+                    extra_content: None,
                 };
                 self.tools += 1;
                 self.bare_call = true;
@@ -111,7 +109,7 @@ impl Stream {
                     tool_calls: vec![call],
                     ..Delta::default()
                 };
-                return self.say(delta, None, out);
+                return self.chunks.say(0, delta, out);
             }
             "text" => Delta {
                 content: filled(block.text.map(|text| Cow::Owned(text.into_owned()))),
@@ -124,7 +122,7 @@ impl Stream {
             _ => return,
         };
         if delta.content.is_some() || delta.reasoning_content.is_some() {
-            self.say(delta, None, out);
+            self.chunks.say(0, delta, out);
         }
     }
 
@@ -140,7 +138,7 @@ impl Stream {
         };
         // Signatures and citations have no counterpart.
         if chunk.content.is_some() || chunk.reasoning_content.is_some() {
-            self.say(chunk, None, out);
+            self.chunks.say(0, chunk, out);
         }
     }
 
@@ -161,12 +159,13 @@ impl Stream {
                 name: None,
                 arguments,
             },
+            extra_content: None,
         };
         let delta = Delta {
             tool_calls: vec![call],
             ..Delta::default()
         };
-        self.say(delta, None, out);
+        self.chunks.say(0, delta, out);
     }
 
     fn end(&mut self, delta: Option<DeltaIn<'_>>, usage: Option<UsageIn>, out: &mut Vec<u8>) {
@@ -183,38 +182,7 @@ impl Stream {
             };
         }
         if let Some(reason) = delta.and_then(|delta| delta.stop_reason) {
-            self.say(Delta::default(), Some(finish_reason(&reason)), out);
+            self.chunks.finish(0, finish_reason(&reason), out);
         }
-    }
-
-    fn say(&self, delta: Delta<'_>, finish_reason: Option<&'static str>, out: &mut Vec<u8>) {
-        let choice = Choice {
-            index: 0,
-            message: None,
-            delta: Some(delta),
-            logprobs: None,
-            finish_reason,
-        };
-        self.write(vec![choice], None, out);
-    }
-
-    fn write(
-        &self,
-        choices: Vec<Choice<'_>>,
-        usage: Option<crate::provider::chat::Usage>,
-        out: &mut Vec<u8>,
-    ) {
-        let chunk = Answer {
-            id: &self.id,
-            object: "chat.completion.chunk",
-            created: self.created,
-            model: &self.model,
-            choices,
-            usage,
-        };
-        out.extend_from_slice(b"data: ");
-        // Writing to memory what consists of texts and numbers cannot fail.
-        let _ = serde_json::to_writer(&mut *out, &chunk);
-        out.extend_from_slice(b"\n\n");
     }
 }

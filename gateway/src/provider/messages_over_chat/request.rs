@@ -209,6 +209,7 @@ impl<'a> Draft<'a> {
                             name: Some(block.name.ok_or_else(missing)?),
                             arguments: Cow::Borrowed(block.input.map_or("{}", RawValue::get)),
                         },
+                        extra_content: None,
                     });
                 }
                 // Signed by the model that thought it: no other can use it.

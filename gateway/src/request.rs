@@ -1,0 +1,59 @@
+//! A request as one endpoint gets it: its target, the headers that cross the gateway, the body with the backend's name
+//! of the model. Pure.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request};
+use http_body_util::Full;
+
+use crate::attempt::Job;
+use crate::openai::{self, Encoding, Pieces};
+use crate::outbound;
+use crate::provider::{Route, Translated};
+use crate::snapshot::{Candidate, Credential, Endpoint};
+
+/// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's.
+pub(crate) fn request(
+    job: &Job<'_>,
+    candidate: &Candidate,
+    endpoint: &Endpoint,
+    route: Route,
+    translated: Option<&Translated>,
+) -> Request<Full<Pieces>> {
+    let model = candidate.model_name(&job.call.model);
+    let target = endpoint
+        .targets
+        .of(route.api(job.api), job.call.stream, model);
+    let mut request = Request::new(Full::new(body(job, candidate, translated)));
+    *request.method_mut() = Method::POST;
+    // There is one: else the candidate would not have been chosen.
+    *request.uri_mut() = target.unwrap_or_default();
+    *request.headers_mut() = headers(job, candidate, endpoint, route);
+    request
+}
+
+fn headers(job: &Job<'_>, candidate: &Candidate, endpoint: &Endpoint, route: Route) -> HeaderMap {
+    let backend = &candidate.backend;
+    let credential = match &backend.credential {
+        Credential::Header(name, value) => Some((name, value)),
+        Credential::None | Credential::Missing => None,
+    };
+    let via = &job.worker.process.via;
+    let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &job.id);
+    outbound::speak(&mut headers, backend.protocol, route.is_straight());
+    headers
+}
+
+fn body(job: &Job<'_>, candidate: &Candidate, translated: Option<&Translated>) -> Pieces {
+    let (body, model_at) = match translated {
+        Some(translated) => (&translated.body, translated.model_at.clone()),
+        None => (job.body, Some(job.call.model_at.clone())),
+    };
+    match (&candidate.model, model_at) {
+        (Some(model), Some(at)) if job.call.encoding == Encoding::Form => {
+            let name = Bytes::copy_from_slice(model.name.as_bytes());
+            openai::patched(body, at, name)
+        }
+        (Some(model), Some(at)) => openai::patched(body, at, model.json.clone()),
+        (None, _) | (_, None) => openai::unpatched(body.clone()),
+    }
+}
