@@ -61,8 +61,8 @@ pub struct Backend {
     /// The version of Azure's API. `None`: the form that needs none (`/openai/v1`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub api_version: Option<String>,
-    /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`, `x-goog-api-key`. The caller's own never goes
-    /// upstream.
+    /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`, `x-goog-api-key`. The caller's
+    /// own never goes upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub credential: Option<CredentialRef>,
     /// What it is like.

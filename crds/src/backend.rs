@@ -212,7 +212,8 @@ pub enum ProtocolSpec {
     Anthropic,
 }
 
-/// What a provider speaks. Callers speak OpenAI's API or Anthropic's: docs/protocols.md says what is translated and how.
+/// What a provider speaks. Callers speak OpenAI's API or Anthropic's: docs/protocols.md says what is translated, and
+/// how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProviderProtocol {
     /// OpenAI's API, as most providers have it.

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3Default;
 use crate::attempt::Job;
 use crate::choose::{Choice, Nowhere, choose};
 use crate::hold::{self, Place};
-use crate::outbound::X_API_KEY;
+use crate::outbound::ANTHROPIC_KEY;
 use crate::patience;
 use crate::queue::{Queue, Tenant, Waiter};
 use crate::record::Record;
@@ -134,7 +134,7 @@ fn heed(rule: &Rule, wish: Wish<'_>) {
 /// Callers with the same key are one tenant.
 fn tenant(job: &Job<'_>) -> Tenant {
     let key = job.headers.get(AUTHORIZATION);
-    let Some(key) = key.or_else(|| job.headers.get(X_API_KEY)) else {
+    let Some(key) = key.or_else(|| job.headers.get(ANTHROPIC_KEY)) else {
         return 0;
     };
     let mut hash = Xxh3Default::new();
