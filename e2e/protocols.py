@@ -1,5 +1,5 @@
 """The official SDKs of OpenAI and Anthropic as callers, before backends that speak OpenAI's API, Anthropic's, Azure's,
-Gemini's: streaming and not. The backends are scripts (`wires/`): their answers are read by the vendor's own SDK too, which asks
+Gemini's, Bedrock's: streaming and not. The backends are scripts (`wires/`): their answers are read by the vendor's own SDK too, which asks
 them without a gateway. All must tell the same: a text, a thought, a call of a tool, why it ended, how many tokens it
 took, and an error."""
 
@@ -15,7 +15,7 @@ import anthropic
 import openai
 from client import PENSTOCK, Failed, check
 
-from wires import PICTURE, REFUSAL, SCHEMA, gemini
+from wires import PICTURE, REFUSAL, SCHEMA, bedrock, gemini
 from wires.azure import KEY as AZURE_KEY
 from wires.azure import VERSION as AZURE_VERSION
 from wires.azure import Azure
@@ -23,7 +23,7 @@ from wires.chat import Chat
 from wires.messages import Messages
 
 USAGE = {"prompt": 30, "cached": 20, "completion": 5}
-WIRES = {wire.name: wire for wire in (Chat(), Messages(), Azure(), gemini.Gemini())}
+WIRES = {wire.name: wire for wire in (Chat(), Messages(), Azure(), gemini.Gemini(), bedrock.Bedrock())}
 
 
 class Backend(http.server.BaseHTTPRequestHandler):
@@ -128,7 +128,7 @@ def ask_anthropic(url, model, stream):
 
 CALLERS = {"openai": (ask_openai, openai.BadRequestError), "anthropic": (ask_anthropic, anthropic.BadRequestError)}
 # Which SDK is each wire's own, to ask it without a gateway.
-VENDORS = {"openai": ask_openai, "anthropic": ask_anthropic, "azure": ask_azure, "gemini": gemini.ask}
+VENDORS = {"openai": ask_openai, "anthropic": ask_anthropic, "azure": ask_azure, "gemini": gemini.ask, "bedrock": bedrock.ask}
 
 
 def expected(scene):
@@ -168,9 +168,10 @@ def expect_error(url, ask, model, error):
 def expect_filtered(url):
     """A prompt that the provider's filters block is a refusal to every caller."""
     for caller, expected_end in (("openai", "content_filter"), ("anthropic", "refusal")):
-        for stream in (False, True):
-            told = CALLERS[caller][0](url, "gemini-filtered", stream)
-            check(not told["text"] and told["end"] == expected_end, f"{caller}, filtered, stream={stream}: {told}")
+        for name in ("gemini", "bedrock"):
+            for stream in (False, True):
+                told = CALLERS[caller][0](url, f"{name}-filtered", stream)
+                check(not told["text"] and told["end"] == expected_end, f"{caller}, {name}, stream={stream}: {told}")
 
 
 def ask_gateway(url):
@@ -187,7 +188,7 @@ def ask_gateway(url):
         expect_error(url, ask, "azure-filtered", error)
         done += 1
     expect_filtered(url)
-    return done + 4
+    return done + 8
 
 
 def objects(url):

@@ -61,6 +61,9 @@ pub struct Backend {
     /// The version of Azure's API. `None`: the form that needs none (`/openai/v1`).
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub api_version: Option<String>,
+    /// The AWS region for which requests to Bedrock are signed.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub region: Option<String>,
     /// Sent as the protocol wants it: `Authorization: Bearer …`, `x-api-key`, `api-key`, `x-goog-api-key`. The caller's
     /// own never goes upstream.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -84,6 +87,8 @@ pub enum Protocol {
     AzureOpenAi,
     /// Google's Gemini API.
     Gemini,
+    /// AWS Bedrock's Converse API.
+    Bedrock,
 }
 
 /// Where a backend is.

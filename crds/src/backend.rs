@@ -225,6 +225,8 @@ pub enum ProviderProtocol {
     AzureOpenAI,
     /// Google's Gemini API.
     Gemini,
+    /// AWS Bedrock's Converse API.
+    Bedrock,
 }
 
 /// A provider's API.
@@ -232,6 +234,10 @@ pub enum ProviderProtocol {
 #[x_kube(validation = (
     "!has(self.apiVersion) || self.protocol == 'AzureOpenAI'",
     "only protocol AzureOpenAI has an apiVersion"
+))]
+#[x_kube(validation = (
+    "has(self.region) == (self.protocol == 'Bedrock')",
+    "protocol Bedrock needs a region, and no other has one"
 ))]
 #[serde(rename_all = "camelCase")]
 pub struct External {
@@ -250,12 +256,17 @@ pub struct External {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64), regex(pattern = "^[A-Za-z0-9.-]+$"))]
     pub api_version: Option<String>,
+    /// The AWS region of Bedrock, such as `eu-central-1`: requests are signed for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = "^[a-z0-9-]+$"))]
+    pub region: Option<String>,
     /// The model's name at this provider. Default: the name that the caller asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
     /// API key, sent as the protocol wants it: as `Authorization: Bearer` (`OpenAI`), `x-api-key` (`Anthropic`),
-    /// `api-key` (`AzureOpenAI`) or `x-goog-api-key` (`Gemini`).
+    /// `api-key` (`AzureOpenAI`) or `x-goog-api-key` (`Gemini`). For `Bedrock` the text of AWS's own `credentials` file,
+    /// whose first profile signs, or an API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }

@@ -2,7 +2,7 @@
 //! nothing is left to try.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use crate::metrics::Hedged;
 use crate::openai::{Api, Call};
 use crate::overload;
 use crate::process::{Process, Worker};
+use crate::provider::translations::Translations;
 use crate::provider::{Misfit, Rest, Route, Translated};
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
@@ -126,32 +127,6 @@ impl Job<'_> {
 
     pub(crate) fn prompt_tokens(&self) -> u32 {
         self.call.prompt_tokens()
-    }
-}
-
-/// A request in other protocols, each made when the first backend that speaks it is chosen.
-#[derive(Default)]
-pub(crate) struct Translations {
-    chat: Translation,
-    messages: Translation,
-    gemini: Translation,
-}
-
-type Translation = OnceLock<Box<Result<Translated, Misfit>>>;
-
-impl Translations {
-    /// The request for backends that speak `protocol`, made by `make` unless it was before.
-    fn of(
-        &self,
-        protocol: Protocol,
-        make: impl FnOnce() -> Result<Translated, Misfit>,
-    ) -> &Result<Translated, Misfit> {
-        let translation = match protocol {
-            Protocol::OpenAi | Protocol::AzureOpenAi => &self.chat,
-            Protocol::Anthropic => &self.messages,
-            Protocol::Gemini => &self.gemini,
-        };
-        translation.get_or_init(|| Box::new(make()))
     }
 }
 

@@ -61,7 +61,8 @@ pub(crate) async fn begin(
     let (mut head, mut exchange) = loop {
         let reused = conn.is_reused();
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
-        let request = request(job, candidate, endpoint, route, translated);
+        let now = penstock_shell::clock::since_epoch();
+        let request = request(job, candidate, endpoint, route, translated, now);
         match conn.send(request, deadline).await {
             Ok(answer) => break answer,
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),

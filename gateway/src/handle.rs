@@ -13,7 +13,7 @@ use penstock_core::names::{
     ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
 };
 
-use crate::attempt::{self, Answer, Job, Translations};
+use crate::attempt::{self, Answer, Job};
 use crate::begin::is_event_stream;
 use crate::body;
 use crate::cache::exact::{self, Entry, Key};
@@ -24,6 +24,7 @@ use crate::multipart;
 use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{Process, Worker};
+use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
 use crate::snapshot::{NoRule, Rule, Snapshot};

@@ -110,6 +110,17 @@ pub fn speak(headers: &mut HeaderMap, protocol: Protocol, is_callers: bool) {
         headers.remove(ANTHROPIC_VERSION);
         headers.remove(ANTHROPIC_BETA);
     }
+    if let Protocol::Gemini | Protocol::Bedrock = protocol {
+        // They steer the provider's API, on the gateway's account.
+        let is_providers = |name: &&HeaderName| {
+            let name = name.as_str();
+            (name.starts_with("x-goog-") && name != GOOGLE_KEY) || name.starts_with("x-amz")
+        };
+        let steering: Vec<HeaderName> = headers.keys().filter(is_providers).cloned().collect();
+        for name in steering {
+            headers.remove(name);
+        }
+    }
     if protocol == Protocol::Anthropic && !headers.contains_key(ANTHROPIC_VERSION) {
         headers.insert(ANTHROPIC_VERSION, SPOKEN_VERSION);
     }
@@ -255,6 +266,15 @@ mod tests {
         let own = map(&[("anthropic-version", "2023-06-01")]);
         assert_eq!(spoken(Protocol::Anthropic, false), own);
         assert_eq!(spoken(Protocol::OpenAi, false), HeaderMap::new());
+        let mut steering = map(&[
+            ("x-goog-user-project", "theirs"),
+            ("x-goog-api-key", "ours"),
+            ("x-amz-target", "theirs"),
+            ("x-other", "1"),
+        ]);
+        speak(&mut steering, Protocol::Gemini, false);
+        let kept = [("x-goog-api-key", "ours"), ("x-other", "1")];
+        assert_eq!(steering, map(&kept));
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! request is carried, emulated, left out as without meaning for the answer, or refused; docs/protocols.md lists them
 //! all.
 
+pub mod bedrock;
 pub mod chat_over_messages;
 pub mod fields;
 pub mod foreign;
 pub mod gemini;
 pub mod messages_over_chat;
 pub mod target;
+pub mod translations;
 pub mod unasked;
 
 mod chat;
@@ -48,6 +50,7 @@ impl Route {
     pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
         let (near, foreign) = match protocol {
             Protocol::Gemini => (Protocol::OpenAi, Some(Foreign::Gemini)),
+            Protocol::Bedrock => (Protocol::OpenAi, Some(Foreign::Bedrock)),
             near => (near, None),
         };
         let way = Way::of(api, near)?;
@@ -120,8 +123,8 @@ impl Way {
         }
     }
 
-    /// Translates a whole answer, behind [`Foreign::answer`]; `created` is now in seconds since 1970. `None` if it is no
-    /// answer of the backend's protocol.
+    /// Translates a whole answer, behind [`Foreign::answer`]; `created` is now in seconds since 1970. `None` if it is
+    /// no answer of the backend's protocol.
     pub fn answer(self, body: &[u8], created: u64) -> Option<Bytes> {
         match self {
             Self::Straight => None,

@@ -1,6 +1,8 @@
 //! A request as one endpoint gets it: its target, the headers that cross the gateway, the body with the backend's name
 //! of the model. Pure.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
@@ -8,16 +10,17 @@ use http_body_util::Full;
 use crate::attempt::Job;
 use crate::openai::{self, Encoding, Pieces};
 use crate::outbound;
-use crate::provider::{Route, Translated};
+use crate::provider::{Route, Translated, bedrock};
 use crate::snapshot::{Candidate, Credential, Endpoint};
 
-/// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's.
+/// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's; `since_epoch` is now.
 pub(crate) fn request(
     job: &Job<'_>,
     candidate: &Candidate,
     endpoint: &Endpoint,
     route: Route,
     translated: Option<&Translated>,
+    since_epoch: Duration,
 ) -> Request<Full<Pieces>> {
     let model = candidate.model_name(&job.call.model);
     let target = endpoint
@@ -28,6 +31,18 @@ pub(crate) fn request(
     // There is one: else the candidate would not have been chosen.
     *request.uri_mut() = target.unwrap_or_default();
     *request.headers_mut() = headers(job, candidate, endpoint, route);
+    if let (Credential::Signed(signer), Some(translated)) =
+        (&candidate.backend.credential, translated)
+    {
+        let path = request.uri().path().to_owned();
+        bedrock::sign(
+            signer,
+            request.headers_mut(),
+            &path,
+            &translated.body,
+            since_epoch,
+        );
+    }
     request
 }
 
@@ -35,7 +50,7 @@ fn headers(job: &Job<'_>, candidate: &Candidate, endpoint: &Endpoint, route: Rou
     let backend = &candidate.backend;
     let credential = match &backend.credential {
         Credential::Header(name, value) => Some((name, value)),
-        Credential::None | Credential::Missing => None,
+        Credential::None | Credential::Missing | Credential::Signed(_) => None,
     };
     let via = &job.worker.process.via;
     let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &job.id);

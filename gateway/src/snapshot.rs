@@ -30,6 +30,7 @@ use crate::outlier::Outlier;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
 use crate::provider::Rest;
+use crate::provider::bedrock::Signer;
 use crate::provider::target::Targets;
 use crate::pulse::Pulse;
 use crate::queue::Queue;
@@ -232,6 +233,8 @@ pub enum Credential {
     None,
     /// This header, its value marked sensitive.
     Header(HeaderName, HeaderValue),
+    /// A signature of each request.
+    Signed(Box<Signer>),
     /// It should, but no value has arrived: the backend cannot be used.
     Missing,
 }
@@ -444,6 +447,7 @@ pub(crate) mod tests {
             protocol: Protocol::OpenAi,
             model: None,
             api_version: None,
+            region: None,
             credential: None,
             profile: Profile::default(),
         }

@@ -160,6 +160,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
         protocol: Protocol::OpenAi,
         model: Some(id.name.clone()),
         api_version: None,
+        region: None,
         credential: None,
         profile: Profile::default(),
     }
@@ -256,6 +257,7 @@ fn compile_service(
         protocol: protocol(service.protocol),
         model: service.model.clone(),
         api_version: None,
+        region: None,
         credential: compile_credential(
             id,
             "spec.service",
@@ -295,6 +297,7 @@ fn compile_external(
         protocol: provider_protocol(external.protocol),
         model: external.model.clone(),
         api_version: external.api_version.clone(),
+        region: external.region.clone(),
         credential: compile_credential(
             id,
             "spec.external",
@@ -319,21 +322,41 @@ fn provider_protocol(spec: ProviderProtocol) -> Protocol {
         ProviderProtocol::Anthropic => Protocol::Anthropic,
         ProviderProtocol::AzureOpenAI => Protocol::AzureOpenAi,
         ProviderProtocol::Gemini => Protocol::Gemini,
+        ProviderProtocol::Bedrock => Protocol::Bedrock,
     }
 }
 
 /// What only one protocol has.
 fn check_provider(external: &External, check: &mut Check<'_>) {
-    let Some(version) = &external.api_version else {
-        return;
-    };
     let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.');
-    if external.protocol != ProviderProtocol::AzureOpenAI {
-        let message = "only protocol AzureOpenAI has an apiVersion: leave it out".to_owned();
-        check.refuse("spec.external.apiVersion", Reason::InvalidValue, message);
-    } else if version.is_empty() || !version.chars().all(is_word) {
-        let message = format!("'{version}' is not a version: write one such as 2024-10-21");
-        check.refuse("spec.external.apiVersion", Reason::InvalidValue, message);
+    let is_name = |text: &str| !text.is_empty() && text.chars().all(is_word);
+    let version = match &external.api_version {
+        Some(_) if external.protocol != ProviderProtocol::AzureOpenAI => {
+            Some("only protocol AzureOpenAI has an apiVersion: leave it out".to_owned())
+        }
+        Some(version) if !is_name(version) => Some(format!(
+            "'{version}' is not a version: write one such as 2024-10-21"
+        )),
+        _ => None,
+    };
+    let is_bedrock = external.protocol == ProviderProtocol::Bedrock;
+    let region = match &external.region {
+        Some(_) if !is_bedrock => {
+            Some("only protocol Bedrock has a region: leave it out".to_owned())
+        }
+        None if is_bedrock => {
+            Some("name the region that is asked, such as eu-central-1".to_owned())
+        }
+        Some(region) if !is_name(region) => Some(format!(
+            "'{region}' is not a region: write one such as eu-central-1"
+        )),
+        _ => None,
+    };
+    for (field, problem) in [("apiVersion", version), ("region", region)] {
+        if let Some(message) = problem {
+            let path = format!("spec.external.{field}");
+            check.refuse(&path, Reason::InvalidValue, message);
+        }
     }
 }
 

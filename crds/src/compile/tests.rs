@@ -243,7 +243,7 @@ fn values_out_of_range_name_the_range() {
 }
 
 #[test]
-fn an_api_version_is_azures_alone() {
+fn an_api_version_is_azures_alone_and_a_region_bedrocks() {
     let messages_of = |external: &str| {
         let text = backend(
             "chat",
@@ -267,6 +267,14 @@ fn an_api_version_is_azures_alone() {
         "protocol: AzureOpenAI, apiVersion: 'a&b'",
     ] {
         assert_eq!(messages_of(external), ["spec.external.apiVersion"]);
+    }
+    assert_eq!(messages_of("protocol: Bedrock, region: eu-central-1"), none);
+    for external in [
+        "protocol: Bedrock",
+        "protocol: Bedrock, region: 'a/b'",
+        "region: eu-central-1",
+    ] {
+        assert_eq!(messages_of(external), ["spec.external.region"]);
     }
 }
 

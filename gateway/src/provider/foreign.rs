@@ -1,6 +1,6 @@
 //! Protocols that backends speak and no caller does. Each is made to look like chat completions: requests are
-//! translated from one, answers, events and errors to one. Callers that speak Messages go the same way, by way of a chat
-//! completion. Pure.
+//! translated from one, answers, events and errors to one. Callers that speak Messages go the same way, by way of a
+//! chat completion. Pure.
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -8,15 +8,21 @@ use http::{HeaderMap, HeaderValue};
 use serde_json::json;
 
 use super::chunks::Chunks;
-use super::{Misfit, Rest, Translated, gemini};
-use crate::sse::EventTooLarge;
+use super::{Misfit, Rest, Translated, bedrock, gemini};
 
 /// One such protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     /// Google's Gemini API.
     Gemini,
+    /// AWS Bedrock's Converse API.
+    Bedrock,
 }
+
+/// Bytes that are no stream of the backend's protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream cannot be read")]
+pub struct Unreadable;
 
 /// What an answer says of itself that the backend's does not.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +50,7 @@ impl Foreign {
     pub fn request(self, body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
         match self {
             Self::Gemini => gemini::request(body, rest),
+            Self::Bedrock => bedrock::request(body, rest),
         }
     }
 
@@ -51,18 +58,24 @@ impl Foreign {
     pub fn answer(self, body: &[u8], about: &About<'_>) -> Option<Bytes> {
         match self {
             Self::Gemini => gemini::answer(body, about),
+            Self::Bedrock => bedrock::answer(body, about),
         }
     }
 
-    /// What makes chunks of a chat completion of an answer's bytes, if the headers say that it is a stream; they then say
-    /// that it is one of events.
+    /// What makes chunks of a chat completion of an answer's bytes, if the headers say that it is a stream; they then
+    /// say that it is one of events.
     pub fn chunks(self, headers: &mut HeaderMap, about: &About<'_>) -> Option<Incoming> {
-        let kind = headers.get(CONTENT_TYPE)?;
+        const EVENTS: &str = "text/event-stream";
+        let kind = headers.get(CONTENT_TYPE)?.as_bytes();
         match self {
-            Self::Gemini => kind
-                .as_bytes()
-                .starts_with(b"text/event-stream")
-                .then(|| Incoming::Gemini(Box::new(gemini::Stream::new(about)))),
+            Self::Gemini if kind.starts_with(EVENTS.as_bytes()) => {
+                Some(Incoming::Gemini(Box::new(gemini::Stream::new(about))))
+            }
+            Self::Bedrock if kind.starts_with(bedrock::EVENT_STREAM.as_bytes()) => {
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
+                Some(Incoming::Bedrock(Box::new(bedrock::Stream::new(about))))
+            }
+            Self::Gemini | Self::Bedrock => None,
         }
     }
 
@@ -75,6 +88,7 @@ impl Foreign {
                 }
                 gemini::error(body)
             }
+            Self::Bedrock => bedrock::error(headers, body),
         }
     }
 }
@@ -84,16 +98,19 @@ impl Foreign {
 pub enum Incoming {
     /// See [`Foreign::Gemini`].
     Gemini(Box<gemini::Stream>),
+    /// See [`Foreign::Bedrock`].
+    Bedrock(Box<bedrock::Stream>),
 }
 
 impl Incoming {
     /// Takes the backend's next bytes; gives whole events, or nothing yet.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, EventTooLarge> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Vec<u8>, Unreadable> {
         let mut out = Vec::with_capacity(bytes.len() * 2);
-        match self {
-            Self::Gemini(stream) => stream.feed(bytes, &mut out)?,
-        }
-        Ok(out)
+        let fed = match self {
+            Self::Gemini(stream) => stream.feed(bytes, &mut out).is_ok(),
+            Self::Bedrock(stream) => stream.feed(bytes, &mut out).is_ok(),
+        };
+        if fed { Ok(out) } else { Err(Unreadable) }
     }
 
     /// The body came to its proper end: what is left to say.
@@ -101,6 +118,7 @@ impl Incoming {
         let mut out = Vec::new();
         match &mut self {
             Self::Gemini(stream) => stream.end(&mut out),
+            Self::Bedrock(stream) => stream.end(&mut out),
         }
         out
     }

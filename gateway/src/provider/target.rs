@@ -23,6 +23,11 @@ pub enum Targets {
         /// The `api-version` that is asked for.
         version: String,
     },
+    /// Bedrock: the path names the model and whether a stream is wanted.
+    Converse {
+        /// The path, without a slash at its end.
+        base: String,
+    },
     /// Gemini: the path names the model and what to do.
     Models {
         /// The path with the API's version, without a slash at its end.
@@ -41,6 +46,7 @@ impl Targets {
                 version: version.to_owned(),
             }),
             (Protocol::Gemini, _) => Some(Self::Models { base: path(base)? }),
+            (Protocol::Bedrock, _) => Some(Self::Converse { base: path(base)? }),
         }
     }
 
@@ -48,11 +54,14 @@ impl Targets {
     pub fn take(&self, model: &str) -> bool {
         match self {
             Self::Fixed(_) => true,
-            Self::Deployments { .. } | Self::Models { .. } => is_segment(model),
+            Self::Deployments { .. } | Self::Models { .. } | Self::Converse { .. } => {
+                is_segment(model)
+            }
         }
     }
 
-    /// Where the call `api` goes that asks for `model`, and for a stream or not; `None` if the model's name cannot stand in a path.
+    /// Where the call `api` goes that asks for `model`, and for a stream or not; `None` if the model's name cannot stand
+    /// in a path.
     pub fn of(&self, api: Api, stream: bool, model: &str) -> Option<Uri> {
         match self {
             Self::Fixed(uris) => uris.get(api.index()).cloned(),
@@ -63,6 +72,15 @@ impl Targets {
                     api.path().to_owned()
                 };
                 uri(format!("{base}/openai{below}?api-version={version}"))
+            }
+            Self::Converse { base } => {
+                let model = segment(model)?;
+                let action = if stream {
+                    "converse-stream"
+                } else {
+                    "converse"
+                };
+                uri(format!("{base}/model/{model}/{action}"))
             }
             Self::Models { base } => {
                 let model = segment(model)?;
@@ -180,6 +198,20 @@ mod tests {
         assert_eq!(
             gemini.of(Api::Chat, true, "g").unwrap(),
             "/v1beta/models/g:streamGenerateContent?alt=sse"
+        );
+    }
+
+    #[test]
+    fn bedrocks_models_stand_in_the_path_as_aws_writes_them() {
+        let bedrock = Targets::new(Protocol::Bedrock, "", None).unwrap();
+        let arn = "arn:aws:bedrock:eu-central-1:1:inference-profile/eu.m-v1:0";
+        assert_eq!(
+            target(&bedrock, Api::Chat, arn),
+            "/model/arn%3Aaws%3Abedrock%3Aeu-central-1%3A1%3Ainference-profile%2Feu.m-v1%3A0/converse"
+        );
+        assert_eq!(
+            bedrock.of(Api::Chat, true, "m").unwrap(),
+            "/model/m/converse-stream"
         );
     }
 

@@ -30,8 +30,8 @@ impl Unasked {
         self.decoder.is_none()
     }
 
-    /// Takes the next bytes. `finished_at` is the place behind the first event that says why something ended, if that is
-    /// among them.
+    /// Takes the next bytes. `finished_at` is the place behind the first event that says why something ended, if that
+    /// is among them.
     pub fn feed(
         &mut self,
         bytes: Bytes,

@@ -25,6 +25,7 @@ use crate::conditions::Conditions;
 use crate::metrics::Metrics;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
 use crate::provider::Rest;
+use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
 use crate::source::Credentials;
 
@@ -200,25 +201,26 @@ fn credential(backend: &config::Backend, credentials: &Credentials) -> Credentia
         return Credential::None;
     };
     let (name, scheme) = match backend.protocol {
-        Protocol::OpenAi => (AUTHORIZATION, "Bearer "),
+        Protocol::OpenAi | Protocol::Bedrock => (AUTHORIZATION, "Bearer "),
         Protocol::Anthropic => (ANTHROPIC_KEY, ""),
         Protocol::AzureOpenAi => (AZURE_KEY, ""),
         Protocol::Gemini => (GOOGLE_KEY, ""),
     };
-    let value = credentials
-        .values
-        .get(&credential.id)
-        .and_then(|credential| {
-            // Secrets made from files often end in a line feed, which no header may hold.
-            let secret = credential.value.expose().trim_ascii();
-            HeaderValue::from_str(&format!("{scheme}{secret}")).ok()
-        });
-    match value {
-        Some(mut value) => {
+    let Some(credential) = credentials.values.get(&credential.id) else {
+        return Credential::Missing;
+    };
+    // Secrets made from files often end in a line feed, which no header may hold.
+    let secret = credential.value.expose().trim_ascii();
+    if let (Protocol::Bedrock, Some(keys)) = (backend.protocol, bedrock::read_keys(secret)) {
+        let region = backend.region.clone().unwrap_or_default();
+        return Credential::Signed(Box::new(Signer { keys, region }));
+    }
+    match HeaderValue::from_str(&format!("{scheme}{secret}")) {
+        Ok(mut value) => {
             value.set_sensitive(true);
             Credential::Header(name, value)
         }
-        None => Credential::Missing,
+        Err(_) => Credential::Missing,
     }
 }
 

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::*;
 
 mod azure;
+mod bedrock;
 mod gemini;
 
 /// A plan with one provider at `url` for all models.

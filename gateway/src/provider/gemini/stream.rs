@@ -50,8 +50,8 @@ impl Stream {
         fed
     }
 
-    /// The body is over: Gemini's streams have no mark of their end. One whose candidates did not all say why they ended
-    /// gets none here either.
+    /// The body is over: Gemini's streams have no mark of their end. One whose candidates did not all say why they
+    /// ended gets none here either.
     pub(in crate::provider) fn end(&mut self, out: &mut Vec<u8>) {
         let is_whole = self.candidates.iter().all(|candidate| candidate.finished);
         if is_whole && !self.candidates.is_empty() && !self.decoder.is_inside_event() {
@@ -63,7 +63,7 @@ impl Stream {
 
     fn event(&mut self, data: &[u8], out: &mut Vec<u8>) {
         let Ok(event) = serde_json::from_slice::<AnswerIn<'_>>(data) else {
-            return;
+            return chunks::error("server_error", "The backend sent what is no answer.", out);
         };
         if let Some(error) = &event.error {
             let kind = error.status.as_deref().unwrap_or("server_error");

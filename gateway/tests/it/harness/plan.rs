@@ -89,6 +89,7 @@ impl Plan {
                 protocol: Protocol::OpenAi,
                 model: None,
                 api_version: None,
+                region: None,
                 credential: None,
                 profile: Profile::default(),
             },
