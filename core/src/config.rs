@@ -166,12 +166,25 @@ pub struct Rule {
     /// What becomes of event streams.
     #[serde(skip_serializing_if = "is_default", default)]
     pub streaming: Streaming,
+    /// Small calls for embeddings that come together are made as one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub join_embeddings: Option<JoinEmbeddings>,
     /// Who goes first while backends have more to do than they answer in time.
     #[serde(skip_serializing_if = "is_default", default)]
     pub urgency: Urgency,
     /// A cache in [`GatewayConfig::caches`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub cache: Option<Id>,
+}
+
+/// Small calls for embeddings that come together are made as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct JoinEmbeddings {
+    /// How long the first of them waits for others, in ms.
+    pub within_ms: u64,
+    /// Inputs of one joined call, 2..=2048.
+    pub max_inputs: u32,
 }
 
 /// Who goes first while backends have more to do than they answer in time. Ordered: the most urgent is the greatest.

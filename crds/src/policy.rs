@@ -91,6 +91,10 @@ pub struct RuleSpec {
     /// What becomes of event streams. Default `Passed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<StreamingSpec>,
+    /// Makes small calls for embeddings that come together as one, so that backends compute them in one batch.
+    /// Default: each by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub join_embeddings: Option<JoinEmbeddingsSpec>,
     /// Who goes first while backends have more to do than they answer before callers give up. Default `Normal`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub urgency: Option<UrgencySpec>,
@@ -298,6 +302,27 @@ pub struct HedgeSpec {
 
 fn five() -> i32 {
     5
+}
+
+/// Which calls for embeddings are made as one: those that differ in `input` only, and whose inputs are texts.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JoinEmbeddingsSpec {
+    /// How long the first one waits for others, at most `100ms`. Default `5ms`.
+    #[serde(default = "five_milliseconds")]
+    pub within: DurationText,
+    /// Inputs of one joined call. Default 64.
+    #[serde(default = "sixty_four")]
+    #[schemars(range(min = 2, max = 2048))]
+    pub max_inputs: i32,
+}
+
+fn five_milliseconds() -> DurationText {
+    "5ms".into()
+}
+
+fn sixty_four() -> i32 {
+    64
 }
 
 /// What becomes of parts of a request that a backend's protocol cannot carry; docs/protocols.md lists them.

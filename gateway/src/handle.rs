@@ -20,6 +20,7 @@ use crate::cache::exact::{self, Entry, Key};
 use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
+use crate::join;
 use crate::multipart;
 use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES};
 use crate::outbound::{self, REQUEST_ID};
@@ -201,7 +202,10 @@ async fn serve(
         key: wish::key(&rule, &head.headers, &call),
         translated: Translations::default(),
     };
-    let answer = attempt::run(&job, record).await?;
+    let answer = match join::answer(&job, record, &rule).await {
+        Some(answer) => answer,
+        None => attempt::run(&job, record).await?,
+    };
     Ok(Done::Answer(answer, store))
 }
 

@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tokio::sync::watch;
 
+use crate::join::Batches;
 use crate::load::Ledger;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -131,6 +132,8 @@ pub(crate) struct Worker {
     pub(crate) clock: Arc<AtomicU64>,
     /// Open connections.
     pub(crate) connections: AtomicUsize,
+    /// Calls that are being joined.
+    pub(crate) batches: Batches,
     id_start: u64,
     ids: AtomicU64,
 }
@@ -142,6 +145,7 @@ impl Worker {
             index,
             clock: Arc::default(),
             connections: AtomicUsize::new(0),
+            batches: Batches::default(),
             id_start: rand::random(),
             ids: AtomicU64::new(0),
         })

@@ -214,6 +214,11 @@ impl Record {
         self.chosen = Some((tier, candidate, pass));
     }
 
+    /// Tier, candidate and pass of the last choice.
+    pub(crate) fn chosen(&self) -> Option<(usize, usize, Pass)> {
+        self.chosen
+    }
+
     /// The candidate that was chosen last.
     pub(crate) fn candidate(&self) -> Option<&Candidate> {
         let (tier, candidate, _) = self.chosen?;

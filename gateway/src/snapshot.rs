@@ -105,6 +105,8 @@ pub struct Rule {
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
     pub hedge: Option<Hedge>,
+    /// Whether small calls for embeddings are made together.
+    pub join: Option<Join>,
     /// How long its callers wait, if that matters.
     pub patience: Arc<Patience>,
     /// Who goes first where not all can be answered in time.
@@ -123,6 +125,14 @@ pub struct Rule {
     pub buffers: bool,
     /// Where answers are stored, with the cache's name.
     pub cache: Option<(String, Arc<ExactCache>)>,
+}
+
+/// See [`Rule::join`].
+pub struct Join {
+    /// How long the first call waits for others.
+    pub within: Duration,
+    /// Inputs of one joined call.
+    pub max_inputs: usize,
 }
 
 /// See [`Rule::hedge`].
@@ -487,6 +497,7 @@ pub(crate) mod tests {
             },
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
+            join_embeddings: None,
             urgency: config::Urgency::Normal,
             hedge: None,
             cache: None,

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, Condition, FailureClass, Hedge, NameMatch, OnUnsupported, Retry, Rule,
-    RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
+    Backend, Cache, Condition, FailureClass, Hedge, JoinEmbeddings, NameMatch, OnUnsupported,
+    Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
 };
 use penstock_core::ids::Id;
 
@@ -28,6 +28,8 @@ const DEFAULT_IDLE: Duration = Duration::from_mins(2);
 /// Longer than any answer of today's models takes; a request that waits in all loops at once ends here.
 const DEFAULT_TOTAL: Duration = Duration::from_hours(1);
 const MAX_TIMEOUT: Duration = Duration::from_hours(24);
+/// Longer, and callers notice the wait more than the gain.
+const MAX_JOIN_MS: u64 = 100;
 
 /// What the rules may refer to.
 pub(super) struct Known<'a> {
@@ -186,6 +188,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             on: retry_on(spec),
         },
         hedge: compile_hedge(spec, scope),
+        join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         on_unsupported: match spec.on_unsupported {
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
@@ -287,6 +290,21 @@ fn compile_hedge(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<Hedge> {
     Some(Hedge {
         after_ms: after_ms?,
         extra_percent: extra_percent?,
+    })
+}
+
+fn compile_join(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<JoinEmbeddings> {
+    let join = spec.join_embeddings.as_ref()?;
+    let path = ".joinEmbeddings.within";
+    let within_ms = ms(path, &join.within, scope);
+    if within_ms.is_some_and(|ms| ms > MAX_JOIN_MS) {
+        let message = "out of range: use 1ms to 100ms".to_owned();
+        scope.refuse(path, Reason::InvalidValue, message);
+    }
+    let max_inputs = number(join.max_inputs, 2, 2048, ".joinEmbeddings.maxInputs", scope);
+    Some(JoinEmbeddings {
+        within_ms: within_ms?.min(MAX_JOIN_MS),
+        max_inputs: max_inputs?,
     })
 }
 

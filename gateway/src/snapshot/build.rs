@@ -17,8 +17,8 @@ use sha2::{Digest as _, Sha256};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
-    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Model,
-    Models, Parts, Rule, Slot, Snapshot, Tier,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
+    Model, Models, Parts, Rule, Slot, Snapshot, Tier,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
@@ -308,6 +308,10 @@ fn build_rule(
                 .map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
         }),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
+        join: rule.join_embeddings.as_ref().map(|join| Join {
+            within: Duration::from_millis(join.within_ms),
+            max_inputs: usize::try_from(join.max_inputs).unwrap_or(usize::MAX),
+        }),
         urgency: rule.urgency,
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),

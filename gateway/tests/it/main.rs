@@ -15,6 +15,7 @@ mod failover;
 mod harness;
 mod hedge;
 mod http2;
+mod join;
 mod limits;
 mod overload;
 mod protocols;

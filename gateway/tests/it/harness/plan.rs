@@ -53,6 +53,7 @@ impl Plan {
             },
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
+            join_embeddings: None,
             urgency: Urgency::Normal,
             cache: None,
         };
