@@ -26,7 +26,7 @@ const LONGEST_TICK: Duration = Duration::from_secs(1);
 const SHORTEST_TICK: Duration = Duration::from_millis(10);
 /// hyper refuses a head beyond its own bounds without a body; they lie this much above ours, so that callers who are
 /// a little over get an error that they can read.
-const HEAD_SLACK: usize = 4;
+const HEAD_SLACK: usize = 2;
 const SMALLEST_HEAD_BYTES: usize = 16 << 10;
 /// Requests at one time on one HTTP/2 connection. Clients and proxies that need more open another one.
 const H2_STREAMS: u32 = 128;
