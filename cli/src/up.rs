@@ -19,12 +19,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::config::{GatewayConfig, NameMatch};
 use penstock_core::duration;
+use penstock_gateway::store::{Spec, Store, Target};
 use penstock_shell::listen;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use fleet::Fleet;
 use narrator::say;
+
+/// Below the current folder.
+const USUAL_STORE: &str = ".penstock/store.redb";
 
 /// Runs gateway, scaler and simulated engines from a folder of objects, until Ctrl-C.
 #[derive(Clone, Debug, clap::Args)]
@@ -47,6 +51,10 @@ pub(crate) struct Args {
     /// Where a Service is that a `service` backend names: NAMESPACE/NAME:PORT=ADDRESS:PORT. May be repeated.
     #[arg(long = "service", value_name = "SERVICE=ADDRESS", value_parser = folder::parse_service)]
     services: Vec<folder::ServiceAddress>,
+    /// Where background responses, batches and files are kept: file:PATH or redis://HOST:PORT. Default:
+    /// file:.penstock/store.redb below the current folder; without it, where that cannot be used.
+    #[arg(long, value_name = "STORE")]
+    store: Option<Spec>,
     /// Keep each pool at its minimum, whatever the scaler says.
     #[arg(long)]
     no_scaling: bool,
@@ -78,6 +86,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let id = folder.config.gateway.clone();
     let gateway_settings = penstock_gateway::Settings {
         replica: url.to_string(),
+        store: store(args.store),
         ..penstock_gateway::Settings::new(id)
     };
     let listeners = penstock_gateway::Listeners {
@@ -114,6 +123,25 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     )?;
     say("stopped");
     Ok(())
+}
+
+/// The store that was asked for, or the usual one if it can be used here.
+fn store(asked: Option<Spec>) -> Option<Spec> {
+    if asked.is_some() {
+        return asked;
+    }
+    let usual = Spec::new(Target::File(PathBuf::from(USUAL_STORE)));
+    // Closed again: the gateway opens it.
+    match Store::open(&usual, "") {
+        Ok(_) => Some(usual),
+        Err(err) => {
+            let err = anyhow::Error::from(err);
+            say(&format!(
+                "problem: background responses, batches and files are off: {err:#}"
+            ));
+            None
+        }
+    }
 }
 
 /// A model name that the first rule takes, for the example request.

@@ -11,8 +11,9 @@ use penstock_core::ids::Id;
 use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT, GATEWAY_TLS_PORT};
 
 use crate::certificates::TlsSettings;
-use crate::settings::{Limits, Settings};
+use crate::settings::{JobLimits, Limits, Settings};
 use crate::source::cluster::ClusterSettings;
+use crate::store::Spec;
 
 /// Arguments of `penstock gateway`. Durations are written `500ms`, `10s`, `5m` or `1h`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -69,6 +70,9 @@ pub struct Args {
     /// Request bodies held at one time, in bytes; beyond that requests are refused with 503.
     #[arg(long, default_value_t = Limits::default().total_body_bytes)]
     pub max_total_body_bytes: usize,
+    /// Largest file that may be uploaded, in bytes; larger ones are refused with 413.
+    #[arg(long, default_value_t = Limits::default().file_bytes)]
+    pub max_file_bytes: usize,
     /// Request header names and values together, in bytes; more is refused with 431.
     #[arg(long, default_value_t = Limits::default().header_bytes)]
     pub max_header_bytes: usize,
@@ -94,6 +98,22 @@ pub struct Args {
     /// PEM file with certificate authorities for https backends, besides the public ones.
     #[arg(long)]
     pub upstream_ca: Option<PathBuf>,
+    /// Where background responses, batches and files are kept: file:PATH for a single replica, or
+    /// redis://[USER@]HOST:PORT[/DB] (rediss:// with TLS) for any number. Without it they are refused.
+    #[arg(long, env = "PENSTOCK_STORE")]
+    pub store: Option<String>,
+    /// File with the password of the store's server.
+    #[arg(long)]
+    pub store_password_file: Option<PathBuf>,
+    /// What a store in a file may hold, in bytes.
+    #[arg(long)]
+    pub store_max_bytes: Option<u64>,
+    /// Calls of jobs at one time, for each endpoint that has room for jobs.
+    #[arg(long, default_value_t = JobLimits::default().per_endpoint)]
+    pub jobs_per_endpoint: usize,
+    /// An endpoint with so many requests in progress has no room for jobs.
+    #[arg(long, default_value_t = JobLimits::default().busy_at)]
+    pub jobs_busy_at: usize,
     /// Namespace of this pod, and so of the gateway (downward API).
     #[arg(long, env = "POD_NAMESPACE", default_value = "default")]
     pub pod_namespace: String,
@@ -148,6 +168,7 @@ impl Args {
             connections: self.max_connections,
             requests: self.max_requests,
             body_bytes: self.max_body_bytes,
+            file_bytes: self.max_file_bytes,
             total_body_bytes: self.max_total_body_bytes,
             header_bytes: self.max_header_bytes,
             headers: self.max_headers,
@@ -165,6 +186,9 @@ impl Args {
             ("--max-requests", limits.requests),
             ("--max-body-bytes", limits.body_bytes),
             ("--max-total-body-bytes", limits.total_body_bytes),
+            ("--max-file-bytes", limits.file_bytes),
+            ("--jobs-per-endpoint", self.jobs_per_endpoint),
+            ("--jobs-busy-at", self.jobs_busy_at),
             ("--max-header-bytes", limits.header_bytes),
             ("--max-headers", limits.headers),
         ] {
@@ -188,6 +212,24 @@ impl Args {
         if self.gateway.is_empty() {
             problems.push("--gateway: must not be empty".to_owned());
         }
+        let mut store = None;
+        match self.store.as_deref().map(str::parse::<Spec>) {
+            Some(Ok(spec)) => {
+                store = Some(Spec {
+                    password_file: self.store_password_file,
+                    max_bytes: self.store_max_bytes.unwrap_or(spec.max_bytes),
+                    ..spec
+                });
+            }
+            Some(Err(err)) => problems.push(format!("--store: {err}")),
+            None if self.store_password_file.is_some() || self.store_max_bytes.is_some() => {
+                problems.push(
+                    "--store: must be there with --store-password-file or --store-max-bytes"
+                        .to_owned(),
+                );
+            }
+            None => {}
+        }
         if !problems.is_empty() {
             return Err(ArgsError { problems });
         }
@@ -202,6 +244,11 @@ impl Args {
             self.pod_name
         };
         settings.limits = limits;
+        settings.store = store;
+        settings.jobs = JobLimits {
+            per_endpoint: self.jobs_per_endpoint,
+            busy_at: self.jobs_busy_at,
+        };
         settings.hold = hold;
         settings.drain_delay = drain_delay;
         settings.drain = drain;

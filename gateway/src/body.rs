@@ -1,4 +1,4 @@
-//! (IO) Reading a request body: whole, within its limits of size and time.
+//! (IO) Reading a request body: whole, within its limits of size and time; or piece by piece.
 
 use std::sync::Arc;
 
@@ -16,12 +16,43 @@ use crate::reject::Reject;
 /// Room that is made at once for a body of unknown length.
 const FIRST_BYTES: usize = 16 << 10;
 
+/// Where a body comes from.
+pub(crate) enum Source {
+    /// A connection.
+    Coming(Incoming),
+    /// It is here; `None` once it was taken.
+    Here(Option<Bytes>),
+}
+
+impl Source {
+    /// The next piece; `None` at the end.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Reject> {
+        let body = match self {
+            Self::Here(bytes) => return Ok(bytes.take()),
+            Self::Coming(body) => body,
+        };
+        while let Some(frame) = body.frame().await {
+            if let Ok(bytes) = frame.map_err(|_| Reject::BodyBroken)?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+        Ok(None)
+    }
+
+    fn is_over(&self) -> bool {
+        match self {
+            Self::Coming(body) => body.is_end_stream(),
+            Self::Here(bytes) => bytes.is_none(),
+        }
+    }
+}
+
 /// The body and the room that it takes.
 pub(crate) async fn read(
     process: &Arc<Process>,
     watch: &Watch,
     headers: &HeaderMap,
-    body: Incoming,
+    body: Source,
 ) -> Result<(Bytes, BodyLease), Reject> {
     let max_bytes = process.settings.limits.body_bytes;
     let length = headers
@@ -45,16 +76,13 @@ async fn collect(
     process: &Arc<Process>,
     length: Option<usize>,
     max_bytes: usize,
-    mut body: Incoming,
+    mut body: Source,
 ) -> Result<(Bytes, BodyLease), Reject> {
     // What has come takes room, not what was announced: callers that announce much and send nothing keep nobody out.
     let mut lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
     let mut first: Option<Bytes> = None;
     let mut all: Option<BytesMut> = None;
-    while let Some(frame) = body.frame().await {
-        let Ok(bytes) = frame.map_err(|_| Reject::BodyBroken)?.into_data() else {
-            continue;
-        };
+    while let Some(bytes) = body.next().await? {
         let before = all
             .as_ref()
             .map(BytesMut::len)
@@ -77,7 +105,7 @@ async fn collect(
                 all = Some(joined);
             }
         }
-        if body.is_end_stream() {
+        if body.is_over() {
             break;
         }
     }

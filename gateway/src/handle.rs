@@ -15,14 +15,15 @@ use penstock_core::names::{
 
 use crate::attempt::{self, Answer, Job};
 use crate::begin::is_event_stream;
-use crate::body;
+use crate::body::{self, Source};
 use crate::cache::exact::{self, Entry, Key};
 use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
+use crate::jobs::{self, Reply, ReplyBody};
 use crate::join;
 use crate::multipart;
-use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES};
+use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES, Wanted};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{Process, Worker};
 use crate::provider::translations::Translations;
@@ -50,6 +51,7 @@ const BYPASS: &str = "bypass";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Path {
     Call(Api),
+    Jobs,
     Models,
 }
 
@@ -65,6 +67,8 @@ enum Done {
     Stored(Arc<Entry>),
     /// The list of models.
     Models(Bytes),
+    /// About a job or a file.
+    Job(Reply),
 }
 
 /// Where an answer shall be stored.
@@ -80,6 +84,16 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let (head, body) = request.into_parts();
+    Ok(answer(worker, watch, head, Source::Coming(body)).await)
+}
+
+/// Answers one request, a caller's or a job's.
+pub(crate) async fn answer(
+    worker: Arc<Worker>,
+    watch: Arc<Watch>,
+    head: http::request::Parts,
+    body: Source,
+) -> Response<AnswerBody> {
     let id = request_id(&worker, &head.headers);
     let mut record = Box::new(Record::open(
         &worker,
@@ -115,6 +129,7 @@ pub(crate) async fn handle(
                 .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
+        Ok(Done::Job(reply)) => replied(reply, record),
         Err(reject) => refused(&reject, record),
     };
     let headers = response.headers_mut();
@@ -132,7 +147,7 @@ pub(crate) async fn handle(
     if is_last && head.version < Version::HTTP_2 {
         headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    Ok(response)
+    response
 }
 
 /// Whether the body is more than cut into chunks. The parser takes any list of codings that ends in `chunked`.
@@ -155,7 +170,7 @@ async fn serve(
     worker: &Arc<Worker>,
     watch: &Arc<Watch>,
     head: &http::request::Parts,
-    body: Incoming,
+    body: Source,
     record: &mut Record,
 ) -> Result<Done, Reject> {
     let process = &worker.process;
@@ -172,6 +187,11 @@ async fn serve(
             };
             return Ok(Done::Models(listed.clone()));
         }
+        Path::Jobs => {
+            record.admit()?;
+            let reply = Box::pin(jobs::serve(process, watch, head, body)).await?;
+            return Ok(Done::Job(reply));
+        }
         Path::Call(api) => api,
     };
     record.admit()?;
@@ -185,6 +205,10 @@ async fn serve(
     };
     let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
     record.rule = Some(Arc::clone(&rule));
+    if call.wanted == Wanted::Later && api == Api::Responses {
+        let accepted = jobs::accept(process, &head.headers, &call.model, call.stream, &body);
+        return Ok(Done::Job(Box::pin(accepted).await?));
+    }
     let store = match look_up(process, &rule, api, &head.headers, &body, record) {
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
@@ -222,13 +246,15 @@ fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject
 fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {
     let (path, allowed) = match (Api::of_path(path), path) {
         (Some(api), _) => (Path::Call(api), Method::POST),
+        // Each place there has methods of its own.
+        (None, path) if jobs::has_path(path) => return Ok(Path::Jobs),
         (None, "/v1/models") => (Path::Models, Method::GET),
         (None, _) => return Err(Reject::PathNotFound),
     };
     match (*method == allowed, path) {
         (true, path) => Ok(path),
         (false, Path::Call(_)) => Err(Reject::MethodNotAllowed { allowed: "POST" }),
-        (false, Path::Models) => Err(Reject::MethodNotAllowed { allowed: "GET" }),
+        (false, Path::Models | Path::Jobs) => Err(Reject::MethodNotAllowed { allowed: "GET" }),
     }
 }
 
@@ -330,6 +356,23 @@ fn look_up(
             key,
         }))
     }
+}
+
+fn replied(reply: Reply, mut record: Box<Record>) -> Response<AnswerBody> {
+    record.status = reply.status;
+    let body = match reply.body {
+        ReplyBody::Whole(bytes) => AnswerBody::whole(bytes, OK, record),
+        ReplyBody::Stream(pieces) => AnswerBody::Stored {
+            pieces: Some(pieces),
+            record,
+        },
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
+    keep_events_flowing(headers);
+    response
 }
 
 fn refused(reject: &Reject, mut record: Box<Record>) -> Response<AnswerBody> {
@@ -486,7 +529,7 @@ mod tests {
             recognise(Method::POST, "/v1/models"),
             Err(Reject::MethodNotAllowed { allowed: "GET" })
         );
-        for path in ["/", "/v1/chat/completions/", "/v1/files", "/metrics"] {
+        for path in ["/", "/v1/chat/completions/", "/v1/file", "/metrics"] {
             assert_eq!(
                 recognise(Method::POST, path),
                 Err(Reject::PathNotFound),

@@ -174,6 +174,11 @@ impl BackendLedger {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// Requests that wait for a ready endpoint.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Relaxed)
+    }
+
     fn shard(&self, shard: usize) -> Option<std::sync::MutexGuard<'_, Shard>> {
         self.shards
             .get(shard)

@@ -178,6 +178,15 @@ pub enum Encoding {
     Form,
 }
 
+/// When an answer is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// The caller waits for it.
+    Now,
+    /// The caller comes back for it (`background: true`).
+    Later,
+}
+
 /// What was read of a request body.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Call<'a> {
@@ -189,6 +198,8 @@ pub struct Call<'a> {
     pub encoding: Encoding,
     /// Whether an event stream is asked for.
     pub stream: bool,
+    /// When the answer is wanted.
+    pub wanted: Wanted,
     /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
     pub prompt: &'a [u8],
     /// Whether tools are offered.
@@ -223,6 +234,8 @@ struct View<'a> {
     model: Option<&'a RawValue>,
     #[serde(default)]
     stream: Option<bool>,
+    #[serde(default)]
+    background: Option<bool>,
     #[serde(borrow, default)]
     messages: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -333,6 +346,10 @@ impl<'a> Call<'a> {
             model,
             model_at,
             stream: view.stream.unwrap_or(false),
+            wanted: match view.background {
+                Some(true) => Wanted::Later,
+                Some(false) | None => Wanted::Now,
+            },
             prompt: view
                 .messages
                 .or(view.input)
@@ -351,6 +368,7 @@ impl<'a> Call<'a> {
             model_at: form.model_at,
             encoding: Encoding::Form,
             stream: form.stream,
+            wanted: Wanted::Now,
             prompt: &[],
             has_tools: false,
             has_schema: false,

@@ -25,7 +25,7 @@ pub const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// What Google takes its key from.
 pub const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 /// Providers' own ways to say `Authorization`.
-const API_KEYS: [HeaderName; 3] = [AZURE_KEY, ANTHROPIC_KEY, GOOGLE_KEY];
+pub(crate) const API_KEYS: [HeaderName; 3] = [AZURE_KEY, ANTHROPIC_KEY, GOOGLE_KEY];
 /// Anthropic demands it of every request.
 const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
@@ -74,6 +74,14 @@ fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::try_from(name.trim()).ok())
         .collect()
+}
+
+/// What may be stored of a caller's headers: no credentials, nothing about the connection.
+pub fn kept(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    let named = named_by_connection(headers);
+    headers
+        .iter()
+        .filter(move |(name, _)| !stays_here(name) && !named.contains(name))
 }
 
 /// What goes upstream, less the protocol's own: see [`speak`].

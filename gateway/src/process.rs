@@ -8,6 +8,7 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tokio::sync::watch;
 
+use crate::jobs::Jobs;
 use crate::join::Batches;
 use crate::load::Ledger;
 use crate::metrics::Metrics;
@@ -35,6 +36,7 @@ pub(crate) struct Process {
     pub(crate) suspects: Suspects,
     pub(crate) metrics: Metrics,
     pub(crate) connector: Connector,
+    pub(crate) jobs: Jobs,
     pub(crate) draining: AtomicBool,
     body_bytes: AtomicUsize,
     /// `1.1 <token>`, added to each request that goes upstream.
@@ -47,7 +49,12 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(settings: Settings, metrics: Metrics, connector: Connector) -> Arc<Self> {
+    pub(crate) fn new(
+        settings: Settings,
+        metrics: Metrics,
+        connector: Connector,
+        jobs: Jobs,
+    ) -> Arc<Self> {
         let via_token = format!(
             "penstock-{}-{}",
             settings.gateway.namespace, settings.gateway.name
@@ -60,6 +67,7 @@ impl Process {
             suspects: Suspects::default(),
             metrics,
             connector,
+            jobs,
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
             via: HeaderValue::from_str(&format!("1.1 {via_token}"))

@@ -39,6 +39,8 @@ pub(crate) const CLIENT_GONE: &str = "client_gone";
 pub(crate) const REFUSED: &str = "refused";
 /// The backend reported an error inside its stream.
 pub(crate) const UPSTREAM_ERROR: &str = "upstream_error";
+/// What the store had could not be read to its end.
+pub(crate) const STORE_FAILED: &str = "store_failed";
 /// A stored answer went out.
 const CACHED: &str = "cached";
 

@@ -86,6 +86,26 @@ pub enum Reject {
         /// When it may be sent again.
         retry_after_s: u32,
     },
+    /// The gateway was started without a store.
+    NoStore,
+    /// The store cannot be reached.
+    StoreAway,
+    /// The store has no room.
+    StoreFull,
+    /// As many jobs wait as may.
+    TooManyJobs,
+    /// No such file, batch or response, or it is somebody else's.
+    NotFound {
+        /// What it would be.
+        what: &'static str,
+        /// As the caller wrote it.
+        id: String,
+    },
+    /// It cannot be done any more.
+    Conflict {
+        /// Why.
+        message: &'static str,
+    },
     /// No config has arrived yet.
     NotConfigured,
     /// No endpoint became ready while the request waited, or too many wait already.
@@ -161,7 +181,7 @@ impl Reject {
                 "path_not_found",
                 INVALID,
                 "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, \
-                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank, /v1/score, /v1/audio/… or /v1/images/…, or GET \
+                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank, /v1/score, /v1/audio/…, /v1/images/…, /v1/files or /v1/batches, or GET \
                  /v1/models.",
             ),
             Self::MethodNotAllowed { allowed } => shape(
@@ -309,6 +329,47 @@ impl Reject {
                      report it to whoever runs them.",
                 )
             },
+            Self::NoStore => shape(
+                501,
+                "no_store",
+                INVALID,
+                "This gateway keeps nothing: background responses, batches and files need one that was started with \
+                 --store.",
+            ),
+            Self::StoreAway => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "store_unavailable",
+                    SERVER,
+                    "The store cannot be reached, or does not answer. Try again.",
+                )
+            },
+            Self::StoreFull => shape(
+                507,
+                "store_full",
+                SERVER,
+                "The store has no room. Delete files, or try again later.",
+            ),
+            Self::TooManyJobs => Shape {
+                retry_after_s: Some(30),
+                ..shape(
+                    429,
+                    "too_many_jobs",
+                    LIMIT,
+                    "As many jobs wait as may. Try again later.",
+                )
+            },
+            Self::NotFound { what, id } => Shape {
+                param: Some("id".to_owned()),
+                ..shape(
+                    404,
+                    "not_found",
+                    INVALID,
+                    &format!("No such {what}: '{id}'."),
+                )
+            },
+            Self::Conflict { message } => shape(409, "conflict", INVALID, message),
             Self::NotConfigured => Shape {
                 retry_after_s: Some(1),
                 ..shape(
@@ -532,6 +593,17 @@ mod tests {
             },
             Reject::LoopDetected,
             Reject::Overloaded,
+            Reject::NoStore,
+            Reject::StoreAway,
+            Reject::StoreFull,
+            Reject::TooManyJobs,
+            Reject::NotFound {
+                what: "batch",
+                id: "batch_1".to_owned(),
+            },
+            Reject::Conflict {
+                message: "The batch is over and cannot be cancelled.",
+            },
             Reject::NotConfigured,
             Reject::NoEndpoint,
             Reject::CredentialMissing,

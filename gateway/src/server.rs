@@ -13,12 +13,14 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::Certificates;
+use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
 use crate::process::{Process, Worker};
 use crate::record::ROUTE_OUTCOMES;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::source::{Applied, Sources};
+use crate::store::{OpenError, Store};
 use crate::upstream::{Connector, TlsError};
 use crate::worker::{self, Arrival, Signals};
 
@@ -31,6 +33,9 @@ pub enum Error {
     /// TLS towards backends cannot be set up.
     #[error("set up connections to backends")]
     Tls(#[source] TlsError),
+    /// The store cannot be opened.
+    #[error("open the store")]
+    Store(#[source] OpenError),
     /// A worker's thread or runtime cannot be started.
     #[error("start a worker")]
     StartWorker(#[source] std::io::Error),
@@ -65,7 +70,11 @@ pub async fn run(
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let connector = Connector::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
-    let process = Process::new(settings, metrics, connector);
+    let store = settings.store.as_ref();
+    let store = store.map(|spec| Store::open(spec, &settings.gateway.to_string()));
+    let store = store.transpose().map_err(Error::Store)?;
+    let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
+    let process = Process::new(settings, metrics, connector, jobs);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use penstock_core::ids::Id;
 
 use crate::certificates::TlsSettings;
+use crate::store;
 
 /// What a gateway is told at start. Nothing here changes while it runs.
 #[derive(Clone, Debug)]
@@ -31,6 +32,29 @@ pub struct Settings {
     pub upstream_ca: Option<PathBuf>,
     /// Certificates of the listener with TLS, if there is one.
     pub tls: TlsSettings,
+    /// Where jobs and files are kept; without one there are none.
+    pub store: Option<store::Spec>,
+    /// How much jobs may take of what callers leave.
+    pub jobs: JobLimits,
+}
+
+/// How much jobs may take of what callers leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobLimits {
+    /// Calls of jobs in progress, times the endpoints that have room.
+    pub per_endpoint: usize,
+    /// An endpoint with so many requests in progress, callers' and jobs', has no room for jobs.
+    pub busy_at: usize,
+}
+
+impl Default for JobLimits {
+    fn default() -> Self {
+        Self {
+            // A quarter of what keeps a GPU busy without making callers wait; engines batch up to 256.
+            per_endpoint: 8,
+            busy_at: 32,
+        }
+    }
 }
 
 /// Bounds of what callers may use.
@@ -42,6 +66,8 @@ pub struct Limits {
     pub requests: usize,
     /// Bytes of one request body.
     pub body_bytes: usize,
+    /// Bytes of one uploaded file.
+    pub file_bytes: usize,
     /// Bytes of all request bodies that are held at one time.
     pub total_body_bytes: usize,
     /// Bytes of a request's header names and values together.
@@ -69,6 +95,8 @@ impl Default for Limits {
             // Images travel as base64 inside the body: providers take up to about 50 MB in a request, few use more
             // than 20.
             body_bytes: 32 << 20,
+            // OpenAI's is 200 MB.
+            file_bytes: 100 << 20,
             total_body_bytes: 512 << 20,
             // Twice what browsers and SDKs send with large bearer tokens.
             header_bytes: 32 << 10,
@@ -97,6 +125,8 @@ impl Settings {
             decision_log_share: 0.0,
             upstream_ca: None,
             tls: TlsSettings::default(),
+            store: None,
+            jobs: JobLimits::default(),
         }
     }
 }

@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
@@ -15,7 +17,7 @@ use crate::meter::{Cut, Meter, Seen};
 use crate::openai::{Api, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::Translator;
-use crate::record::{CLIENT_GONE, OK, Record, UPSTREAM_ERROR};
+use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
 use crate::reject::Broken;
 use crate::upstream::{BodyError, Exchange};
 
@@ -34,6 +36,12 @@ pub(crate) enum AnswerBody {
     },
     /// It is still coming.
     Stream(Box<Stream>),
+    /// It is read from the store.
+    Stored {
+        /// `None` after its end.
+        pieces: Option<BoxStream<'static, Result<Bytes, BrokenOff>>>,
+        record: Box<Record>,
+    },
 }
 
 impl AnswerBody {
@@ -75,6 +83,17 @@ impl Body for AnswerBody {
                 }
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
+            Self::Stored { pieces, record } => {
+                let Some(stream) = pieces else {
+                    return Poll::Ready(None);
+                };
+                let next = std::task::ready!(stream.poll_next_unpin(cx));
+                if next.as_ref().is_none_or(Result::is_err) {
+                    *pieces = None;
+                    record.ended(if next.is_none() { OK } else { STORE_FAILED });
+                }
+                Poll::Ready(next.map(|result| result.map(Frame::data)))
+            }
             Self::Stream(stream) => stream
                 .poll_next(cx)
                 .map(|next| next.map(|result| result.map(Frame::data))),
@@ -85,6 +104,7 @@ impl Body for AnswerBody {
         match self {
             Self::Whole { bytes, .. } => bytes.is_none(),
             Self::Stream(stream) => stream.is_over(),
+            Self::Stored { pieces, .. } => pieces.is_none(),
         }
     }
 
@@ -95,7 +115,7 @@ impl Body for AnswerBody {
                     .as_ref()
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
-            Self::Stream(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Stored { .. } => SizeHint::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certificates::HTTP_2;
 use crate::guard::{self, Socket, Watch, WatchedIo};
 use crate::handle::handle;
+use crate::jobs;
 use crate::process::Worker;
 use crate::settings::Limits;
 
@@ -73,6 +74,12 @@ pub(crate) async fn run(
         .min(limits.write_timeout);
     let mut ticks = tokio::time::interval((shortest / 4).clamp(SHORTEST_TICK, LONGEST_TICK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    if worker.index == 0 && worker.process.jobs.has_store() {
+        connections.spawn(jobs::runner::run(
+            Arc::clone(&worker),
+            signals.drain.clone(),
+        ));
+    }
     let mut open = true;
     let mut draining = false;
     while open || !connections.is_empty() {

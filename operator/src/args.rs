@@ -30,6 +30,15 @@ pub struct Args {
     #[arg(long, value_name = "COUNT", default_value_t = 2)]
     pub gateway_replicas: i32,
 
+    /// Where gateways keep background responses, batches and files: redis://[USER@]HOST:PORT[/DB], or rediss:// with
+    /// TLS. Default: nowhere, and they refuse them.
+    #[arg(long, value_name = "URL")]
+    pub gateway_store: Option<String>,
+
+    /// Secret, in each gateway's namespace, whose key `password` is that of the store.
+    #[arg(long, value_name = "NAME")]
+    pub gateway_store_secret: Option<String>,
+
     /// When nodes pull the images of gateways and engines: Always, IfNotPresent or Never.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub image_pull_policy: String,
@@ -76,6 +85,17 @@ pub struct PlanSettings {
     pub gateway_replicas: i32,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
+    /// Where gateways keep jobs.
+    pub store: Option<StoreSettings>,
+}
+
+/// A store that gateways share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreSettings {
+    /// `redis://…` or `rediss://…`, without a password.
+    pub url: String,
+    /// Secret with the password.
+    pub secret: Option<String>,
 }
 
 /// Flags that cannot be used; every mistake is listed.
@@ -122,6 +142,7 @@ impl Args {
                 self.image_pull_policy
             ));
         }
+        let store = store(self.gateway_store, self.gateway_store_secret, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(SettingsError(mistakes));
         }
@@ -136,9 +157,49 @@ impl Args {
                 vllm_image: self.vllm_image,
                 gateway_replicas: self.gateway_replicas,
                 image_pull_policy: self.image_pull_policy,
+                store,
             },
         })
     }
+}
+
+/// Checks the flags of the gateways' store.
+fn store(
+    url: Option<String>,
+    secret: Option<String>,
+    mistakes: &mut Vec<String>,
+) -> Option<StoreSettings> {
+    let Some(url) = url else {
+        if secret.is_some() {
+            mistakes.push("--gateway-store-secret needs --gateway-store".to_owned());
+        }
+        return None;
+    };
+    let rest = url
+        .strip_prefix("redis")
+        .map(|rest| rest.strip_prefix('s').unwrap_or(rest));
+    let host = rest
+        .and_then(|rest| rest.strip_prefix("://"))
+        .unwrap_or_default();
+    let user = host.rsplit_once('@').map_or("", |(user, _)| user);
+    if host.is_empty() || host.contains(char::is_whitespace) {
+        mistakes.push(format!(
+            "'{url}' is not redis://HOST:PORT or rediss://HOST:PORT (--gateway-store)"
+        ));
+    } else if user.contains(':') {
+        mistakes.push(
+            "a password must not stand in --gateway-store: use --gateway-store-secret".to_owned(),
+        );
+    }
+    if let Some(name) = secret
+        .iter()
+        .find(|name| !name.split('.').all(is_dns_label))
+    {
+        mistakes.push(format!(
+            "'{name}' is not a Secret's name (--gateway-store-secret)"
+        ));
+    }
+    Some(StoreSettings { url, secret })
 }
 
 fn is_dns_label(text: &str) -> bool {
@@ -217,6 +278,35 @@ mod tests {
         .concat();
         let SettingsError(mistakes) = parse(&line).settings().unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn the_gateways_store_is_a_server_without_a_password_in_its_url() {
+        let store = |line: &[&str]| parse(line).settings().map(|settings| settings.plan.store);
+        assert_eq!(store(&[]).unwrap(), None);
+        let line = [
+            "--gateway-store",
+            "rediss://jobs@cache.db:6380",
+            "--gateway-store-secret",
+            "cache",
+        ];
+        assert_eq!(
+            store(&line).unwrap().unwrap().secret.as_deref(),
+            Some("cache")
+        );
+        for line in [
+            &["--gateway-store", "file:/tmp/x"][..],
+            &["--gateway-store", "redis://:secret@cache:6379"],
+            &[
+                "--gateway-store",
+                "redis://cache:6379",
+                "--gateway-store-secret",
+                "A",
+            ],
+            &["--gateway-store-secret", "cache"],
+        ] {
+            assert!(store(line).is_err(), "{line:?}");
+        }
     }
 
     #[test]

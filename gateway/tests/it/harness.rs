@@ -6,12 +6,14 @@ use std::time::Duration;
 mod client;
 mod gateway;
 mod plan;
+mod redis;
 mod tls;
 mod upstream;
 
 pub(crate) use client::*;
 pub(crate) use gateway::*;
 pub(crate) use plan::*;
+pub(crate) use redis::*;
 pub(crate) use tls::*;
 pub(crate) use upstream::*;
 

@@ -2,6 +2,7 @@
 #![cfg(test)]
 
 mod balance;
+mod batches;
 mod buffered;
 mod cache;
 mod callers_tls;
@@ -15,6 +16,7 @@ mod failover;
 mod harness;
 mod hedge;
 mod http2;
+mod jobs;
 mod join;
 mod limits;
 mod overload;

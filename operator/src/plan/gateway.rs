@@ -25,6 +25,8 @@ const SERVICE_PORT: u16 = 80;
 const STATE_PATH: &str = "/var/lib/penstock/state";
 /// Where it keeps credentials: in memory only.
 const SECRETS_PATH: &str = "/var/lib/penstock/secrets";
+/// Where the password of its store is, if it has one.
+const STORE_PATH: &str = "/var/run/penstock/store";
 /// Memory of a gateway without its caches: request bodies (512 MiB at most by default), connections, config.
 const BASE_MEMORY_MIB: u64 = 1024;
 
@@ -136,6 +138,13 @@ fn deployment(
     config: &GatewayConfig,
 ) -> (Child, String) {
     let selector = selector(draft.owner);
+    let mut volumes = vec![
+        json!({ "emptyDir": { "sizeLimit": "64Mi" }, "name": "state" }),
+        json!({ "emptyDir": { "medium": "Memory", "sizeLimit": "4Mi" }, "name": "secrets" }),
+    ];
+    if let Some(secret) = store_secret(settings) {
+        volumes.push(json!({ "name": "store", "secret": { "secretName": secret } }));
+    }
     let spec = json!({
         "automountServiceAccountToken": true,
         "containers": [container(settings, gateway, config)],
@@ -149,10 +158,7 @@ fn deployment(
             "topologyKey": "kubernetes.io/hostname",
             "whenUnsatisfiable": "ScheduleAnyway",
         }],
-        "volumes": [
-            { "emptyDir": { "sizeLimit": "64Mi" }, "name": "state" },
-            { "emptyDir": { "medium": "Memory", "sizeLimit": "4Mi" }, "name": "secrets" },
-        ],
+        "volumes": volumes,
     });
     let formats = FORMAT.to_string();
     let (template, hash) = template(
@@ -172,6 +178,11 @@ fn deployment(
     (draft.finish(Map::new(), body), hash)
 }
 
+/// The Secret with the password of the gateways' store.
+fn store_secret(settings: &PlanSettings) -> Option<&str> {
+    settings.store.as_ref()?.secret.as_deref()
+}
+
 fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> Value {
     let field = |name: &str, path: &str| json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } });
     let probe = |path: &str, period_s: u32, failures: u32| {
@@ -184,8 +195,15 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
     };
     let port =
         |name: &str, port: u16| json!({ "containerPort": port, "name": name, "protocol": "TCP" });
+    let mut mounts = vec![
+        json!({ "mountPath": SECRETS_PATH, "name": "secrets" }),
+        json!({ "mountPath": STATE_PATH, "name": "state" }),
+    ];
+    if store_secret(settings).is_some() {
+        mounts.push(json!({ "mountPath": STORE_PATH, "name": "store", "readOnly": true }));
+    }
     json!({
-        "args": arguments(gateway),
+        "args": arguments(settings, gateway),
         "env": [
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),
@@ -203,18 +221,25 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
             "requests": { "cpu": "100m", "memory": "64Mi" },
         },
         "securityContext": container_security(true),
-        "volumeMounts": [
-            { "mountPath": SECRETS_PATH, "name": "secrets" },
-            { "mountPath": STATE_PATH, "name": "state" },
-        ],
+        "volumeMounts": mounts,
     })
 }
 
-fn arguments(gateway: &str) -> Vec<String> {
+fn arguments(settings: &PlanSettings, gateway: &str) -> Vec<String> {
     let drain = format!("{DEFAULT_DRAIN_S}s");
-    ["gateway", "--gateway", gateway, "--drain-timeout", &drain]
+    let mut arguments = ["gateway", "--gateway", gateway, "--drain-timeout", &drain]
         .map(str::to_owned)
-        .to_vec()
+        .to_vec();
+    if let Some(store) = &settings.store {
+        arguments.extend(["--store".to_owned(), store.url.clone()]);
+    }
+    if store_secret(settings).is_some() {
+        arguments.extend([
+            "--store-password-file".to_owned(),
+            format!("{STORE_PATH}/password"),
+        ]);
+    }
+    arguments
 }
 
 /// Room for what the gateway needs by itself and for its caches when they are full.

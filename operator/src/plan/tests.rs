@@ -20,6 +20,7 @@ pub(crate) fn settings() -> PlanSettings {
         vllm_image: "registry.example/vllm:1".into(),
         gateway_replicas: 3,
         image_pull_policy: "Never".into(),
+        store: None,
     }
 }
 
@@ -277,6 +278,28 @@ fn grace_period_covers_pre_stop_drain_and_exit() {
         pod("counter-gateway")["terminationGracePeriodSeconds"],
         json!(5 + 600 + 30)
     );
+}
+
+#[test]
+fn gateways_are_told_of_their_store_and_get_its_password_as_a_file() {
+    let pod = |settings: &PlanSettings| {
+        let plan = plan(&observed(), settings);
+        child(&plan, ChildKind::Deployment, "counter-gateway")["spec"]["template"]["spec"]
+            .to_string()
+    };
+    assert!(!pod(&settings()).contains("store"));
+    let (url, secret) = (
+        "rediss://cache.db:6380".to_owned(),
+        Some("cache".to_owned()),
+    );
+    let store = Some(crate::args::StoreSettings { url, secret });
+    let told = pod(&PlanSettings {
+        store,
+        ..settings()
+    });
+    assert!(told.contains(r#""--store","rediss://cache.db:6380""#));
+    assert!(told.contains(r#""/var/run/penstock/store/password""#));
+    assert!(told.contains(r#""secretName":"cache""#));
 }
 
 #[test]

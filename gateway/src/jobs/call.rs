@@ -1,0 +1,224 @@
+//! (IO) One call of a job: a request as a caller would send it, by the same path, and what to make of its answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::request::Parts;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::BodyExt as _;
+use penstock_core::names::REASON_HEADER;
+use serde::{Deserialize, Serialize};
+
+use super::room::{self, Place};
+use crate::body::Source;
+use crate::conditions::Asked;
+use crate::guard::Watch;
+use crate::handle::{answer, match_rule};
+use crate::openai::Call;
+use crate::outbound::{self, REQUEST_ID};
+use crate::process::Worker;
+use crate::reject::Reject;
+use crate::stream::AnswerBody;
+
+/// Answers of jobs up to this size are kept.
+pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
+/// Calls of a job that failed in a way that may pass.
+pub(super) const MAX_ATTEMPTS: u32 = 4;
+/// Before the second attempt; doubled for each further one.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Those headers of a caller that its job keeps: no credentials. Also what conditions of rules look at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Headers(Vec<(String, String)>);
+
+impl Headers {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let kept = outbound::kept(headers);
+        Self(
+            kept.filter_map(|(name, value)| {
+                Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
+            })
+            .collect(),
+        )
+    }
+}
+
+/// The head of a job's call.
+pub(super) fn head(path: &str, headers: &Headers, id: &str) -> Parts {
+    let (mut head, ()) = Request::new(()).into_parts();
+    head.method = Method::POST;
+    head.uri = Uri::try_from(path).unwrap_or_default();
+    for (name, value) in &headers.0 {
+        if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
+            head.headers.append(name, value);
+        }
+    }
+    head.headers.insert(
+        http::header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    if let Ok(id) = HeaderValue::try_from(id) {
+        head.headers.insert(REQUEST_ID, id);
+    }
+    head
+}
+
+/// A place at the rule that takes the call now; `None` while there is no room.
+pub(super) fn place(
+    worker: &Worker,
+    head: &Parts,
+    call: &Call<'_>,
+) -> Result<Option<Place>, Reject> {
+    let asked = Asked {
+        path: head.uri.path(),
+        headers: &head.headers,
+        call,
+    };
+    let process = &worker.process;
+    let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
+    Ok(room::take(process, &rule))
+}
+
+/// Sends the call and returns the beginning of its answer.
+pub(super) async fn send(worker: &Arc<Worker>, head: Parts, body: Bytes) -> Response<AnswerBody> {
+    let watch = Arc::new(Watch::new(&worker.clock));
+    Box::pin(answer(
+        Arc::clone(worker),
+        watch,
+        head,
+        Source::Here(Some(body)),
+    ))
+    .await
+}
+
+/// An answer as a whole.
+pub(super) struct Outcome {
+    pub(super) status: u16,
+    pub(super) reason: Option<String>,
+    pub(super) body: Bytes,
+}
+
+/// Reads an answer to its end. One that breaks off, or is too large, is a failure of the backend.
+pub(super) async fn collect(response: Response<AnswerBody>) -> Outcome {
+    let (head, mut body) = response.into_parts();
+    let reason = head.headers.get(REASON_HEADER);
+    let reason = reason.and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        match frame.map(hyper::body::Frame::into_data) {
+            Ok(Ok(bytes)) if all.len() + bytes.len() <= MAX_ANSWER_BYTES => {
+                all.extend_from_slice(&bytes);
+            }
+            Ok(Err(_trailers)) => {}
+            Ok(Ok(_)) => return broken("The answer is too large to be kept."),
+            Err(_) => return broken("The backend broke off."),
+        }
+    }
+    Outcome {
+        status: head.status.as_u16(),
+        reason,
+        body: all.freeze(),
+    }
+}
+
+fn broken(message: &str) -> Outcome {
+    let error = serde_json::json!({
+        "error": {"message": message, "type": "server_error", "param": null, "code": "upstream_broken"},
+    });
+    Outcome {
+        status: 502,
+        reason: None,
+        body: Bytes::from(error.to_string()),
+    }
+}
+
+/// What an answer means for the job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is the answer.
+    Done,
+    /// The backend failed: another attempt, a few times.
+    Again,
+    /// Nothing could take the call: later, as long as the job lives.
+    Later,
+    /// It would be refused again.
+    Refused,
+}
+
+/// Reasons of the gateway that say nothing about the call.
+const LATER: [&str; 7] = [
+    "no_endpoint",
+    "overloaded",
+    "not_configured",
+    "credential_missing",
+    "upstream_busy",
+    "upstream_unreachable",
+    "saturated",
+];
+
+pub(super) fn verdict(status: u16, reason: Option<&str>) -> Verdict {
+    match status {
+        200..300 => Verdict::Done,
+        // Its backends break off when they read it: once was too often.
+        _ if reason == Some("ends_backends") => Verdict::Refused,
+        _ if reason.is_some_and(|reason| LATER.contains(&reason)) => Verdict::Later,
+        429 | 503 => Verdict::Later,
+        408 | 500.. => Verdict::Again,
+        _ => Verdict::Refused,
+    }
+}
+
+/// How long to wait after an attempt that failed, from 1.
+pub(super) fn pause(attempt: u32) -> Duration {
+    let factor = 1_u32.checked_shl(attempt.saturating_sub(1));
+    FIRST_PAUSE
+        .saturating_mul(factor.unwrap_or(u32::MAX))
+        .min(LONGEST_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_mean_done_again_later_or_never() {
+        for (status, reason, expected) in [
+            (200, None, Verdict::Done),
+            (503, Some("no_endpoint"), Verdict::Later),
+            (502, Some("upstream_unreachable"), Verdict::Later),
+            (429, None, Verdict::Later),
+            (502, Some("upstream_broken"), Verdict::Again),
+            (504, Some("upstream_timeout"), Verdict::Again),
+            (503, Some("ends_backends"), Verdict::Refused),
+            (400, None, Verdict::Refused),
+            (404, Some("model_not_found"), Verdict::Refused),
+        ] {
+            assert_eq!(verdict(status, reason), expected, "{status} {reason:?}");
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_limit() {
+        assert_eq!(pause(1), Duration::from_secs(1));
+        assert_eq!(pause(3), Duration::from_secs(4));
+        assert_eq!(pause(60), LONGEST_PAUSE);
+    }
+
+    #[test]
+    fn a_job_keeps_no_credential() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer secret"),
+            ("x-api-key", "secret"),
+            ("cookie", "secret"),
+            ("content-length", "7"),
+            ("x-team", "red"),
+        ] {
+            headers.insert(name, HeaderValue::from_static(value));
+        }
+        let kept = Headers::of(&headers);
+        assert_eq!(kept.0, [("x-team".to_owned(), "red".to_owned())]);
+    }
+}

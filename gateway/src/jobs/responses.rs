@@ -1,0 +1,256 @@
+//! (IO) Background responses: accepted, told, cancelled, deleted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::call::Headers;
+use super::metrics::RESPONSE;
+use super::shape::{self, Status};
+use super::stored::{MAX_JOBS, Owner, Record, change, load_for, new_id, not_found, now_s, save};
+use super::{EVENTS, Reply, ReplyBody, invalid, queried, stream};
+use crate::process::Process;
+use crate::reject::Reject;
+use crate::store::{Expect, Key, Store};
+
+/// What ids begin with.
+pub(super) const PREFIX: &str = "resp_";
+/// The class of jobs for a model is this and its name.
+pub(super) const CLASS: &str = "response:";
+/// A response that has not begun by then never will.
+pub(super) const WINDOW: Duration = Duration::from_hours(24);
+/// How long a response is kept, from its last change.
+const KEPT: Duration = Duration::from_hours(48);
+const REQUEST: &str = "request";
+const ANSWER: &str = "answer";
+const EVENT_LOG: &str = "events";
+/// Everything of a response.
+const PARTS: [&str; 4] = [Response::PART, REQUEST, ANSWER, EVENT_LOG];
+
+/// What is known of a background response.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Response {
+    pub(super) id: String,
+    pub(super) owner: Owner,
+    pub(super) class: String,
+    pub(super) created_at: u64,
+    pub(super) status: Status,
+    pub(super) streams: bool,
+    /// Which attempt wrote the events.
+    pub(super) attempt: u32,
+    /// Numbers below are told before the first attempt.
+    pub(super) opened: u64,
+    pub(super) headers: Headers,
+    pub(super) error: Option<Value>,
+}
+
+impl Record for Response {
+    const PART: &'static str = "response";
+    const WHAT: &'static str = "response";
+    const KEPT: Duration = KEPT;
+
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn owner(&self) -> &Owner {
+        &self.owner
+    }
+}
+
+impl Response {
+    pub(super) fn events(&self) -> Key {
+        Key::new(&self.id, EVENT_LOG)
+    }
+
+    /// The request as it goes to the backend.
+    pub(super) async fn request(&self, store: &Store) -> Result<Bytes, crate::store::Error> {
+        let found = store.get(&Key::new(&self.id, REQUEST)).await?;
+        Ok(found.map(|found| found.value).unwrap_or_default())
+    }
+
+    /// Keeps the answer; it counts once the record says so.
+    pub(super) async fn answer(
+        &self,
+        store: &Store,
+        answer: &Value,
+    ) -> Result<(), crate::store::Error> {
+        let bytes = Bytes::from(answer.to_string());
+        let key = Key::new(&self.id, ANSWER);
+        store.put(&key, bytes, Expect::Any, KEPT).await?;
+        Ok(())
+    }
+
+    /// Replaces what earlier attempts wrote with `pieces`.
+    pub(super) async fn write(
+        &self,
+        store: &Store,
+        pieces: Vec<(u64, Bytes)>,
+    ) -> Result<(), crate::store::Error> {
+        store.write(&self.events(), pieces, KEPT).await
+    }
+
+    /// As the API shows it.
+    pub(super) async fn shown(&self, store: &Store) -> Result<Bytes, Reject> {
+        let answer = store.get(&Key::new(&self.id, ANSWER)).await?;
+        match answer {
+            Some(answer) if matches!(self.status, Status::Completed | Status::Incomplete) => {
+                Ok(answer.value)
+            }
+            _ => Ok(Bytes::from(self.pending(store).await?.to_string())),
+        }
+    }
+
+    pub(super) async fn pending(&self, store: &Store) -> Result<Value, Reject> {
+        let request = self.request(store).await?;
+        let error = self.error.as_ref();
+        Ok(shape::pending(
+            &self.id,
+            self.created_at,
+            self.status,
+            error,
+            &request,
+        ))
+    }
+}
+
+/// Accepts a background response: when this returns, the job is in the store.
+pub(crate) async fn accept(
+    process: &Arc<Process>,
+    headers: &HeaderMap,
+    model: &str,
+    streams: bool,
+    body: &Bytes,
+) -> Result<Reply, Reject> {
+    let store = process.jobs.store()?;
+    let mut response = Response {
+        id: new_id(PREFIX),
+        owner: Owner::of(headers),
+        class: format!("{CLASS}{model}"),
+        created_at: now_s(),
+        status: Status::Queued,
+        streams,
+        attempt: 0,
+        opened: 0,
+        headers: Headers::of(headers),
+        error: None,
+    };
+    let request = shape::request(body);
+    let key = Key::new(&response.id, REQUEST);
+    let shown = shape::pending(
+        &response.id,
+        response.created_at,
+        Status::Queued,
+        None,
+        &request,
+    );
+    store.put(&key, request, Expect::Any, KEPT).await?;
+    if streams {
+        let opening: Vec<_> = (0..).zip(shape::opening(&shown)).collect();
+        response.opened = u64::try_from(opening.len()).unwrap_or(0);
+        response.write(store, opening).await?;
+    }
+    save(store, &response, Expect::Any).await?;
+    if let Err(reject) = enter(process, &response.class, &response.id, RESPONSE).await {
+        // What cannot be removed has an end of life.
+        let _ = store.remove(&response.id, &PARTS).await;
+        return Err(reject);
+    }
+    if streams {
+        return Ok(Reply {
+            status: 202,
+            content_type: EVENTS,
+            body: ReplyBody::Stream(stream::events(Arc::clone(store), response, 0)),
+        });
+    }
+    Ok(Reply::json(202, &shown))
+}
+
+/// Puts a job into the queue and makes sure of everything about it.
+pub(super) async fn enter(
+    process: &Process,
+    class: &str,
+    id: &str,
+    kind: &'static str,
+) -> Result<(), Reject> {
+    let store = process.jobs.store()?;
+    store
+        .enqueue(class, id, MAX_JOBS)
+        .await
+        .map_err(|err| match err {
+            crate::store::Error::Full => Reject::TooManyJobs,
+            err => err.into(),
+        })?;
+    let durability = store.settle().await?;
+    if process.jobs.metrics.settled(durability) {
+        tracing::warn!("the store does not say that it writes to a disk: jobs may be lost with it");
+    }
+    process.jobs.metrics.accepted(kind);
+    process.jobs.came.notify_one();
+    Ok(())
+}
+
+pub(super) async fn get(
+    store: &Arc<Store>,
+    owner: &Owner,
+    id: &str,
+    query: &str,
+) -> Result<Reply, Reject> {
+    let (_, response) = load_for::<Response>(store, owner, id).await?;
+    if queried(query, "stream") != Some("true") {
+        return Ok(Reply::bytes(200, response.shown(store).await?));
+    }
+    if !response.streams {
+        let expected = "left out: the response was not created with 'stream'";
+        return Err(invalid("stream", expected));
+    }
+    let from = match queried(query, "starting_after") {
+        None => 0,
+        Some(text) => {
+            let after: Option<u64> = text.parse().ok();
+            let after = after.ok_or_else(|| invalid("starting_after", "a number"))?;
+            after.saturating_add(1)
+        }
+    };
+    Ok(Reply {
+        status: 200,
+        content_type: EVENTS,
+        body: ReplyBody::Stream(stream::events(Arc::clone(store), response, from)),
+    })
+}
+
+/// A response that has ended stays as it is.
+pub(super) async fn cancel(process: &Process, owner: &Owner, id: &str) -> Result<Reply, Reject> {
+    let store = process.jobs.store()?;
+    load_for::<Response>(store, owner, id).await?;
+    let mut cancelled = false;
+    let response = change(store, id, |response: &mut Response| {
+        cancelled = !response.status.is_over();
+        if cancelled {
+            response.status = Status::Cancelled;
+        }
+        cancelled
+    });
+    let response = response.await?.ok_or_else(|| not_found::<Response>(id))?;
+    if cancelled {
+        // Whoever runs it sees that it is not theirs any more.
+        store.withdraw(&response.class, id).await?;
+        store.settle().await?;
+        process.jobs.metrics.ended(RESPONSE, "cancelled");
+    }
+    Ok(Reply::bytes(200, response.shown(store).await?))
+}
+
+pub(super) async fn delete(store: &Store, owner: &Owner, id: &str) -> Result<Reply, Reject> {
+    let (_, response) = load_for::<Response>(store, owner, id).await?;
+    store.withdraw(&response.class, id).await?;
+    store.remove(id, &PARTS).await?;
+    Ok(Reply::json(
+        200,
+        &json!({"id": id, "object": "response", "deleted": true}),
+    ))
+}

@@ -1,0 +1,210 @@
+//! (IO) Records in the store: as JSON, each the property of whoever made it.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::outbound::API_KEYS;
+use crate::reject::Reject;
+use crate::store::{Error, Expect, Key, Store};
+
+/// Jobs of one gateway that have not ended.
+pub(super) const MAX_JOBS: u64 = 10_000;
+/// Attempts to write a record that others write at the same time.
+const MAX_CLASHES: usize = 16;
+
+/// Who made something: a hash of the credential that came with the request; empty if none came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Owner(String);
+
+impl Owner {
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let keys = API_KEYS.iter().find_map(|name| headers.get(name));
+        let credential = headers.get(AUTHORIZATION).or(keys);
+        Self(credential.map_or_else(String::new, |credential| {
+            let hash = Sha256::digest(credential.as_bytes());
+            hash.iter().take(16).fold(String::new(), |mut text, byte| {
+                let _ = write!(text, "{byte:02x}");
+                text
+            })
+        }))
+    }
+
+    /// What was made without a credential is whoever's who knows its id.
+    fn may_see(&self, of: &Self) -> bool {
+        of.0.is_empty() || self == of
+    }
+
+    /// The list of what the owner has of one kind.
+    pub(super) fn list(&self, kind: &'static str) -> Key {
+        Key::new(format!("owner-{}", self.0), kind)
+    }
+}
+
+/// A record in the store.
+pub(super) trait Record: Serialize + DeserializeOwned + Send {
+    /// Its part of the key.
+    const PART: &'static str;
+    /// What it is called in messages.
+    const WHAT: &'static str;
+    /// How long it is kept after each change.
+    const KEPT: Duration;
+
+    fn id(&self) -> &str;
+    fn owner(&self) -> &Owner;
+}
+
+/// A new id that nobody can guess.
+pub(super) fn new_id(prefix: &str) -> String {
+    format!("{prefix}{:032x}", rand::random::<u128>())
+}
+
+/// Unix seconds.
+pub(super) fn now_s() -> u64 {
+    penstock_shell::clock::since_epoch().as_secs()
+}
+
+/// Reads a record and its version, whoever's it is.
+pub(super) async fn load<T: Record>(store: &Store, id: &str) -> Result<Option<(u64, T)>, Error> {
+    let Some(found) = store.get(&Key::new(id, T::PART)).await? else {
+        return Ok(None);
+    };
+    Ok(serde_json::from_slice(&found.value)
+        .inspect_err(|err| tracing::error!(job.id = id, error = %err, "a record cannot be read"))
+        .ok()
+        .map(|record| (found.version, record)))
+}
+
+/// Reads a record that `owner` may see.
+pub(super) async fn load_for<T: Record>(
+    store: &Store,
+    owner: &Owner,
+    id: &str,
+) -> Result<(u64, T), Reject> {
+    match load::<T>(store, id).await? {
+        Some((version, record)) if owner.may_see(record.owner()) => Ok((version, record)),
+        _ => Err(not_found::<T>(id)),
+    }
+}
+
+pub(super) fn not_found<T: Record>(id: &str) -> Reject {
+    Reject::NotFound {
+        what: T::WHAT,
+        id: id.to_owned(),
+    }
+}
+
+/// Writes a record; `false` if `expect` does not hold.
+pub(super) async fn save<T: Record>(
+    store: &Store,
+    record: &T,
+    expect: Expect,
+) -> Result<bool, Error> {
+    let bytes = serde_json::to_vec(record).unwrap_or_default();
+    let key = Key::new(record.id(), T::PART);
+    let version = store.put(&key, Bytes::from(bytes), expect, T::KEPT).await?;
+    Ok(version.is_some())
+}
+
+/// Changes a record, whatever others do with it at the same time. `change` says whether there is something to change.
+/// Returns the record as it is then, or `None` if it is gone.
+pub(super) async fn change<T: Record>(
+    store: &Store,
+    id: &str,
+    mut change: impl FnMut(&mut T) -> bool + Send,
+) -> Result<Option<T>, Error> {
+    for _ in 0..MAX_CLASHES {
+        let Some((version, mut record)) = load::<T>(store, id).await? else {
+            return Ok(None);
+        };
+        if !change(&mut record) || save(store, &record, Expect::Version(version)).await? {
+            return Ok(Some(record));
+        }
+    }
+    Err(Error::Busy)
+}
+
+/// A page of what `owner` has of one kind, as the API lists it.
+pub(super) async fn page<T: Record>(
+    store: &Store,
+    list: &Key,
+    after: Option<&str>,
+    newest_first: bool,
+    most: usize,
+    shown: impl Fn(&T) -> Option<serde_json::Value>,
+) -> Result<serde_json::Value, Reject> {
+    let mut ids = store.listed(list, after, newest_first, most + 1).await?;
+    let has_more = ids.len() > most;
+    ids.truncate(most);
+    let mut data = Vec::new();
+    for id in &ids {
+        match load::<T>(store, id).await? {
+            Some((_, record)) => data.extend(shown(&record)),
+            // It came to its end before its list did.
+            None => store.unlist(list, id).await?,
+        }
+    }
+    let id_of = |entry: Option<&serde_json::Value>| {
+        entry.map_or(serde_json::Value::Null, |entry| entry["id"].clone())
+    };
+    Ok(serde_json::json!({
+        "object": "list",
+        "first_id": id_of(data.first()),
+        "last_id": id_of(data.last()),
+        "has_more": has_more,
+        "data": data,
+    }))
+}
+
+impl From<Error> for Reject {
+    fn from(err: Error) -> Self {
+        match err {
+            Error::Full => Self::StoreFull,
+            Error::TooLarge => Self::StoreFull,
+            Error::Away | Error::Busy => Self::StoreAway,
+            Error::File(_) | Error::Server(_) => {
+                tracing::error!(error = %err, "the store failed");
+                Self::StoreAway
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_has_an_owner_is_seen_by_the_owner_only() {
+        let owner = |key: Option<&'static str>| {
+            let mut headers = HeaderMap::new();
+            if let Some(key) = key {
+                headers.insert(AUTHORIZATION, HeaderValue::from_static(key));
+            }
+            Owner::of(&headers)
+        };
+        let (alice, bob, nobody) = (
+            owner(Some("Bearer a")),
+            owner(Some("Bearer b")),
+            owner(None),
+        );
+        assert!(alice.may_see(&alice) && !bob.may_see(&alice) && !nobody.may_see(&alice));
+        assert!(bob.may_see(&nobody) && nobody.may_see(&nobody));
+        assert_eq!(alice.0.len(), 32);
+    }
+
+    #[test]
+    fn ids_have_128_bits() {
+        let id = new_id("file-");
+        assert_eq!(id.len(), 5 + 32);
+        assert_ne!(id, new_id("file-"));
+    }
+}

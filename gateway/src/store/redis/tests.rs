@@ -1,0 +1,153 @@
+//! What only a server can do, before a real one.
+
+use super::*;
+use crate::store::tests::contract;
+use crate::store::{Spec, Store};
+
+#[path = "../../../tests/it/harness/redis.rs"]
+mod server;
+use server::Server;
+
+const HOUR: Duration = Duration::from_hours(1);
+
+fn open(server: &Server, space: &str) -> Store {
+    Store::open(&server.url().parse::<Spec>().unwrap(), space).unwrap()
+}
+
+#[tokio::test]
+async fn a_server_keeps_the_contract_and_gateways_apart() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let (store, other) = (open(&server, "ns/a"), open(&server, "ns/b"));
+    other.enqueue("m", "job", 10).await.unwrap();
+    contract(&store).await;
+    let leased = other.lease("m", "owner", HOUR).await.unwrap();
+    assert_eq!(leased.unwrap().job, "job");
+}
+
+#[tokio::test]
+async fn what_is_settled_outlives_a_killed_server_and_calls_find_it_again() {
+    let Some(mut server) = Server::start() else {
+        return;
+    };
+    let store = open(&server, "ns/gateway");
+    let key = Key::new("job", "state");
+    let value = Bytes::from_static(b"kept");
+    store
+        .put(&key, value.clone(), Expect::Any, HOUR)
+        .await
+        .unwrap();
+    store.enqueue("m", "job", 10).await.unwrap();
+    assert_eq!(store.settle().await.unwrap(), Durability::Durable);
+    server.kill();
+    let away = store.get(&key).await;
+    assert!(matches!(away, Err(Error::Away)), "{away:?}");
+    server.restart();
+    let again = async {
+        loop {
+            match store.get(&key).await {
+                Ok(found) => break found,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_secs(30), again).await;
+    assert_eq!(found.unwrap().unwrap().value, value);
+    let leased = store.lease("m", "owner", HOUR).await.unwrap();
+    assert_eq!(leased.unwrap().job, "job");
+}
+
+#[tokio::test]
+async fn everything_on_a_server_has_an_end() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = open(&server, "ns/gateway");
+    let value = Bytes::from_static(b"x");
+    store
+        .put(&Key::new("a", "v"), value.clone(), Expect::Any, HOUR)
+        .await
+        .unwrap();
+    store
+        .write(&Key::new("a", "l"), vec![(0, value)], HOUR)
+        .await
+        .unwrap();
+    store
+        .enlist(&Key::new("o", "files"), "a", 1, HOUR)
+        .await
+        .unwrap();
+    store.enqueue("m", "job", 10).await.unwrap();
+    store.lease("m", "owner", HOUR).await.unwrap();
+    store.settle().await.unwrap();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut plain = client.get_connection().unwrap();
+    let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut plain).unwrap();
+    assert_eq!(keys.len(), 7, "{keys:?}");
+    for key in keys {
+        assert!(key.starts_with("penstock:ns/gateway:{"), "{key}");
+        let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut plain).unwrap();
+        assert!(ttl > 0, "{key} is kept for ever");
+    }
+}
+
+/// With `everysec` an answer does not mean that the log is written: only a server that can be asked to wait is durable.
+#[tokio::test]
+async fn a_server_is_durable_if_it_can_be_waited_for_or_writes_before_it_answers() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = open(&server, "ns/gateway");
+    assert_eq!(store.settle().await.unwrap(), Durability::Durable);
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut plain = client.get_connection().unwrap();
+    let mut set = |name: &str, value: &str| {
+        let mut command = redis::cmd("CONFIG");
+        let () = command
+            .arg("SET")
+            .arg(name)
+            .arg(value)
+            .query(&mut plain)
+            .unwrap();
+    };
+    set("appendfsync", "everysec");
+    let (one, other) = tokio::join!(store.settle(), store.settle());
+    assert_eq!(one.unwrap(), other.unwrap());
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut asked = client.get_connection().unwrap();
+    let mut info = redis::cmd("COMMAND");
+    let told: Vec<Value> = info.arg("INFO").arg("WAITAOF").query(&mut asked).unwrap();
+    let can_wait = told.first().is_some_and(|value| *value != Value::Nil);
+    let expected = if can_wait {
+        Durability::Durable
+    } else {
+        Durability::NotDurable
+    };
+    assert_eq!(store.settle().await.unwrap(), expected);
+    set("appendonly", "no");
+    assert_eq!(store.settle().await.unwrap(), Durability::NotDurable);
+}
+
+#[tokio::test]
+async fn a_server_that_is_full_says_so() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let store = open(&server, "ns/gateway");
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut plain = client.get_connection().unwrap();
+    let mut limit = redis::cmd("CONFIG");
+    let () = limit
+        .arg("SET")
+        .arg("maxmemory")
+        .arg("1mb")
+        .query(&mut plain)
+        .unwrap();
+    let value = Bytes::from(vec![0; 1 << 20]);
+    let key = Key::new("a", "v");
+    let mut full = Ok(Some(0));
+    for _ in 0..4 {
+        full = store.put(&key, value.clone(), Expect::Any, HOUR).await;
+    }
+    assert!(matches!(full, Err(Error::Full)), "{full:?}");
+}
