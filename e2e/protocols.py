@@ -1,7 +1,7 @@
 """The official SDKs of OpenAI and Anthropic as callers, before backends that speak OpenAI's API, Anthropic's, Azure's,
 Gemini's, Bedrock's: streaming and not. The backends are scripts (`wires/`): their answers are read by the vendor's own SDK too, which asks
 them without a gateway. All must tell the same: a text, a thought, a call of a tool, why it ended, how many tokens it
-took, and an error."""
+took, and an error. Then jobs: see jobs.py."""
 
 import http.server
 import json
@@ -12,6 +12,7 @@ import tempfile
 import threading
 
 import anthropic
+import jobs
 import openai
 from client import PENSTOCK, Failed, check
 
@@ -223,6 +224,7 @@ def main():
             up.wait(30)
     problems = [problem for wire in WIRES.values() for problem in wire.problems]
     check(not problems, "requests that the vendor would refuse:\n" + "\n".join(problems[:5]))
+    done += jobs.prove()
     print(f"protocols: ok={done} failed=0")
 
 
