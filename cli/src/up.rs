@@ -42,6 +42,9 @@ pub(crate) struct Args {
     /// Address of the gateway's /metrics, /config and /load.
     #[arg(long, default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
+    /// Region that the gateway is in, for the strategy Region.
+    #[arg(long)]
+    region: Option<String>,
     /// Address of the scaler's gRPC service.
     #[arg(long, default_value = "127.0.0.1:6000")]
     scaler_listen: SocketAddr,
@@ -87,6 +90,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let gateway_settings = penstock_gateway::Settings {
         replica: url.to_string(),
         store: store(args.store),
+        place: penstock_gateway::Place {
+            region: args.region.clone(),
+            zone: None,
+        },
         ..penstock_gateway::Settings::new(id)
     };
     let listeners = penstock_gateway::Listeners {

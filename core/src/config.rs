@@ -146,10 +146,13 @@ pub struct Rule {
     pub backends: Vec<RuleBackend>,
     /// How to choose among candidates of one priority, and among the endpoints of one backend.
     pub strategy: Strategy,
-    /// What [`Strategy::Hash`] keeps together: a header, in lower case; `None` is the conversation or user that the
+    /// What [`Strategy::Hash`] and [`Strategy::Sticky`] keep together: a header, in lower case; `None` is the conversation or user that the
     /// body names.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hash_on: Option<String>,
+    /// How much sooner another region must answer to be chosen by [`Strategy::Region`], in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub region_penalty_ms: Option<u64>,
     /// What the rule's callers are to see.
     #[serde(skip_serializing_if = "is_default", default)]
     pub slo: Slo,
@@ -298,6 +301,10 @@ pub enum Strategy {
     Cost,
     /// The cheapest backend of those that are expected to keep to [`Rule::slo`]; where none is, the quickest.
     CostLatency,
+    /// The nearest endpoint, unless another one is expected to begin sooner by [`Rule::region_penalty_ms`].
+    Region,
+    /// The endpoint that the hash of [`Rule::hash_on`] falls to, however busy it is; `PeakEwma` for requests without it.
+    Sticky,
 }
 
 /// What callers are to see.

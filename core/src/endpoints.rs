@@ -27,6 +27,9 @@ pub struct Endpoint {
     pub address: SocketAddr,
     /// Ready and not terminating: new requests may go there.
     pub ready: bool,
+    /// The zone of its node, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub zone: Option<String>,
 }
 
 /// All known endpoints. A Service that is absent is not known yet; one with an empty list has none.
@@ -90,6 +93,7 @@ mod tests {
         let endpoint = Endpoint {
             address: "10.0.0.1:8000".parse().unwrap(),
             ready: true,
+            zone: None,
         };
         endpoints.services.insert(port, vec![endpoint]);
         let text = serde_json::to_string(&endpoints).unwrap();

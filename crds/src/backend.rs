@@ -51,6 +51,10 @@ pub struct LLMBackendSpec {
     /// What it can take. Requests that need what it lacks go to other candidates of their rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<CapabilitiesSpec>,
+    /// Where it is, such as `eu-west-1`, for the strategy `Region`. Default: where the gateway is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub region: Option<String>,
     /// What it costs: for the strategies `Cost` and `CostLatency`, and for the metric of what was spent. Default:
     /// nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]

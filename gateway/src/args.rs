@@ -11,7 +11,7 @@ use penstock_core::ids::Id;
 use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT, GATEWAY_TLS_PORT};
 
 use crate::certificates::TlsSettings;
-use crate::settings::{JobLimits, Limits, Settings};
+use crate::settings::{JobLimits, Limits, Place, Settings};
 use crate::source::cluster::ClusterSettings;
 use crate::store::Spec;
 
@@ -21,6 +21,12 @@ pub struct Args {
     /// Name of the gateway whose config is served (`spec.gateway` of its RoutingPolicies).
     #[arg(long, env = "PENSTOCK_GATEWAY", default_value = "default")]
     pub gateway: String,
+    /// Region that this gateway is in, such as eu-west-1, for the strategy Region.
+    #[arg(long, env = "PENSTOCK_REGION", default_value = "")]
+    pub region: String,
+    /// Zone of this gateway's node, for the same.
+    #[arg(long, env = "PENSTOCK_ZONE", default_value = "")]
+    pub zone: String,
     /// Address for requests.
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_PORT)))]
     pub listen: SocketAddr,
@@ -253,6 +259,10 @@ impl Args {
         settings.drain_delay = drain_delay;
         settings.drain = drain;
         settings.decision_log_share = self.decision_log_share;
+        settings.place = Place {
+            region: Some(self.region).filter(|region| !region.is_empty()),
+            zone: Some(self.zone).filter(|zone| !zone.is_empty()),
+        };
         settings.upstream_ca = self.upstream_ca;
         let tls_listen = (!self.tls_dir.is_empty()).then_some(self.tls_listen);
         settings.tls = TlsSettings {

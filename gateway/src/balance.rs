@@ -8,7 +8,9 @@ pub mod least_requests;
 pub mod peak_ewma;
 pub mod power_of_two;
 pub mod prefix_affinity;
+pub mod region;
 pub mod round_robin;
+pub mod sticky;
 
 /// How far above its share an endpoint's requests in flight may go (consistent hashing with bounded loads, Mirrokni et
 /// al., 2018; the factor is the one that KubeAI runs with).

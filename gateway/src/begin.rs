@@ -94,6 +94,11 @@ pub(crate) async fn begin(
         about,
         include_usage: translated.is_some_and(|translated| translated.include_usage),
     };
+    endpoint.live.quota.hear(
+        head.headers(),
+        worker.process.ms(penstock_shell::clock::now()),
+        penstock_shell::clock::since_epoch(),
+    );
     if !head.status().is_success() {
         return reader.refusal(rule, head, exchange).await;
     }

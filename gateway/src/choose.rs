@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt as _};
 
+use crate::balance::hash;
 use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
 use crate::snapshot::{Endpoint, EndpointLive, Rule};
@@ -100,7 +101,11 @@ pub fn choose(
     wish: Wish<'_>,
     rng: &mut impl Rng,
 ) -> Result<Choice, Nowhere> {
-    let draw = rng.random::<f32>();
+    // Of sessions always the same ones leave an endpoint that is to get less.
+    let draw = match wish.key {
+        Some(key) => hash::drawn(key),
+        None => rng.random(),
+    };
     let full = Cell::new(false);
     let passes: &[Pass] = if tried.is_empty() {
         &[Pass::Fresh, Pass::Failing]
@@ -133,7 +138,9 @@ pub fn choose(
                     let live = &endpoint.live;
                     let standing = Standing::of(live, wish.now_ms);
                     full.set(full.get() || (standing == Standing::Full && before.is_none()));
-                    fits(pass, quiet_too, before, standing, live.vitals.share(), draw)
+                    let left = live.quota.share(wish.now_ms, wish.prompt_tokens);
+                    let share = live.vitals.share();
+                    fits(pass, quiet_too, before, standing, share, left, draw)
                 };
                 if let Some((candidate, endpoint)) = pick(rule, group, wish, rng, fits) {
                     return Ok(Choice {
@@ -159,6 +166,8 @@ pub enum Standing {
     Good,
     /// It does worse than its peers: for most requests after them.
     Worse,
+    /// Little is left of its limits: for many requests after all others.
+    Scarce,
     /// It has streams and said nothing for a while: after its peers.
     Quiet,
     /// For longer: after all others.
@@ -189,6 +198,8 @@ impl Standing {
             Self::Full
         } else if silence_ms > QUIET_MS {
             Self::Quiet
+        } else if live.quota.share(now_ms, 0) < 1.0 {
+            Self::Scarce
         } else if live.vitals.share() < 1.0 {
             Self::Worse
         } else {
@@ -201,6 +212,7 @@ impl Standing {
         match self {
             Self::Good => "good",
             Self::Worse => "worse than its peers",
+            Self::Scarce => "nearly at its limits",
             Self::Quiet => "quiet",
             Self::Silent => "silent",
             Self::Failing => "failing",
@@ -219,13 +231,15 @@ fn fits(
     before: Option<&Tried>,
     standing: Standing,
     share: f32,
+    left: f32,
     draw: f32,
 ) -> bool {
     match (pass, before, standing) {
         (_, _, Standing::Closed | Standing::Full) => false,
-        (Pass::Fresh, None, Standing::Good) | (Pass::Again, Some(Tried { again: true, .. }), _) => {
-            true
-        }
+        (Pass::Fresh, None, _) if left <= draw && left < 1.0 => false,
+        (Pass::Failing, None, _) if left < 1.0 => true,
+        (Pass::Fresh, None, Standing::Good | Standing::Scarce)
+        | (Pass::Again, Some(Tried { again: true, .. }), _) => true,
         (Pass::Fresh, None, Standing::Worse) => quiet_too || draw < share,
         (Pass::Fresh, None, Standing::Quiet) => quiet_too,
         (Pass::Failing, None, Standing::Silent | Standing::Failing | Standing::Aside) => true,

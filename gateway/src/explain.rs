@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use penstock_core::config::{Protocol, Strategy};
 use serde::Serialize;
 
+use crate::balance::region;
 use crate::capability::Lack;
 use crate::choose::{Choice, Standing};
 use crate::pick::has_credential;
@@ -153,11 +154,12 @@ fn candidates<'a>(
 fn figures(
     rule: &Rule,
     candidate: &Candidate,
+    slot: &Slot,
     endpoint: &Endpoint,
     wish: Wish<'_>,
 ) -> BTreeMap<&'static str, f64> {
     let price = || ("priceMicroUsd", wish.price_at(candidate) as f64 / 1e6);
-    match rule.strategy {
+    let mut figures = match rule.strategy {
         Strategy::Latency => BTreeMap::from([("expectedMs", wish.expected_ms(endpoint).into())]),
         Strategy::Cost => BTreeMap::from([price()]),
         Strategy::CostLatency => {
@@ -165,8 +167,19 @@ fn figures(
             let ttft_ms = wish.ttft_ms(endpoint).into();
             BTreeMap::from([price(), ("targetMs", target_ms), ("ttftMs", ttft_ms)])
         }
+        Strategy::Region => {
+            let distance = slot.distance;
+            let penalty_ms = region::penalty(distance, rule.region_penalty_ms).into();
+            let expected_ms = wish.known_ms(endpoint).into();
+            BTreeMap::from([("expectedMs", expected_ms), ("penaltyMs", penalty_ms)])
+        }
         _ => BTreeMap::new(),
+    };
+    let left = endpoint.live.quota.share(wish.now_ms, wish.prompt_tokens);
+    if left < 1.0 {
+        figures.insert("quotaShare", left.into());
     }
+    figures
 }
 
 fn dropped(
@@ -218,6 +231,6 @@ fn endpoint(
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
         average_ms: live.latency(wish.stream).at(wish.now_ms),
         cost: wish.cost_at(slot, endpoint),
-        figures: figures(rule, candidate, endpoint, wish),
+        figures: figures(rule, candidate, slot, endpoint, wish),
     })
 }

@@ -11,9 +11,10 @@ use penstock_core::config::Strategy;
 use rand::Rng;
 
 use crate::balance::prefix_affinity::Owner;
+use crate::balance::region::Spot;
 use crate::balance::{
     self, Offer, Seen, cost, cost_latency, hash, latency, least_requests, power_of_two,
-    prefix_affinity, round_robin,
+    prefix_affinity, region, round_robin, sticky,
 };
 use crate::snapshot::{Candidate, Credential, Endpoint, Rule, Slot, Tier};
 use crate::wish::{Wish, sharing};
@@ -45,6 +46,25 @@ pub fn pick(
         }
         Strategy::PeakEwma => quicker(rng),
         Strategy::Hash => by_hash(tier, wish, &fits).or_else(|| quicker(rng)),
+        Strategy::Sticky => {
+            let key = wish.key;
+            let home = key.and_then(|key| {
+                let fitting = Fitting::of(tier, &fits);
+                fitting.at(sticky::pick(key, &fitting.seen())?)
+            });
+            home.or_else(|| quicker(rng))
+        }
+        Strategy::Region => {
+            let fitting = Fitting::of(tier, &fits);
+            let spots = fitting.each(|place| place.spot(wish));
+            let penalty_ms = rule.region_penalty_ms;
+            fitting.at(region::pick(
+                &spots,
+                penalty_ms,
+                &fitting.cumulative(),
+                rng,
+            )?)
+        }
         Strategy::PrefixAffinity => by_prefix(tier, wish, &fits).or_else(|| quicker(rng)),
         Strategy::Latency => {
             let fitting = Fitting::of(tier, &fits);
@@ -115,6 +135,14 @@ impl<'a> Place<'a> {
         Offer {
             price: wish.price_at(self.candidate),
             ttft_ms: wish.ttft_ms(self.endpoint),
+            cost_ms: wish.cost_at(self.slot, self.endpoint),
+        }
+    }
+
+    fn spot(&self, wish: Wish<'_>) -> Spot {
+        Spot {
+            distance: self.slot.distance,
+            expected_ms: wish.known_ms(self.endpoint),
             cost_ms: wish.cost_at(self.slot, self.endpoint),
         }
     }

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use penstock_core::ids::Id;
 
+use crate::balance::region::Distance;
+
 use crate::certificates::TlsSettings;
 use crate::store;
 
@@ -28,6 +30,8 @@ pub struct Settings {
     pub drain: Duration,
     /// Share of requests whose choice goes to the log with all candidates and figures, 0 to 1.
     pub decision_log_share: f64,
+    /// Where this gateway is.
+    pub place: Place,
     /// PEM file with certificate authorities that https backends may be signed by, besides the public ones.
     pub upstream_ca: Option<PathBuf>,
     /// Certificates of the listener with TLS, if there is one.
@@ -53,6 +57,33 @@ impl Default for JobLimits {
             // A quarter of what keeps a GPU busy without making callers wait; engines batch up to 256.
             per_endpoint: 8,
             busy_at: 32,
+        }
+    }
+}
+
+/// Where a gateway is, and so the callers that come to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// Such as `eu-west-1`.
+    pub region: Option<String>,
+    /// The zone of its node, such as `eu-west-1a`.
+    pub zone: Option<String>,
+}
+
+impl Place {
+    /// How far a backend of `region` is, or an endpoint of it in `zone`. Nobody is far who does not say where.
+    pub fn to(&self, region: Option<&str>, zone: Option<&str>) -> Distance {
+        let differ = |own: &Option<String>, other: Option<&str>| {
+            own.as_deref()
+                .zip(other)
+                .is_some_and(|(own, other)| own != other)
+        };
+        if differ(&self.region, region) {
+            Distance::Elsewhere
+        } else if self.zone.is_some() && self.zone.as_deref() == zone {
+            Distance::Zone
+        } else {
+            Distance::Region
         }
     }
 }
@@ -123,6 +154,7 @@ impl Settings {
             drain_delay: Duration::ZERO,
             drain: Duration::from_mins(10),
             decision_log_share: 0.0,
+            place: Place::default(),
             upstream_ca: None,
             tls: TlsSettings::default(),
             store: None,

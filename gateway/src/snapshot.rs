@@ -20,6 +20,7 @@ use penstock_core::ids::{BackendId, Id};
 
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
+use crate::balance::region::Distance;
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::{Asked, Conditions};
 use crate::cooldown::Cooldown;
@@ -34,7 +35,9 @@ use crate::provider::bedrock::Signer;
 use crate::provider::target::Targets;
 use crate::pulse::Pulse;
 use crate::queue::Queue;
+use crate::quota::Quota;
 use crate::retry_budget::RetryBudget;
+use crate::settings::Place;
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
 
@@ -48,6 +51,8 @@ pub struct Parts<'a> {
     pub ledger: &'a Ledger,
     /// For handles.
     pub metrics: &'a Metrics,
+    /// Where this gateway is.
+    pub place: &'a Place,
     /// Number of workers, which is the number of pools of an endpoint.
     pub workers: usize,
     /// Where requests wait for room.
@@ -93,8 +98,10 @@ pub struct Rule {
     pub tiers: Vec<Tier>,
     /// How to choose among equals.
     pub strategy: Strategy,
-    /// The header that `Hash` keeps together.
+    /// The header that `Hash` and `Sticky` keep together.
     pub hash_on: Option<HeaderName>,
+    /// What another region counts as, in ms.
+    pub region_penalty_ms: f32,
     /// What callers are to see.
     pub slo: Slo,
     /// Attempts in all.
@@ -179,6 +186,8 @@ pub struct Slot {
     pub share: f32,
     /// Hash of its address, the same in all replicas.
     pub name: u64,
+    /// How far it is from this gateway.
+    pub distance: Distance,
 }
 
 /// A backend as one rule uses it.
@@ -275,6 +284,8 @@ pub struct Endpoint {
     pub host: HeaderValue,
     /// Request targets.
     pub targets: Targets,
+    /// The zone of its node.
+    pub zone: Option<String>,
     /// What outlives snapshots.
     pub live: Arc<EndpointLive>,
 }
@@ -301,6 +312,8 @@ pub struct EndpointLive {
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
     pub cooldown: Cooldown,
+    /// What is left of its limits.
+    pub quota: Quota,
     /// Whether it still says something.
     pub pulse: Pulse,
     /// How well it answers, compared with its peers.
@@ -327,6 +340,7 @@ impl EndpointLive {
             queue,
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
+            quota: Quota::default(),
             pulse: Pulse::default(),
             vitals: Vitals::default(),
             to_first_token: PeakEwma::default(),
@@ -484,6 +498,7 @@ pub(crate) mod tests {
                 .collect(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
+            region_penalty_ms: None,
             slo: Slo::default(),
             retry: Retry {
                 attempts: 3,
@@ -540,6 +555,7 @@ pub(crate) mod tests {
                     .map(|port| penstock_core::endpoints::Endpoint {
                         address: SocketAddr::from(([10, 0, 0, 1], *port)),
                         ready: true,
+                        zone: None,
                     })
                     .collect();
                 (
@@ -564,6 +580,7 @@ pub(crate) mod tests {
         let metrics = Metrics::register(&mut Registry::default());
         let parts = Parts {
             ledger: &ledger,
+            place: &Place::default(),
             metrics: &metrics,
             workers: 1,
             queue: &Arc::default(),

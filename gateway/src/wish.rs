@@ -83,7 +83,12 @@ impl Wish<'_> {
         peak_ewma::cost(average_ms, self.work_at(endpoint), in_flight, 1.0)
     }
 
-    /// That, per share of the traffic: what `PeakEwma` compares.
+    /// That, and 0 where nothing is known.
+    pub fn known_ms(&self, endpoint: &Endpoint) -> f32 {
+        endpoint.live.latency(self.stream).at(self.now_ms) * self.work_at(endpoint)
+    }
+
+    /// [`Self::expected_ms`] per share of the traffic: what `PeakEwma` compares.
     pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
         self.expected_ms(endpoint) / slot.share
     }
@@ -117,7 +122,7 @@ pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
 
 /// Hash of what the rule's strategy keeps together, if it does and the request has it.
 pub fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
-    if rule.strategy != Strategy::Hash {
+    if !matches!(rule.strategy, Strategy::Hash | Strategy::Sticky) {
         return None;
     }
     let kept = match &rule.hash_on {

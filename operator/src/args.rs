@@ -39,6 +39,11 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub gateway_store_secret: Option<String>,
 
+    /// Region that gateways are in. Default: the label topology.kubernetes.io/region of their pods, which Kubernetes sets
+    /// from 1.35 on.
+    #[arg(long, value_name = "REGION", default_value = "")]
+    pub gateway_region: String,
+
     /// When nodes pull the images of gateways and engines: Always, IfNotPresent or Never.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub image_pull_policy: String,
@@ -83,6 +88,8 @@ pub struct PlanSettings {
     pub vllm_image: String,
     /// Replicas of each gateway, 1..=1000.
     pub gateway_replicas: i32,
+    /// Region that gateways are in; empty: what their pods' labels say.
+    pub gateway_region: String,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
     /// Where gateways keep jobs.
@@ -156,6 +163,7 @@ impl Args {
                 self_image: self.self_image,
                 vllm_image: self.vllm_image,
                 gateway_replicas: self.gateway_replicas,
+                gateway_region: self.gateway_region,
                 image_pull_policy: self.image_pull_policy,
                 store,
             },

@@ -90,6 +90,7 @@ impl Fleet {
             fixed.entry(service.clone()).or_default().push(Endpoint {
                 address: *address,
                 ready: true,
+                zone: None,
             });
         }
         Self {
@@ -463,6 +464,7 @@ impl Replica {
         Endpoint {
             address: self.address,
             ready: self.ready && !self.terminating,
+            zone: None,
         }
     }
 

@@ -1,4 +1,5 @@
-//! What a backend is like, besides where it is and what it speaks: what it can take, what it costs.
+//! What a backend is like, besides where it is and what it speaks: what it can take, what it costs,
+//! where it stands.
 
 use std::collections::BTreeSet;
 
@@ -16,6 +17,9 @@ pub struct Profile {
     /// What it costs; `None` is nothing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub price: Option<Price>,
+    /// Where it is; `None` is where the gateway is.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub region: Option<String>,
 }
 
 /// What a backend can take. What is not said, it can.

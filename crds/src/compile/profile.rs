@@ -13,10 +13,15 @@ const MAX_MICRO_USD: i64 = 1_000_000_000_000;
 pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
     let capabilities = spec.capabilities.as_ref();
     let price = spec.price.as_ref();
+    if spec.region.as_deref() == Some("") {
+        let message = "name a region, or leave it out".to_owned();
+        check.refuse("spec.region", Reason::InvalidValue, message);
+    }
     Profile {
         capabilities: capabilities.map_or_else(Capabilities::default, |spec| {
             compile_capabilities(spec, check)
         }),
+        region: spec.region.clone(),
         price: price.and_then(|spec| compile_price(spec, check)),
     }
 }

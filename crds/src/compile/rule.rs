@@ -27,6 +27,8 @@ const DEFAULT_FIRST_TOKEN: Duration = Duration::from_mins(5);
 const DEFAULT_IDLE: Duration = Duration::from_mins(2);
 /// Longer than any answer of today's models takes; a request that waits in all loops at once ends here.
 const DEFAULT_TOTAL: Duration = Duration::from_hours(1);
+/// A round trip across an ocean.
+const DEFAULT_REGION_PENALTY_MS: u64 = 100;
 const MAX_TIMEOUT: Duration = Duration::from_hours(24);
 /// Longer, and callers notice the wait more than the gain.
 const MAX_JOIN_MS: u64 = 100;
@@ -182,6 +184,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         backends,
         strategy: strategy(spec.strategy),
         hash_on: compile_hash_on(spec, scope),
+        region_penalty_ms: compile_region_penalty(spec, scope),
         slo: compile_slo(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
@@ -229,6 +232,8 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::Latency => Strategy::Latency,
         StrategySpec::Cost => Strategy::Cost,
         StrategySpec::CostLatency => Strategy::CostLatency,
+        StrategySpec::Region => Strategy::Region,
+        StrategySpec::Sticky => Strategy::Sticky,
     }
 }
 
@@ -248,8 +253,8 @@ fn number(value: i32, least: u32, most: u32, path: &str, scope: &mut Scope<'_>) 
 
 fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<String> {
     let header = spec.hash_on.as_ref()?.header.to_ascii_lowercase();
-    if spec.strategy != StrategySpec::Hash {
-        let message = "has no effect without strategy: Hash".to_owned();
+    if !matches!(spec.strategy, StrategySpec::Hash | StrategySpec::Sticky) {
+        let message = "has no effect without strategy: Hash or Sticky".to_owned();
         scope.refuse(".hashOn", Reason::InvalidValue, message);
     }
     if !condition::is_token(&header) {
@@ -275,6 +280,18 @@ fn compile_slo(spec: &RuleSpec, scope: &mut Scope<'_>) -> Slo {
     Slo {
         ttft_ms: ms(".slo.ttft", &slo.ttft, scope),
     }
+}
+
+fn compile_region_penalty(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<u64> {
+    let is_used = spec.strategy == StrategySpec::Region;
+    let Some(penalty) = &spec.region_penalty else {
+        return is_used.then_some(DEFAULT_REGION_PENALTY_MS);
+    };
+    if !is_used {
+        let message = "has no effect without strategy: Region".to_owned();
+        scope.refuse(".regionPenalty", Reason::InvalidValue, message);
+    }
+    ms(".regionPenalty", penalty, scope)
 }
 
 fn compile_hedge(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<Hedge> {

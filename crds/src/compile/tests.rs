@@ -409,12 +409,17 @@ fn what_a_backend_says_of_itself_is_compiled_and_checked() {
 }
 
 #[test]
-fn a_target_belongs_to_the_strategy_that_keeps_to_it() {
+fn what_belongs_to_a_strategy_is_refused_elsewhere() {
     for (fields, wrong) in [
         ("strategy: CostLatency, slo: {ttft: 800ms}", None),
         ("strategy: CostLatency", Some(".slo")),
         ("strategy: CostLatency, slo: {ttft: 0s}", Some(".slo.ttft")),
         ("slo: {ttft: 800ms}", Some(".slo")),
+        ("strategy: Region", None),
+        ("strategy: Region, regionPenalty: 50ms", None),
+        ("regionPenalty: 50ms", Some(".regionPenalty")),
+        ("strategy: Sticky, hashOn: {header: x-session-id}", None),
+        ("hashOn: {header: x-session-id}", Some(".hashOn")),
     ] {
         let rule =
             format!("{{name: r, match: {{models: [chat]}}, backends: [{{name: chat}}], {fields}}}");

@@ -24,13 +24,17 @@ pub fn pick(key: u64, seen: &[Seen]) -> Option<usize> {
     roomy.or(ranked.first()).map(|(_, at)| *at)
 }
 
-fn score(key: u64, seen: Seen) -> f32 {
-    let hash = xxh3_64_with_seed(&seen.name.to_le_bytes(), key);
-    // The upper 24 bits as a number between 0 and 1, neither of them included.
+/// How high an endpoint stands in a key's order.
+pub(super) fn score(key: u64, seen: Seen) -> f32 {
+    -seen.share / drawn(xxh3_64_with_seed(&seen.name.to_le_bytes(), key)).ln()
+}
+
+/// A hash as a number between 0 and 1, neither of them included.
+pub fn drawn(hash: u64) -> f32 {
+    // Its upper 24 bits: as many as an f32 holds.
     let upper = u16::try_from(hash >> 48).unwrap_or(0);
     let lower = u8::try_from((hash >> 40) & 0xff).unwrap_or(0);
-    let drawn = (f32::from(upper) * 256.0 + f32::from(lower) + 0.5) / 16_777_216.0;
-    -seen.share / drawn.ln()
+    (f32::from(upper) * 256.0 + f32::from(lower) + 0.5) / 16_777_216.0
 }
 
 #[cfg(test)]

@@ -22,11 +22,11 @@ use super::{
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
-use crate::metrics::Metrics;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
 use crate::provider::Rest;
 use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
+use crate::settings::Place;
 use crate::source::Credentials;
 
 impl Snapshot {
@@ -74,15 +74,7 @@ impl Snapshot {
                         return Arc::clone(before);
                     }
                 }
-                let built = build_rule(
-                    label,
-                    rule,
-                    &config,
-                    &backends,
-                    &caches,
-                    before,
-                    parts.metrics,
-                );
+                let built = build_rule(label, rule, &config, &backends, &caches, before, parts);
                 Arc::new(built)
             })
             .collect();
@@ -155,6 +147,7 @@ fn build_backend(
                         address,
                         host,
                         targets,
+                        zone: endpoint.zone.clone(),
                         live,
                     }));
                 }
@@ -168,6 +161,7 @@ fn build_backend(
                     address,
                     host,
                     targets,
+                    zone: None,
                     live,
                 }));
             }
@@ -264,7 +258,7 @@ fn build_rule(
     backends: &BTreeMap<BackendId, Arc<Backend>>,
     caches: &BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
     previous: Option<&Arc<Rule>>,
-    metrics: &Metrics,
+    parts: Parts<'_>,
 ) -> Rule {
     let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
     for candidate in &rule.backends {
@@ -278,7 +272,7 @@ fn build_rule(
         .enumerate()
         .map(|(index, wanted)| {
             let before = previous.and_then(|previous| previous.tiers.get(index));
-            build_tier(&label, &wanted, config, backends, before, metrics)
+            build_tier(&label, &wanted, config, backends, before, parts)
         })
         .filter(|tier| !tier.candidates.is_empty())
         .collect();
@@ -296,6 +290,7 @@ fn build_rule(
             .hash_on
             .as_ref()
             .and_then(|header| HeaderName::try_from(header).ok()),
+        region_penalty_ms: rule.region_penalty_ms.map_or(0.0, |ms| ms as f32),
         slo: rule.slo.clone(),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retry_on: rule.retry.on.clone(),
@@ -332,7 +327,7 @@ fn build_tier(
     config: &GatewayConfig,
     backends: &BTreeMap<BackendId, Arc<Backend>>,
     previous: Option<&Tier>,
-    metrics: &Metrics,
+    parts: Parts<'_>,
 ) -> Tier {
     let mut candidates = Vec::new();
     let mut weights = Vec::new();
@@ -352,7 +347,7 @@ fn build_tier(
                     .find(|candidate| candidate.metrics.backend() == label)
             })
             .map_or_else(
-                || metrics.route(rule, &label),
+                || parts.metrics.route(rule, &label),
                 |candidate| Arc::clone(&candidate.metrics),
             );
         candidates.push(Candidate {
@@ -379,7 +374,7 @@ fn build_tier(
         |tier| Arc::clone(&tier.wheel),
     );
     let prefixes = same.map_or_else(Arc::default, |tier| Arc::clone(&tier.prefixes));
-    let (slots, cumulative) = slots(&candidates, &weights);
+    let (slots, cumulative) = slots(&candidates, &weights, parts.place);
     Tier {
         candidates,
         weights,
@@ -392,7 +387,7 @@ fn build_tier(
 
 /// The endpoints of all candidates with their shares, and the sums of the shares.
 #[expect(clippy::cast_precision_loss, reason = "weights and counts are small")]
-fn slots(candidates: &[Candidate], weights: &[u32]) -> (Vec<Slot>, Vec<f32>) {
+fn slots(candidates: &[Candidate], weights: &[u32], place: &Place) -> (Vec<Slot>, Vec<f32>) {
     let with_endpoints = || {
         let both = candidates.iter().zip(weights).enumerate();
         both.filter(|(_, (candidate, _))| !candidate.backend.endpoints.is_empty())
@@ -408,6 +403,10 @@ fn slots(candidates: &[Candidate], weights: &[u32]) -> (Vec<Slot>, Vec<f32>) {
                 endpoint: position,
                 share,
                 name: xxh3_64(endpoint.address.to_string().as_bytes()),
+                distance: place.to(
+                    candidate.backend.profile.region.as_deref(),
+                    endpoint.zone.as_deref(),
+                ),
             })
         })
         .collect();

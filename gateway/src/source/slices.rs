@@ -58,7 +58,7 @@ fn of_service(slices: &[&EndpointSlice], port_name: Option<&str>) -> Vec<Endpoin
     let family = ["IPv4", "IPv6"]
         .into_iter()
         .find(|family| slices.iter().any(|slice| slice.address_type == *family));
-    let mut ready: BTreeMap<SocketAddr, bool> = BTreeMap::new();
+    let mut found: BTreeMap<SocketAddr, (bool, Option<String>)> = BTreeMap::new();
     for slice in slices
         .iter()
         .filter(|slice| Some(slice.address_type.as_str()) == family)
@@ -81,13 +81,19 @@ fn of_service(slices: &[&EndpointSlice], port_name: Option<&str>) -> Vec<Endpoin
                 .and_then(|address| address.parse::<IpAddr>().ok());
             if let Some(address) = address {
                 // While a pod moves between slices it is in two; it is ready if one of them says so.
-                *ready.entry(SocketAddr::new(address, port)).or_default() |= is_ready;
+                let (ready, zone) = found.entry(SocketAddr::new(address, port)).or_default();
+                *ready |= is_ready;
+                zone.clone_from(&endpoint.zone);
             }
         }
     }
-    ready
+    found
         .into_iter()
-        .map(|(address, ready)| Endpoint { address, ready })
+        .map(|(address, (ready, zone))| Endpoint {
+            address,
+            ready,
+            zone,
+        })
         .collect()
 }
 
@@ -138,7 +144,7 @@ mod tests {
                     {"addresses": ["10.0.0.1"], "conditions": {"ready": true}},
                     {"addresses": ["10.0.0.2"], "conditions": {"ready": false}},
                     {"addresses": ["10.0.0.3"], "conditions": {"ready": true, "terminating": true}},
-                    {"addresses": ["10.0.0.4"]},
+                    {"addresses": ["10.0.0.4"], "zone": "eu-1a"},
                 ]}),
             ),
             slice(
@@ -149,7 +155,7 @@ mod tests {
         ]);
         assert_eq!(
             found,
-            r#"{"ns/a:8000":[{"address":"10.0.0.1:8000","ready":true},{"address":"10.0.0.2:8000","ready":false},{"address":"10.0.0.3:8000","ready":false},{"address":"10.0.0.4:8000","ready":true}]}"#
+            r#"{"ns/a:8000":[{"address":"10.0.0.1:8000","ready":true},{"address":"10.0.0.2:8000","ready":false},{"address":"10.0.0.3:8000","ready":false},{"address":"10.0.0.4:8000","ready":true,"zone":"eu-1a"}]}"#
         );
     }
 

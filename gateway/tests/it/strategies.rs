@@ -85,6 +85,90 @@ async fn the_cheap_one_that_is_in_time_gets_everything() {
 }
 
 #[tokio::test]
+async fn callers_stay_in_the_region_until_its_endpoints_are_slower_than_the_way() {
+    let far = Upstream::always(hello).await;
+    let late = || {
+        Reply::LateSse(
+            Duration::from_millis(400),
+            vec![role(), word("x"), DONE.to_owned()],
+        )
+    };
+    let near = Upstream::start(move |number, _| if number < 5 { hello() } else { late() }).await;
+    let plan = Plan::new()
+        .backend("far", &[far.address], 1, 0)
+        .backend("near", &[near.address], 1, 0)
+        .profile("far", |profile| profile.region = Some("us-east-1".into()))
+        .profile("near", |profile| profile.region = Some("eu-west-1".into()))
+        .rule(|rule| {
+            rule.strategy = Strategy::Region;
+            rule.region_penalty_ms = Some(150);
+        });
+    let mut settings = settings();
+    settings.place.region = Some("eu-west-1".into());
+    let gateway = Gateway::start_with(&plan, settings).await;
+    for _ in 0..5 {
+        assert_eq!(gateway.post(&chat(true)).await.status, 200);
+    }
+    assert_eq!((near.count(), far.count()), (5, 0), "quick enough");
+    for _ in 0..5 {
+        assert_eq!(gateway.post(&chat(true)).await.status, 200);
+    }
+    assert_eq!(
+        (near.count(), far.count()),
+        (6, 4),
+        "one shows that it is slow"
+    );
+}
+
+#[tokio::test]
+async fn a_session_stays_where_it_is_however_busy_that_is() {
+    let (upstreams, addresses) = Upstream::several(3, || Reply::Silent).await;
+    let plan = Plan::new().backend("a", &addresses, 1, 0).rule(|rule| {
+        rule.strategy = Strategy::Sticky;
+        rule.hash_on = Some("x-session-id".to_owned());
+    });
+    let gateway = Gateway::start(&plan).await;
+    let mut clients = Vec::new();
+    for number in 1..=12 {
+        let mut client = gateway.client().await;
+        client.post("x-session-id: one\r\n", &chat(true)).await;
+        clients.push(client);
+        let seen = || upstreams.iter().map(Upstream::count).sum::<usize>();
+        until("the request is upstream", || seen() == number).await;
+    }
+    let busy = upstreams.iter().filter(|upstream| upstream.count() > 0);
+    assert_eq!(busy.count(), 1);
+}
+
+#[tokio::test]
+async fn a_provider_that_is_nearly_at_its_limits_is_left_before_it_refuses() {
+    let said = "x-ratelimit-limit-requests: 100\r\nx-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 30m\r\n";
+    let provider = Upstream::always(move || Reply::Headers(200, said, completion("x"))).await;
+    let other = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[provider.address, other.address])).await;
+    for _ in 0..6 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((provider.count(), other.count()), (1, 5));
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &chat(false)).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    let endpoint = &told["candidates"][0]["endpoints"][0];
+    assert_eq!(endpoint["standing"], "nearly at its limits");
+    assert!(endpoint["figures"]["quotaShare"].as_f64().unwrap() < 0.1);
+}
+
+#[tokio::test]
+async fn a_provider_at_its_limits_is_better_than_none() {
+    let said = "x-ratelimit-limit-requests: 100\r\nx-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 30m\r\n";
+    let provider = Upstream::always(move || Reply::Headers(200, said, completion("x"))).await;
+    let gateway = Gateway::start(&Plan::chain(&[provider.address])).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn the_slow_one_keeps_a_probe_share_under_latency() {
     let quick = Upstream::always(|| json_answer("x")).await;
     let late = || Reply::Late(Duration::from_millis(200), completion("x"));

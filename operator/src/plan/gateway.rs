@@ -193,6 +193,12 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
             "timeoutSeconds": 5,
         })
     };
+    // Kubernetes copies these labels of the node to its pods from 1.35 on; before, the variables are empty.
+    let label = |name: &str, label: &str| field(name, &format!("metadata.labels['{label}']"));
+    let region = match settings.gateway_region.as_str() {
+        "" => label("PENSTOCK_REGION", "topology.kubernetes.io/region"),
+        region => json!({ "name": "PENSTOCK_REGION", "value": region }),
+    };
     let port =
         |name: &str, port: u16| json!({ "containerPort": port, "name": name, "protocol": "TCP" });
     let mut mounts = vec![
@@ -208,6 +214,8 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
             field("POD_NAME", "metadata.name"),
             field("POD_NAMESPACE", "metadata.namespace"),
             field("POD_UID", "metadata.uid"),
+            region,
+            label("PENSTOCK_ZONE", "topology.kubernetes.io/zone"),
         ],
         "image": settings.self_image,
         "imagePullPolicy": settings.image_pull_policy,

@@ -19,6 +19,7 @@ pub(crate) fn settings() -> PlanSettings {
         self_image: "registry.example/self:1".into(),
         vllm_image: "registry.example/vllm:1".into(),
         gateway_replicas: 3,
+        gateway_region: String::new(),
         image_pull_policy: "Never".into(),
         store: None,
     }

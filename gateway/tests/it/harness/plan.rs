@@ -39,6 +39,7 @@ impl Plan {
             backends: Vec::new(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
+            region_penalty_ms: None,
             slo: Slo::default(),
             retry: Retry {
                 attempts: 3,
@@ -151,6 +152,7 @@ impl Plan {
             .map(|address| Endpoint {
                 address: *address,
                 ready: true,
+                zone: None,
             })
             .collect();
         self.endpoints.services.insert(service(name), endpoints);

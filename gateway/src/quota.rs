@@ -1,0 +1,308 @@
+//! What is left of a provider's limits, as it says with each answer. Pure: headers and times come in.
+//!
+//! OpenAI: `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, the reset as `6m0s`. Anthropic:
+//! `anthropic-ratelimit-{requests,tokens,input-tokens}-{limit,remaining,reset}`, the reset in RFC 3339. Both refill
+//! little by little, so what is left is taken to grow until the reset, where all of it is back.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::HeaderMap;
+
+/// Below this part of a limit requests begin to go elsewhere.
+const RESERVE: f32 = 0.1;
+/// Resets that are farther away are cut to this: daily limits, and wrong clocks.
+const MOST: Duration = Duration::from_hours(1);
+
+/// What is left at one endpoint.
+#[derive(Debug, Default)]
+pub struct Quota {
+    /// Whether it ever said anything, so that others cost nothing.
+    known: AtomicBool,
+    left: Mutex<[Option<Left>; 2]>,
+}
+
+/// What is left of one limit.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Left {
+    limit: f32,
+    remaining: f32,
+    at_ms: u64,
+    reset_ms: u64,
+}
+
+/// What a limit counts: positions in [`Quota::left`].
+const REQUESTS: usize = 0;
+const TOKENS: usize = 1;
+
+impl Quota {
+    /// Takes in what an answer says, at `now_ms` of the process and `since_epoch`.
+    pub fn hear(&self, headers: &HeaderMap, now_ms: u64, since_epoch: Duration) {
+        let found = read(headers, now_ms, since_epoch);
+        if found.iter().any(Option::is_some) {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            for (left, found) in left.iter_mut().zip(found) {
+                *left = found.or(*left);
+            }
+            self.known.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Which part of its requests it can still take, 0 to 1: 1 while more than [`RESERVE`] is left, then less in
+    /// proportion, and 0 for a request of `tokens` that is more than what is left.
+    pub fn share(&self, now_ms: u64, tokens: u32) -> f32 {
+        if !self.known.load(Ordering::Relaxed) {
+            return 1.0;
+        }
+        let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+        let needed = [1.0, tokens as f32];
+        let shares = left.iter().zip(needed);
+        let shares =
+            shares.filter_map(|(left, needed)| left.map(|left| left.share(now_ms, needed)));
+        shares.fold(1.0, f32::min)
+    }
+}
+
+impl Left {
+    #[expect(clippy::cast_precision_loss, reason = "times within an hour")]
+    fn share(self, now_ms: u64, needed: f32) -> f32 {
+        let whole = self.reset_ms.saturating_sub(self.at_ms) as f32;
+        let passed = now_ms.saturating_sub(self.at_ms) as f32;
+        if passed >= whole {
+            return 1.0;
+        }
+        let remaining = self.remaining + (self.limit - self.remaining) * passed / whole;
+        if remaining < needed.min(self.limit) {
+            return 0.0;
+        }
+        (remaining / (RESERVE * self.limit)).min(1.0)
+    }
+}
+
+/// What the headers say of requests and of tokens.
+fn read(headers: &HeaderMap, now_ms: u64, since_epoch: Duration) -> [Option<Left>; 2] {
+    let text = |name: String| headers.get(name)?.to_str().ok();
+    let number = |name: String| {
+        let number: f32 = text(name)?.parse().ok()?;
+        Some(number).filter(|number| number.is_finite() && *number >= 0.0)
+    };
+    let left = |limit: Option<f32>, remaining: Option<f32>, reset: Option<Duration>| {
+        let remaining = remaining?;
+        let limit = limit.unwrap_or(remaining).max(remaining).max(1.0);
+        let reset_ms = u64::try_from(reset?.min(MOST).as_millis()).ok()?;
+        Some(Left {
+            limit,
+            remaining,
+            at_ms: now_ms,
+            reset_ms: now_ms.saturating_add(reset_ms),
+        })
+    };
+    let openai = |kind: &str| {
+        let of = |what: &str| format!("x-ratelimit-{what}-{kind}");
+        let reset = text(of("reset")).and_then(until);
+        left(number(of("limit")), number(of("remaining")), reset)
+    };
+    let anthropic = |kind: &str| {
+        let of = |what: &str| format!("anthropic-ratelimit-{kind}-{what}");
+        let reset = text(of("reset")).and_then(rfc_3339);
+        let reset = reset.map(|at| at.saturating_sub(since_epoch));
+        left(number(of("limit")), number(of("remaining")), reset)
+    };
+    let mut found = [None, None];
+    found[REQUESTS] = openai("requests").or_else(|| anthropic("requests"));
+    // Of two limits of tokens the one that leaves less.
+    let tokens = [anthropic("tokens"), anthropic("input-tokens")];
+    let tokens = tokens.into_iter().flatten();
+    found[TOKENS] =
+        openai("tokens").or_else(|| tokens.min_by(|a, b| a.part().total_cmp(&b.part())));
+    found
+}
+
+impl Left {
+    fn part(self) -> f32 {
+        self.remaining / self.limit
+    }
+}
+
+/// A time from now as Go writes durations (`6m0s`, `1.5s`, `20ms`, `1h2m3s`), or in bare seconds.
+fn until(text: &str) -> Option<Duration> {
+    if let Ok(seconds) = text.parse::<f64>() {
+        return Duration::try_from_secs_f64(seconds).ok();
+    }
+    let mut total = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, behind) = rest.split_at(end);
+        let number: f64 = number.parse().ok()?;
+        let unit = behind.find(|c: char| c.is_ascii_digit());
+        let (unit, behind) = behind.split_at(unit.unwrap_or(behind.len()));
+        total += number
+            * match unit {
+                "ms" => 0.001,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3_600.0,
+                "d" => 86_400.0,
+                _ => return None,
+            };
+        rest = behind;
+    }
+    Some(Duration::try_from_secs_f64(total).ok()).filter(|_| !text.is_empty())?
+}
+
+/// A moment in UTC as RFC 3339 writes it (`2026-01-02T03:04:05Z`, with or without parts of seconds), since 1970.
+fn rfc_3339(text: &str) -> Option<Duration> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let numbers = |text: &str, mark: char| -> Option<[u64; 3]> {
+        let numbers: Option<Vec<u64>> = text.split(mark).map(|part| part.parse().ok()).collect();
+        numbers?.try_into().ok()
+    };
+    let [year, month, day] = numbers(date, '-')?;
+    let whole = time.split('.').next().unwrap_or(time);
+    let [hour, minute, second] = numbers(whole, ':')?;
+    let is_date =
+        (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !is_date || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    // Days from the civil calendar with years that begin in March (Hinnant, *chrono-Compatible Low-Level Date
+    // Algorithms*, 2013).
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let (era, of_era) = (year / 400, year % 400);
+    let of_year = (153 * month + 2) / 5 + day - 1;
+    let days = era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year;
+    let days = days.checked_sub(719_468)?;
+    Some(Duration::from_secs(
+        days * 86_400 + hour * 3_600 + minute * 60 + second,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, HeaderValue};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let pairs = pairs.iter().map(|(name, value)| {
+            let value = HeaderValue::from_str(value).unwrap();
+            (HeaderName::from_static(name), value)
+        });
+        pairs.collect()
+    }
+
+    fn heard(pairs: &[(&'static str, &str)]) -> Quota {
+        let quota = Quota::default();
+        quota.hear(&headers(pairs), 1_000, Duration::from_secs(1_767_225_600));
+        quota
+    }
+
+    #[test]
+    fn resets_are_read_as_providers_write_them() {
+        let ms = |text| until(text).map(|wait| wait.as_millis());
+        for (text, expected) in [
+            ("6m0s", 360_000),
+            ("1s", 1_000),
+            ("20ms", 20),
+            ("1h2m3.5s", 3_723_500),
+            ("0.5", 500),
+            ("60", 60_000),
+        ] {
+            assert_eq!(ms(text), Some(expected), "{text}");
+        }
+        for text in ["", "m", "5x", "-1", "1s2", "NaN"] {
+            assert_eq!(ms(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn moments_are_read_as_http_dates_say_the_same() {
+        for (text, same) in [
+            ("2026-01-01T00:00:00Z", "Thu, 01 Jan 2026 00:00:00 GMT"),
+            ("2024-02-29T23:59:58.25Z", "Thu, 29 Feb 2024 23:59:58 GMT"),
+            ("1970-01-01T00:00:01Z", "Thu, 01 Jan 1970 00:00:01 GMT"),
+            ("2100-03-01T12:00:00Z", "Mon, 01 Mar 2100 12:00:00 GMT"),
+        ] {
+            let same = httpdate::parse_http_date(same).unwrap();
+            let same = same
+                .duration_since(std::time::SystemTime::UNIX_EPOCH)
+                .unwrap();
+            assert_eq!(rfc_3339(text), Some(same), "{text}");
+        }
+        for text in [
+            "",
+            "2026-01-01",
+            "2026-13-01T00:00:00Z",
+            "2026-01-01T00:00:00+01:00",
+        ] {
+            assert_eq!(rfc_3339(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_share_falls_as_the_limit_nears_and_comes_back_until_the_reset() {
+        let quota = heard(&[
+            ("x-ratelimit-limit-requests", "100"),
+            ("x-ratelimit-remaining-requests", "2"),
+            ("x-ratelimit-reset-requests", "1m0s"),
+        ]);
+        let share = |ms| quota.share(ms, 0);
+        assert!((share(1_000) - 0.2).abs() < 0.01);
+        assert!(share(3_000) > 0.4 && share(3_000) < 0.7);
+        assert!((share(61_000) - 1.0).abs() < f32::EPSILON);
+        assert!((Quota::default().share(0, 0) - 1.0).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn a_prompt_that_is_more_than_what_is_left_goes_elsewhere() {
+        let quota = heard(&[
+            ("anthropic-ratelimit-requests-limit", "50"),
+            ("anthropic-ratelimit-requests-remaining", "49"),
+            ("anthropic-ratelimit-requests-reset", "2026-01-01T00:00:02Z"),
+            ("anthropic-ratelimit-input-tokens-limit", "30000"),
+            ("anthropic-ratelimit-input-tokens-remaining", "6000"),
+            (
+                "anthropic-ratelimit-input-tokens-reset",
+                "2026-01-01T00:01:00Z",
+            ),
+            ("anthropic-ratelimit-tokens-limit", "80000"),
+            ("anthropic-ratelimit-tokens-remaining", "70000"),
+            ("anthropic-ratelimit-tokens-reset", "2026-01-01T00:01:00Z"),
+        ]);
+        assert!((quota.share(1_000, 500) - 1.0).abs() < f32::EPSILON);
+        assert!(quota.share(1_000, 9_000) <= 0.0);
+        assert!(quota.share(20_000, 9_000) > 0.9, "some came back");
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_parts_and_more_left_is_never_less(
+            limit in 1_u32..10_000,
+            remaining in 0_u32..10_000,
+            tokens in 0_u32..10_000,
+            after in 0_u64..200_000,
+        ) {
+            let of = |remaining: u32| heard(&[
+                ("x-ratelimit-limit-tokens", &limit.to_string()),
+                ("x-ratelimit-remaining-tokens", &remaining.to_string()),
+                ("x-ratelimit-reset-tokens", "90s"),
+            ]).share(1_000 + after, tokens);
+            let share = of(remaining);
+            prop_assert!((0.0..=1.0).contains(&share));
+            prop_assert!(of(remaining + 1) >= share - 1e-6 || remaining + 1 > limit);
+        }
+
+        #[test]
+        fn any_text_is_read_or_not_without_a_panic(text in "[0-9a-zTZ:.+-]{0,24}") {
+            let _ = (until(&text), rfc_3339(&text));
+        }
+    }
+}
