@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 
 PENSTOCK = os.environ["PENSTOCK_BIN"]
-STRATEGIES = ["RoundRobin", "LeastRequests", "PowerOfTwo", "PeakEwma", "PrefixAffinity"]
+STRATEGIES = ["RoundRobin", "LeastRequests", "PowerOfTwo", "PeakEwma", "PrefixAffinity", "KvAware"]
 DEFAULT = "PeakEwma"
 # What the default must not be worse than: strategies that, like it, know nothing of prompts.
 OTHERS = ["RoundRobin", "LeastRequests", "PowerOfTwo"]
@@ -47,10 +47,10 @@ POOLS = {
 def objects(ports):
     """Three backends and a rule for each strategy, which is also the rule's model."""
     texts = []
-    for number, port in enumerate(ports):
+    for number in range(len(ports)):
         texts.append(
             f"apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {{name: engine-{number}}}\n"
-            f'spec: {{external: {{url: "http://127.0.0.1:{port}/v1", model: chat}}}}\n'
+            f"spec: {{service: {{name: engine-{number}, port: 8000, model: chat}}}}\n"
         )
     backends = ", ".join(f"{{name: engine-{number}}}" for number in range(len(ports)))
     rules = [
@@ -94,6 +94,8 @@ def measure(name, pool):
                 command = [PENSTOCK, "engine", "--model", "chat", "--host", "127.0.0.1", "--port", str(port)]
                 processes.append(subprocess.Popen([*command, "--log", "warn", *ENGINE, *flags], **quiet))
             command = [PENSTOCK, "--log", "warn", "up", "-f", folder, "--listen", f"127.0.0.1:{listen}"]
+            for number, port in enumerate(ports):
+                command += ["--service", f"default/engine-{number}:8000=127.0.0.1:{port}"]
             for flag in ("admin-listen", "scaler-listen", "scaler-admin-listen"):
                 command += [f"--{flag}", "127.0.0.1:0"]
             processes.append(subprocess.Popen(command, **quiet))

@@ -146,8 +146,8 @@ pub struct Rule {
     pub backends: Vec<RuleBackend>,
     /// How to choose among candidates of one priority, and among the endpoints of one backend.
     pub strategy: Strategy,
-    /// What [`Strategy::Hash`] and [`Strategy::Sticky`] keep together: a header, in lower case; `None` is the conversation or user that the
-    /// body names.
+    /// What [`Strategy::Hash`] and [`Strategy::Sticky`] keep together: a header, in lower case; `None` is the
+    /// conversation or user that the body names.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hash_on: Option<String>,
     /// How much sooner another region must answer to be chosen by [`Strategy::Region`], in ms.
@@ -301,9 +301,12 @@ pub enum Strategy {
     Cost,
     /// The cheapest backend of those that are expected to keep to [`Rule::slo`]; where none is, the quickest.
     CostLatency,
+    /// As `PeakEwma`, with what engines say of themselves: their queue and the fill of their KV cache.
+    KvAware,
     /// The nearest endpoint, unless another one is expected to begin sooner by [`Rule::region_penalty_ms`].
     Region,
-    /// The endpoint that the hash of [`Rule::hash_on`] falls to, however busy it is; `PeakEwma` for requests without it.
+    /// The endpoint that the hash of [`Rule::hash_on`] falls to, however busy it is; `PeakEwma` for requests without
+    /// it.
     Sticky,
 }
 

@@ -7,6 +7,7 @@ pub mod acks;
 pub mod config;
 pub mod duration;
 pub mod endpoints;
+pub mod engine_page;
 pub mod histogram;
 pub mod ids;
 pub mod load;

@@ -51,6 +51,10 @@ pub struct LLMBackendSpec {
     /// What it can take. Requests that need what it lacks go to other candidates of their rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capabilities: Option<CapabilitiesSpec>,
+    /// How long an endpoint that becomes ready gets less than its share: a tenth at first, then more in proportion to
+    /// time. Not with one endpoint, and not when all have just come. At most `1h`. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<DurationText>,
     /// Where it is, such as `eu-west-1`, for the strategy `Region`. Default: where the gateway is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]

@@ -69,11 +69,12 @@ pub struct RuleSpec {
     /// How one of several equal candidates is chosen. Default `PeakEwma`.
     #[serde(default)]
     pub strategy: StrategySpec,
-    /// What the strategies `Hash` and `Sticky` keep together. Default: what the body names as `prompt_cache_key`, else as `user`,
-    /// `safety_identifier` or `metadata.user_id`.
+    /// What the strategies `Hash` and `Sticky` keep together. Default: what the body names as `prompt_cache_key`,
+    /// else as `user`, `safety_identifier` or `metadata.user_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOnSpec>,
-    /// How much sooner another region must be expected to answer before the strategy `Region` takes it. Default `100ms`.
+    /// How much sooner another region must be expected to answer before the strategy `Region` takes it. Default
+    /// `100ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region_penalty: Option<DurationText>,
     /// What callers are to see; the strategy `CostLatency` takes the cheapest candidate that keeps to it.
@@ -231,8 +232,11 @@ pub enum StrategySpec {
     Cost,
     /// The cheapest backend whose first token is expected within `slo.ttft`; where none is, the quickest one.
     CostLatency,
-    /// The nearest endpoint: in the gateway's zone, then its region, then elsewhere. One that is farther is taken when it
-    /// is expected to answer sooner by `regionPenalty`.
+    /// As `PeakEwma`, with what engines say of themselves every second (`/metrics` of vLLM): requests of others
+    /// there, and the fill of their KV cache.
+    KvAware,
+    /// The nearest endpoint: in the gateway's zone, then its region, then elsewhere. One that is farther is taken
+    /// when it is expected to answer sooner by `regionPenalty`.
     Region,
     /// The endpoint that the hash of `hashOn` falls to, however busy it is, for as long as it is there and works;
     /// `PeakEwma` for requests without it.

@@ -3,6 +3,7 @@
 pub mod cost;
 pub mod cost_latency;
 pub mod hash;
+pub mod kv_aware;
 pub mod latency;
 pub mod least_requests;
 pub mod peak_ewma;
@@ -10,6 +11,7 @@ pub mod power_of_two;
 pub mod prefix_affinity;
 pub mod region;
 pub mod round_robin;
+pub mod slow_start;
 pub mod sticky;
 
 /// How far above its share an endpoint's requests in flight may go (consistent hashing with bounded loads, Mirrokni et

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use rand::{Rng, RngExt as _};
 
-use crate::balance::hash;
+use crate::balance::{hash, slow_start};
 use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
-use crate::snapshot::{Endpoint, EndpointLive, Rule};
+use crate::snapshot::{Candidate, Endpoint, EndpointLive, Rule};
 use crate::wish::Wish;
 
 /// An attempt that failed.
@@ -140,7 +140,8 @@ pub fn choose(
                     full.set(full.get() || (standing == Standing::Full && before.is_none()));
                     let left = live.quota.share(wish.now_ms, wish.prompt_tokens);
                     let share = live.vitals.share();
-                    fits(pass, quiet_too, before, standing, share, left, draw)
+                    let may = quiet_too || draw < warm(carries, live, wish.now_ms);
+                    may && fits(pass, quiet_too, before, standing, share, left, draw)
                 };
                 if let Some((candidate, endpoint)) = pick(rule, group, wish, rng, fits) {
                     return Ok(Choice {
@@ -223,6 +224,12 @@ impl Standing {
     }
 }
 
+/// Which part of its share an endpoint gets that may have just come.
+fn warm(candidate: Option<&Candidate>, live: &EndpointLive, now_ms: u64) -> f32 {
+    let window_ms = candidate.and_then(|candidate| candidate.backend.profile.slow_start_ms);
+    slow_start::share(live.ready_for_ms(now_ms), window_ms)
+}
+
 /// Whether an endpoint may be chosen in this pass; `before` is its last attempt for this request, `draw` the request's
 /// luck, 0 to 1, against which the shares of those count that do worse than their peers.
 fn fits(
@@ -273,6 +280,7 @@ fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use penstock_core::config::{NameMatch, Strategy};
@@ -410,6 +418,33 @@ mod tests {
             ..WISH
         };
         assert!(share_of_slow(later) > 50);
+    }
+
+    #[test]
+    fn an_endpoint_that_has_just_come_gets_little() {
+        let rule = rule("r", &[NameMatch::Exact("m".to_owned())], &[("a", 1, 0)]);
+        let mut config = config(&["a"], vec![rule]);
+        config.rules[0].strategy = Strategy::RoundRobin;
+        let backend = config.backends.values_mut().next().unwrap();
+        backend.profile.slow_start_ms = Some(10_000);
+        let endpoints = endpoints(&[("a", &[1, 2])]);
+        let snapshot = build(config, &endpoints, &Credentials::default(), None);
+        let rule = &rule_of(&snapshot, "m").unwrap();
+        let live = |index: usize| &rule.tiers[0].candidates[0].backend.endpoints[index].live;
+        let mut rng = rng();
+        let mut of_the_second = |now_ms: u64| {
+            let wish = Wish { now_ms, ..WISH };
+            let picks = (0..1_000).map(|_| choose(rule, &[], wish, &mut rng).ok().unwrap());
+            picks
+                .filter(|choice| Arc::ptr_eq(&choice.endpoint.live, live(1)))
+                .count()
+        };
+        assert!(of_the_second(0).abs_diff(500) < 60, "both have just come");
+        live(1).ready_ms.store(100_000, Ordering::Relaxed);
+        // Half of the tenth that may go there.
+        assert!(of_the_second(100_000).abs_diff(50) < 30);
+        assert!(of_the_second(105_000).abs_diff(275) < 60);
+        assert!(of_the_second(110_000).abs_diff(500) < 60);
     }
 
     #[test]

@@ -167,6 +167,17 @@ fn figures(
             let ttft_ms = wish.ttft_ms(endpoint).into();
             BTreeMap::from([price(), ("targetMs", target_ms), ("ttftMs", ttft_ms)])
         }
+        Strategy::KvAware => {
+            let known = endpoint.live.engine.at(wish.now_ms);
+            let queue = known.queue.map(|queue| {
+                let (running, waiting) = (queue.running.into(), queue.waiting.into());
+                [("engineRunning", running), ("engineWaiting", waiting)]
+            });
+            let kv_use = known.kv_use.map(|kv_use| ("kvUse", kv_use.into()));
+            let pressure = ("pressure", wish.pressure_at(endpoint).into());
+            let figures = queue.into_iter().flatten().chain(kv_use);
+            figures.chain([pressure]).collect()
+        }
         Strategy::Region => {
             let distance = slot.distance;
             let penalty_ms = region::penalty(distance, rule.region_penalty_ms).into();

@@ -45,6 +45,12 @@ pub fn pick(
             cheaper_of_two(tier, rng, load, &fits)
         }
         Strategy::PeakEwma => quicker(rng),
+        Strategy::KvAware => {
+            let cost = |slot: &Slot, endpoint: &Endpoint| {
+                wish.cost_at(slot, endpoint) * wish.pressure_at(endpoint)
+            };
+            cheaper_of_two(tier, rng, cost, &fits)
+        }
         Strategy::Hash => by_hash(tier, wish, &fits).or_else(|| quicker(rng)),
         Strategy::Sticky => {
             let key = wish.key;

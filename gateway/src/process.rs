@@ -84,6 +84,7 @@ impl Process {
         Parts {
             ledger: &self.ledger,
             metrics: &self.metrics,
+            now_ms: self.ms(penstock_shell::clock::now()),
             place: &self.settings.place,
             workers: self.settings.workers,
             queue: &self.queue,

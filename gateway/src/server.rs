@@ -17,6 +17,7 @@ use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
 use crate::process::{Process, Worker};
 use crate::record::ROUTE_OUTCOMES;
+use crate::scrape;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::source::{Applied, Sources};
@@ -102,6 +103,13 @@ pub async fn run(
         readiness.clone(),
         shutdown.clone(),
     ));
+    tasks.spawn({
+        let process = Arc::clone(&process);
+        async move {
+            scrape::run(process).await;
+            Ok(())
+        }
+    });
     let accepting = CancellationToken::new();
     let (http, https) = (listeners.http, listeners.https);
     open(&process, http, https, handed, &accepting, &mut tasks);

@@ -7,7 +7,7 @@ mod build;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,6 +24,7 @@ use crate::balance::region::Distance;
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::{Asked, Conditions};
 use crate::cooldown::Cooldown;
+use crate::engine_load::EngineLoad;
 use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
@@ -51,6 +52,8 @@ pub struct Parts<'a> {
     pub ledger: &'a Ledger,
     /// For handles.
     pub metrics: &'a Metrics,
+    /// Now, in the process's ms.
+    pub now_ms: u64,
     /// Where this gateway is.
     pub place: &'a Place,
     /// Number of workers, which is the number of pools of an endpoint.
@@ -312,6 +315,10 @@ pub struct EndpointLive {
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
     pub cooldown: Cooldown,
+    /// What its engine says of itself.
+    pub engine: EngineLoad,
+    /// When it became ready, in the process's ms.
+    pub ready_ms: AtomicU64,
     /// What is left of its limits.
     pub quota: Quota,
     /// Whether it still says something.
@@ -340,6 +347,8 @@ impl EndpointLive {
             queue,
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
+            engine: EngineLoad::default(),
+            ready_ms: AtomicU64::new(0),
             quota: Quota::default(),
             pulse: Pulse::default(),
             vitals: Vitals::default(),
@@ -357,6 +366,11 @@ impl EndpointLive {
         };
         let in_time = f64::from(self.pace.per_s(now_ms)) * at_endpoint(patience).as_secs_f64();
         f64::from(self.waiting.load(Ordering::Relaxed)) < in_time.max(MIN_WAITING)
+    }
+
+    /// For how long it has been ready, in ms.
+    pub fn ready_for_ms(&self, now_ms: u64) -> u64 {
+        now_ms.saturating_sub(self.ready_ms.load(Ordering::Relaxed))
     }
 
     /// How long callers waited here lately: for a stream to begin, per unit of work before it; for another answer to be
@@ -416,6 +430,17 @@ impl Snapshot {
         self.backends.values()
     }
 
+    /// The endpoints of engines that rules want to know more of.
+    pub fn engines_to_read(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.rules
+            .iter()
+            .filter(|rule| rule.strategy == Strategy::KvAware)
+            .flat_map(|rule| rule.candidates())
+            .flat_map(|candidate| &candidate.backend.endpoints)
+            // Providers have no such page, and would not like to be asked.
+            .filter(|endpoint| matches!(endpoint.address, Address::Socket(_)))
+    }
+
     /// Rule and backend labels that belong together.
     pub fn routes(&self) -> BTreeSet<(&str, &str)> {
         self.rules
@@ -438,6 +463,12 @@ impl Backend {
         for (endpoint, share) in self.endpoints.iter().zip(vitals::shares(&peers)) {
             endpoint.live.vitals.set_share(share);
         }
+    }
+
+    /// Whether there is a ready endpoint of this address.
+    fn has(&self, address: &Address) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.any(|endpoint| endpoint.address == *address)
     }
 
     /// Every known address's state, those that are not ready included.
@@ -579,6 +610,7 @@ pub(crate) mod tests {
         let ledger = Ledger::new(1);
         let metrics = Metrics::register(&mut Registry::default());
         let parts = Parts {
+            now_ms: 0,
             ledger: &ledger,
             place: &Place::default(),
             metrics: &metrics,

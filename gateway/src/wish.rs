@@ -9,7 +9,7 @@ use penstock_core::ids::BackendId;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::balance::peak_ewma::{self, Work};
-use crate::balance::prefix_affinity;
+use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
 use crate::openai::Call;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
@@ -68,9 +68,19 @@ impl Wish<'_> {
     }
 
     fn work_before_first_token(&self, endpoint: &Endpoint) -> f32 {
+        let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
+        let waiting_tokens = endpoint.live.waiting_tokens.load(Ordering::Relaxed);
+        // What the engine says is a little old, what this gateway sent it is not: the larger one counts.
+        let queue = endpoint
+            .live
+            .engine
+            .at(self.now_ms)
+            .queue
+            .unwrap_or_default();
+        let of_others = queue.waiting.saturating_mul(self.prompt_tokens);
         let work = Work {
-            in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
-            waiting_tokens: endpoint.live.waiting_tokens.load(Ordering::Relaxed),
+            in_flight: in_flight.max(queue.running.saturating_add(queue.waiting)),
+            waiting_tokens: waiting_tokens.max(of_others),
             prompt_tokens: self.prompt_tokens,
         };
         work.until_first_token()
@@ -91,6 +101,12 @@ impl Wish<'_> {
     /// [`Self::expected_ms`] per share of the traffic: what `PeakEwma` compares.
     pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
         self.expected_ms(endpoint) / slot.share
+    }
+
+    /// How many times dearer the fill of the engine's KV cache makes it; 1 where that is not known.
+    pub fn pressure_at(&self, endpoint: &Endpoint) -> f32 {
+        let kv_use = endpoint.live.engine.at(self.now_ms).kv_use;
+        kv_use.map_or(1.0, kv_aware::pressure)
     }
 
     /// When the first token of a stream like it is expected of the endpoint, in ms from now; 0 where nothing is known.

@@ -39,8 +39,8 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub gateway_store_secret: Option<String>,
 
-    /// Region that gateways are in. Default: the label topology.kubernetes.io/region of their pods, which Kubernetes sets
-    /// from 1.35 on.
+    /// Region that gateways are in. Default: the label topology.kubernetes.io/region of their pods, which Kubernetes
+    /// sets from 1.35 on.
     #[arg(long, value_name = "REGION", default_value = "")]
     pub gateway_region: String,
 

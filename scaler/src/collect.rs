@@ -12,7 +12,7 @@ use std::sync::Arc;
 use penstock_core::load::LoadReport;
 
 use crate::fleet::{Answers, Scrape, TargetKey};
-use crate::parse::Sample;
+use penstock_core::engine_page::Sample;
 
 /// Readings on their way to the fleet. Beyond it, sources wait: a slow fleet slows the scraping, nothing piles up.
 pub const QUEUE: usize = 1024;

@@ -15,10 +15,10 @@ use serde::{Deserialize, Serialize};
 use crate::decide::{self, Bounds, Decision, Learned};
 use crate::inputs::{Inputs, Ledger, Ttft, TtftSource};
 use crate::metadata::{self, Queries, Source, TargetSpec};
-use crate::parse::Sample;
 use crate::selector;
 use crate::window::{Member, PROMETHEUS_FRESH_MS, View, WINDOW_S, Window};
 use crate::world::{Gateway, Pod, Target, World};
+use penstock_core::engine_page::Sample;
 
 /// A target that nobody asked about for this long is forgotten. KEDA asks at least once per `pollingInterval`.
 pub const FORGET_MS: u64 = 600_000;
@@ -543,8 +543,8 @@ mod tests {
     use crate::decide::{Bound, Hold};
     use crate::hpa::{Behavior, Hpa, Metric, Scale, Spec, Sync, Target as HpaTarget};
     use crate::keda::metric_milli;
-    use crate::parse::Buckets;
     use crate::window::FRESH_MS;
+    use penstock_core::engine_page::Buckets;
 
     const START: u64 = 1_000_000_000;
     const LIMITS: Limits = Limits {

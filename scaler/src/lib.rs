@@ -14,7 +14,6 @@ pub mod inputs;
 pub mod keda;
 pub mod metadata;
 pub mod metrics;
-pub mod parse;
 pub mod proto;
 pub mod run;
 pub mod selector;

@@ -10,7 +10,7 @@ use penstock_core::load::BackendLoad;
 use serde::{Deserialize, Serialize};
 
 use crate::inputs::{Inputs, Ledger, Rates, Ttft, TtftSource};
-use crate::parse::Sample;
+use penstock_core::engine_page::Sample;
 
 /// Length of the window, s.
 pub const WINDOW_S: u64 = 60;
@@ -144,7 +144,9 @@ impl Window {
             return;
         }
         let firsts = track.last.ttft.since(&before.ttft);
-        let first_tokens = firsts.as_ref().map_or(0.0, crate::parse::Buckets::count);
+        let first_tokens = firsts
+            .as_ref()
+            .map_or(0.0, penstock_core::engine_page::Buckets::count);
         track.note_stall(now_ms, reading.waiting, first_tokens);
         let prompt_tokens = delta(track.last.prompt_tokens, before.prompt_tokens);
         let moved = first_tokens
@@ -526,7 +528,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::parse::Buckets;
+    use penstock_core::engine_page::Buckets;
 
     const START: u64 = 1_000_000_000;
     const LIMIT: Duration = Duration::from_millis(500);

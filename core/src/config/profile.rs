@@ -17,6 +17,9 @@ pub struct Profile {
     /// What it costs; `None` is nothing.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub price: Option<Price>,
+    /// How long an endpoint that comes gets less than its share, in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub slow_start_ms: Option<u64>,
     /// Where it is; `None` is where the gateway is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub region: Option<String>,

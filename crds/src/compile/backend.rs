@@ -44,7 +44,13 @@ impl Check<'_> {
         });
     }
 
-    fn duration(&mut self, path: &str, text: &DurationText, least: Duration, most: Duration) {
+    pub(super) fn duration(
+        &mut self,
+        path: &str,
+        text: &DurationText,
+        least: Duration,
+        most: Duration,
+    ) {
         match text.parse() {
             Ok(value) if value < least || value > most => {
                 let range = format!("use {}ms to {}s", least.as_millis(), most.as_secs());

@@ -1,5 +1,7 @@
 //! What an `LLMBackend` says of itself → `config::Profile`.
 
+use std::time::Duration;
+
 use penstock_core::config::{Capabilities, Need, Price, Profile};
 
 use super::backend::Check;
@@ -9,6 +11,7 @@ use crate::profile::{CapabilitiesSpec, PriceSpec};
 
 /// A USD for each token: dearer ones do not exist, and sums of them stay far below what integers hold.
 const MAX_MICRO_USD: i64 = 1_000_000_000_000;
+const MAX_SLOW_START: Duration = Duration::from_hours(1);
 
 pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
     let capabilities = spec.capabilities.as_ref();
@@ -20,6 +23,11 @@ pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
     Profile {
         capabilities: capabilities.map_or_else(Capabilities::default, |spec| {
             compile_capabilities(spec, check)
+        }),
+        slow_start_ms: spec.slow_start.as_ref().and_then(|text| {
+            let least = Duration::from_millis(1);
+            check.duration("spec.slowStart", text, least, MAX_SLOW_START);
+            u64::try_from(text.parse().ok()?.as_millis()).ok()
         }),
         region: spec.region.clone(),
         price: price.and_then(|spec| compile_price(spec, check)),

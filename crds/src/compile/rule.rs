@@ -232,6 +232,7 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::Latency => Strategy::Latency,
         StrategySpec::Cost => Strategy::Cost,
         StrategySpec::CostLatency => Strategy::CostLatency,
+        StrategySpec::KvAware => Strategy::KvAware,
         StrategySpec::Region => Strategy::Region,
         StrategySpec::Sticky => Strategy::Sticky,
     }

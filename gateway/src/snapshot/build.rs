@@ -1,6 +1,7 @@
 //! From config, endpoints and credentials to what requests use. Live state of what was there before is kept.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -143,6 +144,9 @@ fn build_backend(
                 let live = live(&address);
                 let host = HeaderValue::from_str(&endpoint.address.to_string());
                 if let (true, Ok(host), Some(targets)) = (endpoint.ready, host, targets("/v1")) {
+                    if !previous.is_some_and(|previous| previous.has(&address)) {
+                        live.ready_ms.store(parts.now_ms, Ordering::Relaxed);
+                    }
                     ready.push(Arc::new(Endpoint {
                         address,
                         host,

@@ -121,6 +121,64 @@ async fn callers_stay_in_the_region_until_its_endpoints_are_slower_than_the_way(
 }
 
 #[tokio::test]
+async fn an_engine_whose_cache_is_full_is_left_to_its_requests() {
+    let engine = async |kv_use: &'static str| {
+        Upstream::start(move |_, received| {
+            let page = format!(
+                "vllm:kv_cache_usage_perc{{engine=\"0\"}} {kv_use}\nvllm:num_requests_running 3\nvllm:num_requests_waiting 0\n"
+            );
+            if received.line.starts_with("GET /metrics ") {
+                Reply::Json(200, page)
+            } else {
+                Reply::Late(Duration::from_millis(100), completion("x"))
+            }
+        })
+        .await
+    };
+    let (full, free) = (engine("0.99").await, engine("0.3").await);
+    let plan = Plan::new()
+        .backend("a", &[full.address, free.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::KvAware);
+    let gateway = Gateway::start(&plan).await;
+    let asked = |upstream: &Upstream| {
+        let requests = upstream.requests();
+        let posts = requests
+            .iter()
+            .filter(|request| request.line.starts_with("POST "));
+        posts.count()
+    };
+    within("both engines are read", async {
+        loop {
+            let mut client = Client::connect(gateway.admin).await;
+            client.post_to("/explain", "", &chat(false)).await;
+            let told: serde_json::Value =
+                serde_json::from_str(&client.answer().await.body).unwrap();
+            let endpoints = told["candidates"][0]["endpoints"]
+                .as_array()
+                .unwrap()
+                .clone();
+            let uses = endpoints
+                .iter()
+                .filter_map(|one| one["figures"]["kvUse"].as_f64());
+            if uses.count() == 2 && endpoints[0]["figures"]["engineRunning"] == 3.0 {
+                break;
+            }
+        }
+    })
+    .await;
+    // One each to get to know them; then only the cache tells them apart.
+    for _ in 0..20 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert!(
+        asked(&free) > asked(&full),
+        "{} {}",
+        asked(&free),
+        asked(&full)
+    );
+}
+
+#[tokio::test]
 async fn a_session_stays_where_it_is_however_busy_that_is() {
     let (upstreams, addresses) = Upstream::several(3, || Reply::Silent).await;
     let plan = Plan::new().backend("a", &addresses, 1, 0).rule(|rule| {

@@ -13,7 +13,7 @@ use super::Event;
 use super::http::{self, HttpClient};
 use crate::fleet::Scrape;
 use crate::metrics::Metrics;
-use crate::parse::{self, MAX_PAGE_BYTES};
+use penstock_core::engine_page::{self, MAX_PAGE_BYTES};
 
 /// How often each pod is read.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -76,7 +76,7 @@ async fn read(
 ) {
     let uri = http::url(scrape.address, "/metrics");
     let reason = match http::page(client, &uri, MAX_PAGE_BYTES, DEADLINE).await {
-        Ok(page) => match parse::parse(&page) {
+        Ok(page) => match engine_page::parse(&page) {
             Ok(sample) => {
                 metrics.scraped();
                 // Only a fleet that has stopped refuses it.

@@ -5,7 +5,7 @@ use penstock_scaler::args::Settings;
 
 use crate::scripted::{BACKEND, Engine, Scaler, ScriptedGateway, Servers, pod, world};
 
-const VLLM: &str = include_str!("../fixtures/vllm-0.32.txt");
+const VLLM: &str = include_str!("../../../core/tests/fixtures/vllm-0.32.txt");
 
 #[tokio::test]
 async fn idle_pool_of_real_vllm_pages_stays_at_its_minimum() {
