@@ -70,16 +70,10 @@ impl EngineLoad {
         let Some(last) = last else {
             return Known::default();
         };
-        match now_ms.saturating_sub(last.at_ms) {
-            ..=FRESH_MS => Known {
-                queue: Some(last.queue),
-                kv_use: last.kv_use,
-            },
-            ..=OLD_MS => Known {
-                queue: None,
-                kv_use: last.kv_use,
-            },
-            _ => Known::default(),
+        let age_ms = now_ms.saturating_sub(last.at_ms);
+        Known {
+            queue: (age_ms <= FRESH_MS).then_some(last.queue),
+            kv_use: last.kv_use.filter(|_| age_ms <= OLD_MS),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! How long callers wait for an answer to begin before they give up. Nobody tells a gateway, but those
 //! who left show it. Pure: times come in.
 //!
-//! It is known only while many leave ([`SHARE_PERCENT`] of those whose wait ended in the last window): then the backends
-//! have more to do than they can, and requests that would wait for longer are better refused at once. While nobody
-//! leaves, nothing is refused.
+//! It is known only while many leave ([`SHARE_PERCENT`] of those whose wait ended in the last window): then the
+//! backends have more to do than they can, and requests that would wait for longer are better refused at once. While
+//! nobody leaves, nothing is refused.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};

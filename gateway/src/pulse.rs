@@ -3,8 +3,9 @@
 //! An engine that is frozen, or whose node is, accepts requests and answers none of them; nothing fails, so nothing
 //! counts failures. But an engine that works sends tokens at each step, to some stream or other. So one that has
 //! streams and sends nothing to any of them comes after its peers of equal priority after [`QUIET_MS`], and after all
-//! others after [`SILENT_MS`], until it is heard again, also when those who waited there have left. One that computes a very long prompt for its only stream is
-//! quiet as well: there, too, its peers are the better choice, but not yet a dearer backend.
+//! others after [`SILENT_MS`], until it is heard again, also when those who waited there have left. One that computes a
+//! very long prompt for its only stream is quiet as well: there, too, its peers are the better choice, but not yet a
+//! dearer backend.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 

@@ -6,8 +6,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What a request earns, in thousandths of a repeat. Finagle's `RetryBudget` and Envoy's have 20 %; an attempt at a model
-/// costs more than one at a usual service.
+/// What a request earns, in thousandths of a repeat. Finagle's `RetryBudget` and Envoy's have 20 %; an attempt at a
+/// model costs more than one at a usual service.
 const EARNED: u32 = 100;
 const REPEAT: u32 = 1_000;
 /// Repeats that a rule may have saved: enough for the first requests and for a burst, too few for a storm.

@@ -294,7 +294,8 @@ fn build_rule(
             .hash_on
             .as_ref()
             .and_then(|header| HeaderName::try_from(header).ok()),
-        region_penalty_ms: rule.region_penalty_ms.map_or(0.0, |ms| ms as f32),
+        region_penalty_ms: Duration::from_millis(rule.region_penalty_ms.unwrap_or(0)).as_secs_f32()
+            * 1000.0,
         slo: rule.slo.clone(),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retry_on: rule.retry.on.clone(),
