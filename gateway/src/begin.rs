@@ -46,15 +46,7 @@ pub(crate) async fn begin(
         .route(candidate.backend.protocol, rule.rest)
         .map_err(|_| Failure::Broken)?;
     let last = job.started + rule.total;
-    let pooled = std::future::poll_fn(|cx| {
-        std::task::Poll::Ready(endpoint.live.pool.take(
-            worker.index,
-            penstock_shell::clock::now(),
-            cx,
-        ))
-    })
-    .await;
-    let mut conn = match pooled {
+    let mut conn = match pooled(worker, endpoint).await {
         Some(conn) => conn,
         None => open(worker, endpoint, rule.connect, last).await?,
     };
@@ -112,6 +104,15 @@ pub(crate) async fn begin(
     } else {
         reader.whole(head, exchange).await
     }
+}
+
+/// An idle connection that is still good.
+async fn pooled(worker: &Worker, endpoint: &Endpoint) -> Option<Conn> {
+    std::future::poll_fn(|cx| {
+        let now = penstock_shell::clock::now();
+        std::task::Poll::Ready(endpoint.live.pool.take(worker.index, now, cx))
+    })
+    .await
 }
 
 /// A wait that ended at the limit of the whole request is that limit's, not the endpoint's.

@@ -60,8 +60,8 @@ impl Targets {
         }
     }
 
-    /// Where the call `api` goes that asks for `model`, and for a stream or not; `None` if the model's name cannot stand
-    /// in a path.
+    /// Where the call `api` goes that asks for `model`, and for a stream or not; `None` if the model's name cannot
+    /// stand in a path.
     pub fn of(&self, api: Api, stream: bool, model: &str) -> Option<Uri> {
         match self {
             Self::Fixed(uris) => uris.get(api.index()).cloned(),
