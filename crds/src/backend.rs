@@ -273,8 +273,8 @@ pub struct External {
     #[schemars(length(min = 1, max = 512))]
     pub model: Option<String>,
     /// API key, sent as the protocol wants it: as `Authorization: Bearer` (`OpenAI`), `x-api-key` (`Anthropic`),
-    /// `api-key` (`AzureOpenAI`) or `x-goog-api-key` (`Gemini`). For `Bedrock` the text of AWS's own `credentials` file,
-    /// whose first profile signs, or an API key.
+    /// `api-key` (`AzureOpenAI`) or `x-goog-api-key` (`Gemini`). For `Bedrock` the text of AWS's own `credentials`
+    /// file, whose first profile signs, or an API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
 }
