@@ -289,10 +289,8 @@ fn gateways_are_told_of_their_store_and_get_its_password_as_a_file() {
             .to_string()
     };
     assert!(!pod(&settings()).contains("store"));
-    let (url, secret) = (
-        "rediss://cache.db:6380".to_owned(),
-        Some("cache".to_owned()),
-    );
+    let url = "rediss://cache.db:6380".to_owned();
+    let secret = Some("cache".to_owned());
     let store = Some(crate::args::StoreSettings { url, secret });
     let told = pod(&PlanSettings {
         store,
