@@ -2,19 +2,18 @@
 //! in time. Then a request waits for its turn (see `queue`), or is refused at once if it would wait too long:
 //! a clear answer now is worth more than a good one that nobody reads, and costs the backends nothing.
 
-use std::hash::Hasher as _;
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::AUTHORIZATION;
 use penstock_core::ids::BackendId;
 use tokio::sync::Notify;
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::attempt::Job;
 use crate::choose::{Choice, Nowhere, choose};
 use crate::hold::{self, Place};
-use crate::outbound::ANTHROPIC_KEY;
+use crate::outbound::API_KEYS;
 use crate::patience;
 use crate::queue::{Queue, Tenant, Waiter};
 use crate::record::Record;
@@ -133,11 +132,9 @@ fn heed(rule: &Rule, wish: Wish<'_>) {
 
 /// Callers with the same key are one tenant.
 fn tenant(job: &Job<'_>) -> Tenant {
-    let key = job.headers.get(AUTHORIZATION);
-    let Some(key) = key.or_else(|| job.headers.get(ANTHROPIC_KEY)) else {
-        return 0;
-    };
-    let mut hash = Xxh3Default::new();
-    hash.write(key.as_bytes());
-    hash.finish()
+    let key = [AUTHORIZATION]
+        .iter()
+        .chain(&API_KEYS)
+        .find_map(|name| job.headers.get(name));
+    key.map_or(0, |key| xxh3_64(key.as_bytes()))
 }
