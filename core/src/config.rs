@@ -71,6 +71,19 @@ pub struct Backend {
     /// What it is like.
     #[serde(skip_serializing_if = "is_default", default)]
     pub profile: Profile,
+    /// What becomes of the caller's own credentials; [`Protocol::Http`] only.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub caller_credentials: CallerCredentials,
+}
+
+/// What becomes of a caller's own credentials: `Authorization`, `Cookie`, API keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CallerCredentials {
+    /// They never go upstream.
+    #[default]
+    Dropped,
+    /// They go upstream, and cookies come back.
+    Passed,
 }
 
 /// What a backend speaks.
@@ -89,6 +102,9 @@ pub enum Protocol {
     Gemini,
     /// AWS Bedrock's Converse API.
     Bedrock,
+    /// Any HTTP: an agent or a tool. Requests pass as they are; they name no model.
+    #[serde(rename = "HTTP")]
+    Http,
 }
 
 /// Where a backend is.
@@ -137,7 +153,8 @@ pub struct Rule {
     pub policy: Id,
     /// Its name in the policy.
     pub name: String,
-    /// Any of these model names selects the rule.
+    /// Any of these model names selects the rule. Without one it is a rule for backends of [`Protocol::Http`], selected
+    /// by its conditions alone, and never by a call of a model.
     pub models: Vec<NameMatch>,
     /// What else must hold of a request, all of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
@@ -210,6 +227,8 @@ pub enum Urgency {
 pub enum Condition {
     /// The path is one of these.
     Paths(Vec<NameMatch>),
+    /// The method is one of these.
+    Methods(BTreeSet<String>),
     /// A header of this name, in lower case, has a value like this.
     Header(String, NameMatch),
     /// The prompt has about this many tokens.
@@ -348,6 +367,22 @@ pub struct Retry {
     /// What is followed by another attempt.
     #[serde(skip_serializing_if = "is_usual", default = "usual_failures")]
     pub on: BTreeSet<FailureClass>,
+    /// Which requests to [`Protocol::Http`] may be sent again once they went upstream.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub repeat: Repeat,
+}
+
+/// Which requests may be sent again once they, or part of them, went upstream: those that do no harm when they are
+/// carried out twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Repeat {
+    /// GET, HEAD, OPTIONS and TRACE (RFC 9110, 9.2.1).
+    #[default]
+    Safe,
+    /// Also those with an `Idempotency-Key`.
+    Keyed,
+    /// All.
+    Always,
 }
 
 /// Why an attempt gave no answer.

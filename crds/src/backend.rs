@@ -208,9 +208,23 @@ pub struct ServiceTarget {
     /// API key, sent as `Authorization: Bearer`, or as `x-api-key` where the protocol is `Anthropic`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
+    /// What becomes of the caller's own `Authorization`, `Cookie` and API keys; only where the protocol is `HTTP`.
+    /// Default `Drop`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller_credentials: Option<CallerCredentialsSpec>,
 }
 
-/// What a backend speaks. Callers may speak either: docs/protocols.md says what is translated and how.
+/// What becomes of a caller's own credentials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CallerCredentialsSpec {
+    /// They never go upstream.
+    Drop,
+    /// They go upstream as they came, and cookies come back: for a service that looks at them itself.
+    Pass,
+}
+
+/// What a backend speaks. Callers of models may speak either of the first two: docs/protocols.md says what is
+/// translated, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ProtocolSpec {
     /// OpenAI's API, as vLLM, SGLang and most providers have it.
@@ -218,6 +232,8 @@ pub enum ProtocolSpec {
     OpenAI,
     /// Anthropic's Messages API.
     Anthropic,
+    /// Any HTTP: an agent or a tool. Requests pass as they are, by rules that match paths and no models.
+    HTTP,
 }
 
 /// What a provider speaks. Callers speak OpenAI's API or Anthropic's: docs/protocols.md says what is translated, and

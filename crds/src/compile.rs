@@ -5,6 +5,7 @@ mod backend;
 mod condition;
 mod profile;
 mod rule;
+mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 

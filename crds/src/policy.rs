@@ -108,16 +108,26 @@ pub struct RuleSpec {
 }
 
 /// Which requests a rule takes: those of which everything holds that is written here.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = (
+    "(has(self.models) && size(self.models) > 0) || (has(self.paths) && size(self.paths) > 0)",
+    "name at least one model, '*' for any, or the paths of HTTP backends"
+))]
 #[serde(rename_all = "camelCase")]
 pub struct MatchSpec {
-    /// Model names: exact (`chat`), by prefix (`gpt-*`), or any (`*`). One of them must match.
-    #[schemars(length(min = 1, max = 64), inner(length(min = 1, max = 256)))]
+    /// Model names: exact (`chat`), by prefix (`gpt-*`), or any (`*`). One of them must match. None: the rule is for
+    /// backends that speak `HTTP`, and `paths` says which requests are theirs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 256)))]
     pub models: Vec<String>,
     /// Paths: exact (`/v1/embeddings`) or by prefix (`/v1/chat/*`). One of them must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
     pub paths: Vec<String>,
+    /// Methods such as `GET`, for backends that speak `HTTP`. One of them must match. Default: any.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 32)))]
+    pub methods: Vec<String>,
     /// Headers of the request; all of them must match.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -277,6 +287,21 @@ pub struct RetrySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 6))]
     pub on: Option<Vec<FailureClassSpec>>,
+    /// Which requests to backends that speak `HTTP` may be sent again though they, or part of them, went upstream.
+    /// Default `Safe`. One of which not a byte went upstream is always sent again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeat: Option<RepeatSpec>,
+}
+
+/// Which requests do no harm when they are carried out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RepeatSpec {
+    /// GET, HEAD, OPTIONS and TRACE.
+    Safe,
+    /// Also those with an `Idempotency-Key`, which the service then must heed.
+    Keyed,
+    /// All.
+    Always,
 }
 
 fn three() -> i32 {

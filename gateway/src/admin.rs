@@ -94,6 +94,7 @@ fn explained(
     let call = Call::parse(body).map_err(Reject::from)?;
     let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
     let asked = Asked {
+        method: &http::Method::POST,
         path,
         headers,
         call: &call,

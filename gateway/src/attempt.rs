@@ -29,6 +29,7 @@ use crate::provider::translations::Translations;
 use crate::provider::{Misfit, Rest, Route, Translated};
 use crate::record::{InFlight, Record};
 use crate::reject::Reject;
+use crate::service::{self, Passing};
 use crate::snapshot::{Candidate, Rule, Snapshot};
 use crate::stream::Begun;
 use crate::vitals::Sample;
@@ -56,6 +57,8 @@ pub(crate) struct Job<'a> {
     pub(crate) key: Option<u64>,
     /// The request in the protocols of backends that do not speak the caller's.
     pub(crate) translated: Translations,
+    /// Set where it is no call of a model.
+    pub(crate) passing: Option<&'a Passing<'a>>,
 }
 
 impl Job<'_> {
@@ -123,6 +126,12 @@ impl Job<'_> {
         let expected =
             "a name without empty parts, '.' and '..', because the backend has it in its path";
         Some(Misfit::Invalid("model".to_owned(), expected))
+    }
+
+    /// Whether it may go upstream once more though it, or part of it, was there.
+    pub(crate) fn may_be_sent_again(&self) -> bool {
+        let is_repeatable = self.passing.is_none_or(|passing| passing.is_repeatable);
+        is_repeatable && self.body.len() <= MAX_REPLAY_BYTES
     }
 
     pub(crate) fn prompt_tokens(&self) -> u32 {
@@ -273,8 +282,10 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
             Next::Nothing(nowhere) => {
                 let misfit = misfit.or(unfit.needed.misfit(&rule));
-                return last
-                    .map_or_else(|| Err(nowhere_reject(nowhere, misfit)), Failure::conclude);
+                return last.map_or_else(
+                    || Err(nowhere_reject(nowhere, misfit)),
+                    |last| service::conclude(job, last),
+                );
             }
         };
         let Some((tier, candidate)) = rule
@@ -314,7 +325,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 note(job, &rule, &lane.choice, &failure, record);
                 refuse_what_ends_backends(job, &lane.choice, &failure)?;
                 if !may_be_repeated(job, &rule, &failure) {
-                    return failure.conclude();
+                    return service::conclude(job, failure);
                 }
                 last = Some(failure);
             }
@@ -323,8 +334,8 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
 }
 
 fn may_be_repeated(job: &Job<'_>, rule: &Rule, failure: &Failure) -> bool {
-    let is_large = failure.sent() && job.body.len() > MAX_REPLAY_BYTES;
-    !is_large && !failure.is_final() && rule.retry_on.contains(&failure.class())
+    let is_bound = failure.sent() && !job.may_be_sent_again();
+    !is_bound && !failure.is_final() && rule.retry_on.contains(&failure.class())
 }
 
 /// Takes in how a race went: the request is now where its winner is.
@@ -441,7 +452,7 @@ fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
 /// Refuses a body that is to blame for the end of backends.
 fn blamed(job: &Job<'_>) -> Result<(), Reject> {
     let process = &job.worker.process;
-    if process.suspects.is_empty() {
+    if process.suspects.is_empty() || job.passing.is_some() {
         return Ok(());
     }
     let now_ms = process.ms(penstock_shell::clock::now());
@@ -459,7 +470,8 @@ fn refuse_what_ends_backends(
     choice: &Choice,
     failure: &Failure,
 ) -> Result<(), Reject> {
-    if !matches!(failure, Failure::Broken) {
+    // Bodies of agents and tools are often empty or alike: they say nothing of what the request is.
+    if job.passing.is_some() || !matches!(failure, Failure::Broken) {
         return Ok(());
     }
     let process = &job.worker.process;

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
 
-use crate::attempt::{Answer, Job, MAX_REPLAY_BYTES};
+use crate::attempt::{Answer, Job};
 use crate::failure::{self, Failure};
 use crate::meter::{self, Cut, Meter, Seen};
 use crate::openai::DONE;
@@ -59,9 +59,7 @@ pub(crate) async fn begin(
             Ok(answer) => break answer,
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
             // The peer closed an idle connection just now: that says nothing about the peer.
-            Err(SendError::Broken { unsent })
-                if reused && (unsent || job.body.len() <= MAX_REPLAY_BYTES) =>
-            {
+            Err(SendError::Broken { unsent }) if reused && (unsent || job.may_be_sent_again()) => {
                 conn = match open(worker, endpoint, rule.connect, last).await {
                     // It read the request, broke off and is not there any more.
                     Err(Failure::Connect) if !unsent => return Err(Failure::Broken),
@@ -91,6 +89,9 @@ pub(crate) async fn begin(
         worker.process.ms(penstock_shell::clock::now()),
         penstock_shell::clock::since_epoch(),
     );
+    if job.passing.is_some() {
+        return reader.passed(head, exchange).await;
+    }
     if !head.status().is_success() {
         return reader.refusal(rule, head, exchange).await;
     }
@@ -337,6 +338,43 @@ impl Reader<'_> {
             }
             _ => Ok(Answer::Refused { head, bytes }),
         }
+    }
+
+    /// An answer that is no model's passes from its head on. One that says that the server failed is read first: the
+    /// request may be repeated elsewhere.
+    async fn passed(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
+        let mut first = BytesMut::new();
+        if head.status().is_server_error() {
+            while !exchange.is_over() && first.len() <= MAX_ERROR_BYTES {
+                let frame = self.frame(&mut exchange).await;
+                let frame = frame.map_err(|err| self.failure(err, false))?;
+                let Some((bytes, now)) = frame else { break };
+                self.goes_on(&mut exchange, now);
+                first.extend_from_slice(&bytes);
+            }
+            if first.len() <= MAX_ERROR_BYTES {
+                self.finish(exchange).await;
+                let bytes = first.freeze();
+                return Err(Failure::Status { head, bytes });
+            }
+        }
+        if exchange.is_over() {
+            self.finish(exchange).await;
+            return Ok(Answer::Whole {
+                head,
+                bytes: first.freeze(),
+                usage: None,
+            });
+        }
+        self.goes_on(&mut exchange, penstock_shell::clock::now());
+        let begun = Begun {
+            exchange,
+            meter: None,
+            translator: None,
+            first: first.freeze(),
+            seen: Seen::default(),
+        };
+        Ok(Answer::Stream { head, begun })
     }
 
     /// Reads the body of an error answer, as far as it is of use.

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, Method};
 use memchr::memmem;
 use penstock_core::config::{self, Condition, NameMatch, Need};
 use regex::Regex;
@@ -18,6 +18,8 @@ const MAX_TEXT_BYTES: usize = 64 << 10;
 /// What is known of a request before its rule is.
 #[derive(Clone, Copy)]
 pub struct Asked<'a> {
+    /// How it was sent.
+    pub method: &'a Method,
     /// Where it was sent.
     pub path: &'a str,
     /// As the caller sent them.
@@ -33,6 +35,7 @@ pub struct Conditions(Vec<Test>);
 #[derive(Debug)]
 enum Test {
     Paths(Vec<NameMatch>),
+    Methods(BTreeSet<String>),
     Header(HeaderName, NameMatch),
     PromptTokens { min: u32, max: u32 },
     Needs(BTreeSet<Need>),
@@ -57,6 +60,7 @@ impl Test {
     fn new(condition: &Condition) -> Option<Self> {
         Some(match condition {
             Condition::Paths(paths) => Self::Paths(paths.clone()),
+            Condition::Methods(methods) => Self::Methods(methods.clone()),
             Condition::Header(name, value) => {
                 Self::Header(HeaderName::try_from(name).ok()?, value.clone())
             }
@@ -73,6 +77,7 @@ impl Test {
     fn holds(&self, asked: &Asked<'_>) -> bool {
         match self {
             Self::Paths(paths) => paths.iter().any(|path| path.matches(asked.path)),
+            Self::Methods(methods) => methods.contains(asked.method.as_str()),
             Self::Header(name, wanted) => asked
                 .headers
                 .get_all(name)
@@ -158,6 +163,7 @@ mod tests {
     fn holds(condition: Condition, path: &str, headers: &HeaderMap, body: &str) -> bool {
         let call = Call::parse(body.as_bytes()).unwrap();
         let asked = Asked {
+            method: &Method::POST,
             path,
             headers,
             call: &call,

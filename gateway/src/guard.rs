@@ -4,6 +4,7 @@
 //! request needs no timer of its own. What is cut here is cut without an answer: there is nobody to read it.
 
 use std::io;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -36,9 +37,17 @@ const FLOWING: u64 = u64::MAX;
 /// Says that every head so far gives one length of its body.
 const CLEAR: u64 = u64::MAX;
 
+/// Who is at the other end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    pub(crate) address: IpAddr,
+    pub(crate) is_tls: bool,
+}
+
 /// What is known of one client connection.
 #[derive(Debug)]
 pub(crate) struct Watch {
+    pub(crate) caller: Caller,
     phase: AtomicU8,
     /// Requests in progress; more than one where the caller speaks HTTP/2.
     requests: AtomicU32,
@@ -58,8 +67,9 @@ pub(crate) struct Watch {
 
 impl Watch {
     /// A new connection. `clock` is the worker's time in ms, advanced by its ticks.
-    pub(crate) fn new(clock: &Arc<AtomicU64>) -> Self {
+    pub(crate) fn new(clock: &Arc<AtomicU64>, caller: Caller) -> Self {
         Self {
+            caller,
             // Whoever connects is expected to speak: an open connection without a byte counts as a slow head.
             phase: AtomicU8::new(HEAD),
             requests: AtomicU32::new(0),
@@ -299,7 +309,11 @@ mod tests {
     use super::*;
 
     fn watch_at(clock: &Arc<AtomicU64>) -> Watch {
-        Watch::new(clock)
+        let caller = Caller {
+            address: IpAddr::from([127, 0, 0, 1]),
+            is_tls: false,
+        };
+        Watch::new(clock, caller)
     }
 
     fn is_cut(watch: &Watch, now_ms: u64) -> bool {

@@ -29,6 +29,7 @@ use crate::process::{Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
+use crate::service;
 use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
 use crate::wish;
@@ -53,16 +54,16 @@ enum Path {
     Call(Api),
     Jobs,
     Models,
+    /// Anything else: a backend that is no model may have it.
+    Other,
 }
 
 /// What became of a request that was not refused.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one exists per request, and nearly all are the large one"
-)]
 enum Done {
     /// An answer from a backend, and where to store it.
     Answer(Answer, Option<Store>),
+    /// An answer from a backend that is no model.
+    Passed(Answer),
     /// A stored answer.
     Stored(Arc<Entry>),
     /// The list of models.
@@ -120,6 +121,10 @@ pub(crate) async fn answer(
         .map(|candidate| candidate.backend.label.clone());
     let mut response = match done {
         Ok(Done::Answer(answer, store)) => answered(&worker, answer, store, record),
+        Ok(Done::Passed(answer)) => {
+            let is_head = head.method == Method::HEAD;
+            service::answered(&worker, answer, is_head, record)
+        }
         Ok(Done::Stored(entry)) => stored(&entry, record),
         Ok(Done::Models(bytes)) => {
             record.status = 200;
@@ -176,7 +181,7 @@ async fn serve(
     let process = &worker.process;
     record.api = Api::of_path(head.uri.path());
     let path = recognise(&head.method, head.uri.path())?;
-    check_headers(process, &head.headers)?;
+    check_headers(process, &head.headers, path == Path::Other)?;
     let api = match path {
         Path::Models => {
             let snapshot = process.snapshot.load();
@@ -192,6 +197,10 @@ async fn serve(
             let reply = Box::pin(jobs::serve(process, watch, head, body)).await?;
             return Ok(Done::Job(reply));
         }
+        Path::Other => {
+            let answer = service::serve(worker, watch, head, body, record).await?;
+            return Ok(Done::Passed(answer));
+        }
         Path::Call(api) => api,
     };
     record.admit()?;
@@ -199,6 +208,7 @@ async fn serve(
     let call = read_call(&head.headers, &body)?;
     record.set_model(&call.model);
     let asked = Asked {
+        method: &head.method,
         path: head.uri.path(),
         headers: &head.headers,
         call: &call,
@@ -225,6 +235,7 @@ async fn serve(
         blocks,
         key: wish::key(&rule, &head.headers, &call),
         translated: Translations::default(),
+        passing: None,
     };
     let answer = match join::answer(&job, record, &rule).await {
         Some(answer) => answer,
@@ -249,16 +260,22 @@ fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {
         // Each place there has methods of its own.
         (None, path) if jobs::has_path(path) => return Ok(Path::Jobs),
         (None, "/v1/models") => (Path::Models, Method::GET),
-        (None, _) => return Err(Reject::PathNotFound),
+        (None, _) => return Ok(Path::Other),
     };
     match (*method == allowed, path) {
         (true, path) => Ok(path),
         (false, Path::Call(_)) => Err(Reject::MethodNotAllowed { allowed: "POST" }),
         (false, Path::Models | Path::Jobs) => Err(Reject::MethodNotAllowed { allowed: "GET" }),
+        (false, Path::Other) => Ok(Path::Other),
     }
 }
 
-fn check_headers(process: &Process, headers: &HeaderMap) -> Result<(), Reject> {
+/// The body of a call must be readable here, so it may not be encoded; others pass as they are.
+fn check_headers(
+    process: &Process,
+    headers: &HeaderMap,
+    may_be_encoded: bool,
+) -> Result<(), Reject> {
     let limits = &process.settings.limits;
     let bytes: usize = headers
         .iter()
@@ -267,9 +284,10 @@ fn check_headers(process: &Process, headers: &HeaderMap) -> Result<(), Reject> {
     if headers.len() > limits.headers || bytes > limits.header_bytes {
         return Err(Reject::HeadersTooLarge);
     }
-    if headers
-        .get(CONTENT_ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
+    if !may_be_encoded
+        && headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| encoding != "identity")
     {
         return Err(Reject::EncodedBody);
     }
@@ -400,17 +418,17 @@ fn stored(entry: &Entry, mut record: Box<Record>) -> Response<AnswerBody> {
 
 fn answered(
     worker: &Arc<Worker>,
-    answer: Answer,
+    from: Answer,
     store: Option<Store>,
     mut record: Box<Record>,
 ) -> Response<AnswerBody> {
-    match answer {
+    match from {
         Answer::Refused { head, bytes } => {
             if let Some(reject) = failure::refusal(head.status(), &bytes) {
                 return refused(&reject, record);
             }
             record.status = head.status().as_u16();
-            respond(head, false, AnswerBody::whole(bytes, REFUSED, record))
+            passed_on(head, false, AnswerBody::whole(bytes, REFUSED, record))
         }
         Answer::Whole { head, bytes, usage } => {
             record.status = head.status().as_u16();
@@ -429,7 +447,7 @@ fn answered(
                     );
                 }
             }
-            respond(head, false, AnswerBody::whole(bytes, OK, record))
+            passed_on(head, false, AnswerBody::whole(bytes, OK, record))
         }
         Answer::Stream { head, begun } => {
             record.status = head.status().as_u16();
@@ -449,7 +467,7 @@ fn answered(
             if let Some(fill) = fill {
                 stream.fill(fill);
             }
-            respond(head, keeps_length, AnswerBody::Stream(Box::new(stream)))
+            passed_on(head, keeps_length, AnswerBody::Stream(Box::new(stream)))
         }
     }
 }
@@ -495,9 +513,14 @@ fn keep_events_flowing(headers: &mut HeaderMap) {
     }
 }
 
-fn respond(head: Response<()>, keeps_length: bool, body: AnswerBody) -> Response<AnswerBody> {
+fn passed_on(mut head: Response<()>, keeps_length: bool, body: AnswerBody) -> Response<AnswerBody> {
+    outbound::answer(head.headers_mut(), keeps_length);
+    respond(head, body)
+}
+
+/// An answer to the caller with the head that its backend gave it, as far as that may pass.
+pub(crate) fn respond(head: Response<()>, body: AnswerBody) -> Response<AnswerBody> {
     let (mut parts, ()) = head.into_parts();
-    outbound::answer(&mut parts.headers, keeps_length);
     keep_events_flowing(&mut parts.headers);
     // Extensions belong to the connection that the answer came on.
     parts.extensions.clear();
@@ -530,11 +553,7 @@ mod tests {
             Err(Reject::MethodNotAllowed { allowed: "GET" })
         );
         for path in ["/", "/v1/chat/completions/", "/v1/file", "/metrics"] {
-            assert_eq!(
-                recognise(Method::POST, path),
-                Err(Reject::PathNotFound),
-                "{path}"
-            );
+            assert_eq!(recognise(Method::POST, path), Ok(Path::Other), "{path}");
         }
     }
 }

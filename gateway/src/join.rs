@@ -185,6 +185,7 @@ async fn lead(
         blocks: Vec::new(),
         key: job.key,
         translated: Translations::default(),
+        passing: None,
     };
     // As large as the attempts of a request of its own, and rare.
     let answer = Box::pin(attempt::run(&joined, record)).await;

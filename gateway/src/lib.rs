@@ -58,6 +58,7 @@ mod record;
 mod request;
 mod scrape;
 mod server;
+mod service;
 mod stream;
 mod upstream;
 mod worker;

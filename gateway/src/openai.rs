@@ -51,11 +51,13 @@ pub enum Api {
     ImageEdit,
     /// `POST /v1/images/variations`, a form
     ImageVariation,
+    /// Anything else, to a backend that is no model (see `service`)
+    Http,
 }
 
 impl Api {
     /// All of them, in the order of [`Api::index`].
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
@@ -70,12 +72,14 @@ impl Api {
         Self::ImageGeneration,
         Self::ImageEdit,
         Self::ImageVariation,
+        Self::Http,
     ];
 
     /// The call that a path leads to.
     pub fn of_path(path: &str) -> Option<Self> {
         let below = path.strip_prefix("/v1")?;
-        Self::ALL.into_iter().find(|api| api.path() == below)
+        let mut calls = Self::ALL.into_iter().filter(|api| *api != Self::Http);
+        calls.find(|api| api.path() == below)
     }
 
     /// Position in tables that hold something for each call.
@@ -83,7 +87,7 @@ impl Api {
         self as usize
     }
 
-    /// The path below a base URL that ends in `/v1`.
+    /// The path below a base URL that ends in `/v1`; that of [`Self::Http`] is the request's own.
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/chat/completions",
@@ -100,6 +104,7 @@ impl Api {
             Self::ImageGeneration => "/images/generations",
             Self::ImageEdit => "/images/edits",
             Self::ImageVariation => "/images/variations",
+            Self::Http => "",
         }
     }
 
@@ -121,7 +126,8 @@ impl Api {
             | Self::Translation
             | Self::ImageGeneration
             | Self::ImageEdit
-            | Self::ImageVariation => Wire::Plain,
+            | Self::ImageVariation
+            | Self::Http => Wire::Plain,
             _ => Wire::Chunks,
         }
     }
@@ -138,6 +144,7 @@ impl Api {
             Self::Speech => "speech",
             Self::Transcription | Self::Translation => "transcription",
             Self::ImageGeneration | Self::ImageEdit | Self::ImageVariation => "image_generation",
+            Self::Http => "http",
         }
     }
 }
@@ -210,6 +217,22 @@ pub struct Call<'a> {
     pub session: Option<&'a str>,
     /// How many tokens its answer may have, where it says so.
     pub max_tokens: Option<u32>,
+}
+
+impl Call<'_> {
+    /// Of a request that is no call of a model.
+    pub const NONE: Call<'static> = Call {
+        model: Cow::Borrowed(""),
+        model_at: 0..0,
+        encoding: Encoding::Json,
+        stream: false,
+        prompt: &[],
+        has_tools: false,
+        has_schema: false,
+        session: None,
+        max_tokens: None,
+        wanted: Wanted::Now,
+    };
 }
 
 /// Why a body cannot be used.
@@ -462,7 +485,8 @@ mod tests {
     fn calls_have_their_places_and_paths() {
         for (index, api) in Api::ALL.into_iter().enumerate() {
             assert_eq!(api.index(), index);
-            assert_eq!(Api::of_path(&format!("/v1{}", api.path())), Some(api));
+            let found = Some(api).filter(|api| *api != Api::Http);
+            assert_eq!(Api::of_path(&format!("/v1{}", api.path())), found);
         }
         for path in [
             "",

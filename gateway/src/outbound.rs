@@ -1,7 +1,10 @@
 //! Which headers cross the gateway. Pure.
 //!
-//! Never upstream: the caller's credentials, cookies, hop-by-hop headers (RFC 9110, 7.6.1), and what the gateway
-//! writes itself. Never to the caller: hop-by-hop headers and cookies of a backend.
+//! Never upstream: hop-by-hop headers (RFC 9110, 7.6.1), what the gateway writes itself, and the caller's credentials
+//! and cookies, unless they are for an HTTP backend that is to have them. Never to the caller: hop-by-hop headers, and
+//! cookies of any other backend.
+
+use std::net::IpAddr;
 
 use http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST,
@@ -12,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use penstock_core::config::Protocol;
 use penstock_core::names::REQUEST_ID_HEADER;
 
+use crate::guard::Caller;
 use crate::openai::Dialect;
 
 /// [`REQUEST_ID_HEADER`].
@@ -31,8 +35,12 @@ const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version
 const ANTHROPIC_BETA: HeaderName = HeaderName::from_static("anthropic-beta");
 /// The version that translations are made for, and the newest there is.
 const SPOKEN_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
-/// Headers that the gateway adds: `Host`, the credential, `Via`, the request id, `Anthropic-Version`.
-const ADDED: usize = 5;
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// Headers that the gateway adds: `Host`, the credential, `Via`, the request id, and `Anthropic-Version` or the three
+/// `X-Forwarded`.
+const ADDED: usize = 7;
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     [
@@ -49,20 +57,18 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         || *name == PROXY_CONNECTION
 }
 
-/// A body may come back compressed only if the gateway can read it, so `Accept-Encoding` stays here too.
+/// What the gateway writes itself, or no next hop has a use for.
 fn stays_here(name: &HeaderName) -> bool {
-    [
-        HOST,
-        CONTENT_LENGTH,
-        AUTHORIZATION,
-        COOKIE,
-        ACCEPT_ENCODING,
-        EXPECT,
-    ]
-    .contains(name)
-        || is_hop_by_hop(name)
-        || API_KEYS.contains(name)
-        || *name == REQUEST_ID
+    [HOST, CONTENT_LENGTH, EXPECT].contains(name) || is_hop_by_hop(name) || *name == REQUEST_ID
+}
+
+fn is_credential(name: &HeaderName) -> bool {
+    [AUTHORIZATION, COOKIE].contains(name) || API_KEYS.contains(name)
+}
+
+/// A body may come back compressed only if the gateway can read it, and credentials are the gateway's own.
+fn is_for_models(name: &HeaderName) -> bool {
+    !is_credential(name) && *name != ACCEPT_ENCODING
 }
 
 /// Names that a `Connection` header makes hop-by-hop.
@@ -81,16 +87,87 @@ pub fn kept(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderVa
     let named = named_by_connection(headers);
     headers
         .iter()
-        .filter(move |(name, _)| !stays_here(name) && !named.contains(name))
+        .filter(move |(name, _)| is_for_models(name) && !stays_here(name) && !named.contains(name))
+}
+
+/// What the gateway says for itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Own<'a> {
+    /// Where the request goes.
+    pub host: &'a HeaderValue,
+    /// The backend's credential.
+    pub credential: Option<(&'a HeaderName, &'a HeaderValue)>,
+    /// This gateway.
+    pub via: &'a HeaderValue,
+    /// The request's id.
+    pub id: &'a HeaderValue,
 }
 
 /// What goes upstream, less the protocol's own: see [`speak`].
-pub fn request(
+pub fn request(from_caller: &HeaderMap, own: &Own<'_>) -> HeaderMap {
+    end_to_end(from_caller, own, is_for_models)
+}
+
+/// Whom a request comes from, for a backend that is no model.
+#[derive(Clone, Debug)]
+pub struct Forwarded {
+    address: IpAddr,
+    is_tls: bool,
+    host: Option<HeaderValue>,
+}
+
+impl Forwarded {
+    /// Of a request that `caller` sent.
+    pub(crate) fn new(caller: &Caller, head: &http::request::Parts) -> Self {
+        let authority = head.uri.authority();
+        let authority = authority.and_then(|name| HeaderValue::from_str(name.as_str()).ok());
+        Self {
+            address: caller.address.to_canonical(),
+            is_tls: caller.is_tls,
+            host: authority.or_else(|| head.headers.get(HOST).cloned()),
+        }
+    }
+
+    /// Adds the caller to those that the request went through before. What a proxy said of the first of them stays.
+    fn tell(&self, headers: &mut HeaderMap) {
+        let before = headers.get_all(X_FORWARDED_FOR).iter();
+        let before = before.filter_map(|value| value.to_str().ok());
+        let all: Vec<String> = before
+            .map(str::to_owned)
+            .chain([self.address.to_string()])
+            .collect();
+        if let Ok(all) = HeaderValue::try_from(all.join(", ")) {
+            headers.insert(X_FORWARDED_FOR, all);
+        }
+        let scheme = if self.is_tls { "https" } else { "http" };
+        headers
+            .entry(X_FORWARDED_PROTO)
+            .or_insert(HeaderValue::from_static(scheme));
+        if let Some(host) = &self.host {
+            headers.entry(X_FORWARDED_HOST).or_insert(host.clone());
+        }
+    }
+}
+
+/// What goes to a backend that is no model.
+pub fn to_service(
     from_caller: &HeaderMap,
-    host: &HeaderValue,
-    credential: Option<(&HeaderName, &HeaderValue)>,
-    via: &HeaderValue,
-    id: &HeaderValue,
+    own: &Own<'_>,
+    keeps_credentials: bool,
+    forwarded: &Forwarded,
+) -> HeaderMap {
+    let mut headers = end_to_end(from_caller, own, |name| {
+        keeps_credentials || !is_credential(name)
+    });
+    forwarded.tell(&mut headers);
+    headers
+}
+
+/// What goes further than this hop, and what the gateway says itself.
+fn end_to_end(
+    from_caller: &HeaderMap,
+    own: &Own<'_>,
+    passes: impl Fn(&HeaderName) -> bool,
 ) -> HeaderMap {
     let named = if from_caller.contains_key(CONNECTION) {
         named_by_connection(from_caller)
@@ -98,17 +175,17 @@ pub fn request(
         Vec::new()
     };
     let mut headers = HeaderMap::with_capacity(from_caller.len() + ADDED);
-    headers.insert(HOST, host.clone());
+    headers.insert(HOST, own.host.clone());
     for (name, value) in from_caller {
-        if !stays_here(name) && !named.contains(name) {
+        if passes(name) && !stays_here(name) && !named.contains(name) {
             headers.append(name, value.clone());
         }
     }
-    if let Some((name, value)) = credential {
+    if let Some((name, value)) = own.credential {
         headers.insert(name, value.clone());
     }
-    headers.append(VIA, via.clone());
-    headers.insert(REQUEST_ID, id.clone());
+    headers.append(VIA, own.via.clone());
+    headers.insert(REQUEST_ID, own.id.clone());
     headers
 }
 
@@ -145,6 +222,14 @@ pub fn speaks(headers: &HeaderMap) -> Dialect {
 
 /// Leaves of a backend's headers what the caller may see. The length stays only where the bytes are sure to match.
 pub fn answer(headers: &mut HeaderMap, keeps_length: bool) {
+    answer_of_service(headers, keeps_length, false);
+}
+
+/// [`answer`], of a backend that is no model: its cookies may pass.
+pub fn answer_of_service(headers: &mut HeaderMap, keeps_length: bool, keeps_cookies: bool) {
+    if !keeps_cookies {
+        headers.remove(SET_COOKIE);
+    }
     if !keeps_length {
         headers.remove(CONTENT_LENGTH);
     }
@@ -157,7 +242,6 @@ pub fn answer(headers: &mut HeaderMap, keeps_length: bool) {
         &CONNECTION,
         &TRANSFER_ENCODING,
         &KEEP_ALIVE,
-        &SET_COOKIE,
         &TRAILER,
         &UPGRADE,
         &PROXY_AUTHENTICATE,
@@ -214,10 +298,12 @@ mod tests {
         let value = HeaderValue::from_static;
         let sent = request(
             &caller,
-            &value("pod:8000"),
-            Some((&AUTHORIZATION, &value("Bearer ours"))),
-            &value("1.1 me"),
-            &value("id"),
+            &Own {
+                host: &value("pod:8000"),
+                credential: Some((&AUTHORIZATION, &value("Bearer ours"))),
+                via: &value("1.1 me"),
+                id: &value("id"),
+            },
         );
         let expected = map(&[
             ("host", "pod:8000"),
@@ -242,10 +328,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_holds_no_credential() {
+        let caller = map(&[
+            ("authorization", "Bearer caller"),
+            ("x-api-key", "caller"),
+            ("cookie", "a=b"),
+            ("connection", "x-private"),
+            ("x-private", "1"),
+            ("accept-encoding", "gzip"),
+            ("x-team", "research"),
+        ]);
+        let stored: Vec<&str> = kept(&caller).map(|(name, _)| name.as_str()).collect();
+        assert_eq!(stored, ["x-team"]);
+    }
+
+    #[test]
     fn without_a_credential_no_authorization_goes_upstream() {
         let caller = map(&[("authorization", "Bearer caller")]);
         let value = HeaderValue::from_static;
-        let sent = request(&caller, &value("h"), None, &value("1.1 me"), &value("id"));
+        let own = Own {
+            host: &value("h"),
+            credential: None,
+            via: &value("1.1 me"),
+            id: &value("id"),
+        };
+        let sent = request(&caller, &own);
         assert!(!sent.contains_key(AUTHORIZATION));
     }
 

@@ -95,8 +95,10 @@ pub enum Way {
 
 impl Way {
     fn of(api: Api, protocol: Protocol) -> Option<Self> {
-        use Protocol::{Anthropic, AzureOpenAi};
+        use Protocol::{Anthropic, AzureOpenAi, Http};
         match (protocol, api) {
+            (Http, Api::Http) => Some(Self::Straight),
+            (Http, _) | (_, Api::Http) => None,
             (Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
             (Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
             (Anthropic, _) | (_, Api::CountTokens) => None,

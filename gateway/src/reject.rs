@@ -20,6 +20,10 @@ const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 pub enum Reject {
     /// No such path.
     PathNotFound,
+    /// The path has segments that a backend may resolve to another path.
+    DotSegments,
+    /// The caller wants another protocol on the connection.
+    UpgradeUnsupported,
     /// The path exists, the method is another one.
     MethodNotAllowed {
         /// The one that is allowed.
@@ -189,6 +193,18 @@ impl Reject {
                 "method_not_allowed",
                 INVALID,
                 &format!("This path takes {allowed} only."),
+            ),
+            Self::DotSegments => shape(
+                400,
+                "dot_segments",
+                INVALID,
+                "The path has segments '.' or '..': send it without them.",
+            ),
+            Self::UpgradeUnsupported => shape(
+                501,
+                "upgrade_unsupported",
+                INVALID,
+                "WebSockets and other upgrades do not pass through here. Use plain requests or event streams.",
             ),
             Self::HeadersTooLarge => shape(
                 431,
@@ -567,6 +583,8 @@ mod tests {
     fn all() -> Vec<Reject> {
         vec![
             Reject::PathNotFound,
+            Reject::DotSegments,
+            Reject::UpgradeUnsupported,
             Reject::MethodNotAllowed { allowed: "POST" },
             Reject::HeadersTooLarge,
             Reject::EncodedBody,

@@ -9,8 +9,9 @@ use http_body_util::Full;
 
 use crate::attempt::Job;
 use crate::openai::{self, Encoding, Pieces};
-use crate::outbound;
+use crate::outbound::{self, Own};
 use crate::provider::{Route, Translated, bedrock};
+use crate::service;
 use crate::snapshot::{Candidate, Credential, Endpoint};
 
 /// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's; `since_epoch` is now.
@@ -22,6 +23,9 @@ pub(crate) fn request(
     translated: Option<&Translated>,
     since_epoch: Duration,
 ) -> Request<Full<Pieces>> {
+    if let Some(passing) = job.passing {
+        return service::request(job, passing, candidate, endpoint);
+    }
     let model = candidate.model_name(&job.call.model);
     let target = endpoint
         .targets
@@ -52,8 +56,13 @@ fn headers(job: &Job<'_>, candidate: &Candidate, endpoint: &Endpoint, route: Rou
         Credential::Header(name, value) => Some((name, value)),
         Credential::None | Credential::Missing | Credential::Signed(_) => None,
     };
-    let via = &job.worker.process.via;
-    let mut headers = outbound::request(job.headers, &endpoint.host, credential, via, &job.id);
+    let own = Own {
+        host: &endpoint.host,
+        credential,
+        via: &job.worker.process.via,
+        id: &job.id,
+    };
+    let mut headers = outbound::request(job.headers, &own);
     outbound::speak(&mut headers, backend.protocol, route.is_straight());
     headers
 }

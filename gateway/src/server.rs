@@ -255,8 +255,9 @@ async fn accept(
             },
             () = stop.cancelled() => break,
         };
-        let stream = match accepted.and_then(|(stream, _)| stream.into_std()) {
-            Ok(stream) => stream,
+        let accepted = accepted.and_then(|(stream, peer)| Ok((stream.into_std()?, peer)));
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(err) => {
                 tracing::warn!(error = %err, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -279,6 +280,7 @@ async fn accept(
         if sender
             .send(Arrival {
                 stream,
+                peer,
                 permit,
                 tls,
             })

@@ -14,7 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
-    self, FailureClass, GatewayConfig, Profile, Protocol, Slo, Strategy, Urgency,
+    self, CallerCredentials, FailureClass, GatewayConfig, Profile, Protocol, Repeat, Slo, Strategy,
+    Urgency,
 };
 use penstock_core::ids::{BackendId, Id};
 
@@ -77,6 +78,8 @@ pub struct Snapshot {
     exact: ExactRules,
     /// Prefixes in rule order.
     prefixes: Vec<(String, usize)>,
+    /// Rules for backends that speak plain HTTP, in order.
+    services: Vec<usize>,
     backends: BTreeMap<BackendId, Arc<Backend>>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
 }
@@ -111,6 +114,8 @@ pub struct Rule {
     pub attempts: usize,
     /// What is followed by another attempt.
     pub retry_on: BTreeSet<FailureClass>,
+    /// Which requests to plain HTTP may be sent again once they went upstream.
+    pub repeat: Repeat,
     /// Repeats at endpoints that fail.
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
@@ -239,6 +244,8 @@ pub struct Backend {
     pub endpoints: Vec<Arc<Endpoint>>,
     /// What goes upstream as credential.
     pub credential: Credential,
+    /// What becomes of the caller's own.
+    pub caller_credentials: CallerCredentials,
     /// Requests in flight and waiting.
     pub ledger: Arc<BackendLedger>,
     /// Where the scan for the next endpoint begins.
@@ -420,6 +427,15 @@ impl Snapshot {
         }
     }
 
+    /// The first rule in order that takes a request which is no call of a model.
+    pub fn service_for(&self, asked: &Asked<'_>) -> Option<&Arc<Rule>> {
+        let mut rules = self
+            .services
+            .iter()
+            .filter_map(|index| self.rules.get(*index));
+        rules.find(|rule| rule.conditions.hold(asked))
+    }
+
     /// The rule of this label.
     pub fn rule_named(&self, label: &str) -> Option<&Arc<Rule>> {
         self.rules.iter().find(|rule| rule.label == label)
@@ -505,6 +521,7 @@ pub(crate) mod tests {
             region: None,
             credential: None,
             profile: Profile::default(),
+            caller_credentials: CallerCredentials::Dropped,
         }
     }
 
@@ -534,6 +551,7 @@ pub(crate) mod tests {
             retry: Retry {
                 attempts: 3,
                 on: config::usual_failures(),
+                repeat: Repeat::Safe,
             },
             timeouts: Timeouts {
                 connect_ms: 1000,
@@ -556,6 +574,7 @@ pub(crate) mod tests {
         let call = crate::openai::Call::parse(body.as_bytes()).ok()?;
         let headers = http::HeaderMap::new();
         let asked = Asked {
+            method: &http::Method::POST,
             path: "/v1/chat/completions",
             headers: &headers,
             call: &call,

@@ -1,6 +1,7 @@
 //! (IO) One worker: a thread with its own single-threaded runtime, sockets, pools and timers. Connections are handed
 //! to it and stay with it, so a request never crosses threads.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::HTTP_2;
-use crate::guard::{self, Socket, Watch, WatchedIo};
+use crate::guard::{self, Caller, Socket, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::jobs;
 use crate::process::Worker;
@@ -45,6 +46,7 @@ const H2_ERROR_RESETS: usize = 256;
 /// A client connection on its way to a worker.
 pub(crate) struct Arrival {
     pub(crate) stream: std::net::TcpStream,
+    pub(crate) peer: SocketAddr,
     pub(crate) permit: OwnedSemaphorePermit,
     /// `None`: in the clear.
     pub(crate) tls: Option<Arc<ServerConfig>>,
@@ -86,7 +88,11 @@ pub(crate) async fn run(
         tokio::select! {
             arrival = arrivals.recv(), if open => match arrival {
                 Some(arrival) => {
-                    let watch = Arc::new(Watch::new(&worker.clock));
+                    let caller = Caller {
+                        address: arrival.peer.ip(),
+                        is_tls: arrival.tls.is_some(),
+                    };
+                    let watch = Arc::new(Watch::new(&worker.clock, caller));
                     if draining {
                         watch.drain();
                     }

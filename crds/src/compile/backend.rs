@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use penstock_core::config::{Backend, CredentialRef, Profile, Protocol, Target};
+use penstock_core::config::{Backend, CallerCredentials, CredentialRef, Profile, Protocol, Target};
 use penstock_core::endpoints::ServicePort;
 use penstock_core::ids::Id;
 use penstock_core::names;
 
 use super::{Facts, profile};
 use crate::backend::{
-    External, LLMBackendSpec, Pool, ProtocolSpec, ProviderProtocol, Scaling, SecretKey,
-    ServiceTarget,
+    CallerCredentialsSpec, External, LLMBackendSpec, Pool, ProtocolSpec, ProviderProtocol, Scaling,
+    SecretKey, ServiceTarget,
 };
 use crate::object::{Kind, ObjectRef};
 use crate::problem::{Problem, Reason};
@@ -169,6 +169,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
         region: None,
         credential: None,
         profile: Profile::default(),
+        caller_credentials: CallerCredentials::Dropped,
     }
 }
 
@@ -249,6 +250,8 @@ fn compile_service(
         );
         check.refuse("spec.service.port", Reason::ServiceNotFound, message);
     }
+    check_model(service, check);
+    let caller_credentials = caller_credentials(service, check);
     let port = port?;
     Some(Backend {
         target: Target::Endpoints {
@@ -272,6 +275,7 @@ fn compile_service(
             check,
         ),
         profile: Profile::default(),
+        caller_credentials,
     })
 }
 
@@ -312,6 +316,7 @@ fn compile_external(
             check,
         ),
         profile: Profile::default(),
+        caller_credentials: CallerCredentials::Dropped,
     })
 }
 
@@ -319,6 +324,36 @@ fn protocol(spec: ProtocolSpec) -> Protocol {
     match spec {
         ProtocolSpec::OpenAI => Protocol::OpenAi,
         ProtocolSpec::Anthropic => Protocol::Anthropic,
+        ProtocolSpec::HTTP => Protocol::Http,
+    }
+}
+
+fn check_model(service: &ServiceTarget, check: &mut Check<'_>) {
+    if service.protocol == ProtocolSpec::HTTP && service.model.is_some() {
+        let message = "requests to a backend that speaks HTTP name no model: leave it out";
+        check.refuse(
+            "spec.service.model",
+            Reason::InvalidValue,
+            message.to_owned(),
+        );
+    }
+}
+
+fn caller_credentials(service: &ServiceTarget, check: &mut Check<'_>) -> CallerCredentials {
+    let path = "spec.service.callerCredentials";
+    let passes = service.caller_credentials == Some(CallerCredentialsSpec::Pass);
+    if service.caller_credentials.is_some() && service.protocol != ProtocolSpec::HTTP {
+        let message = "has no effect without protocol: HTTP".to_owned();
+        check.refuse(path, Reason::InvalidValue, message);
+    } else if passes && service.credential.is_some() {
+        let message =
+            "set credential or callerCredentials: Pass, not both: one Authorization goes upstream";
+        check.refuse(path, Reason::InvalidValue, message.to_owned());
+    }
+    if passes {
+        CallerCredentials::Passed
+    } else {
+        CallerCredentials::Dropped
     }
 }
 

@@ -15,6 +15,7 @@ pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition>
     let mut conditions = Vec::new();
     for (path, length) in [
         (".match.paths", spec.paths.len()),
+        (".match.methods", spec.methods.len()),
         (".match.headers", spec.headers.len()),
     ] {
         if length > MAX_LIST {
@@ -25,6 +26,7 @@ pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition>
     if !spec.paths.is_empty() {
         conditions.push(Condition::Paths(paths(&spec.paths, scope)));
     }
+    conditions.extend(methods(&spec.methods, scope));
     for (position, header) in spec.headers.iter().enumerate() {
         let at = format!(".match.headers[{position}]");
         let name = header.name.to_ascii_lowercase();
@@ -53,6 +55,17 @@ pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition>
         }
     }
     conditions
+}
+
+fn methods(methods: &[String], scope: &mut Scope<'_>) -> Option<Condition> {
+    for (position, method) in methods.iter().enumerate() {
+        if !is_token(method) || method.bytes().any(|byte| byte.is_ascii_lowercase()) {
+            let message = format!("'{method}' is not a method: write one such as GET");
+            let at = format!(".match.methods[{position}]");
+            scope.refuse(&at, Reason::InvalidValue, message);
+        }
+    }
+    (!methods.is_empty()).then(|| Condition::Methods(methods.iter().cloned().collect()))
 }
 
 fn paths(paths: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {

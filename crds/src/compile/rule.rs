@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, FailureClass, Hedge, JoinEmbeddings, NameMatch, OnUnsupported,
-    Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
+    Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
 };
 use penstock_core::ids::Id;
 
-use super::condition;
+use super::{condition, service};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
-    FailureClassSpec, OnUnsupportedSpec, RuleSpec, StrategySpec, StreamingSpec, UrgencySpec,
+    FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
+    StreamingSpec, UrgencySpec,
 };
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
@@ -47,7 +48,8 @@ pub(super) struct Known<'a> {
 type Order = (u8, Reverse<usize>, Reverse<usize>, Id, usize);
 
 pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Problem>) -> Vec<Rule> {
-    let mut entries: Vec<(Order, Rule, Vec<usize>)> = Vec::new();
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut services: Vec<Entry> = Vec::new();
     let policies = known.objects.policies.iter().filter(|(id, policy)| {
         id.namespace == gateway.namespace && policy.spec.gateway == gateway.name
     });
@@ -59,8 +61,20 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
                 index,
                 problems,
             };
-            let rule = compile_rule(id, spec, known, &mut scope);
-            for (class, models) in by_class(&spec.matches.models, &mut scope) {
+            let mut rule = compile_rule(id, spec, known, &mut scope);
+            let is_service = service::check(spec, &rule, known, &mut scope);
+            let (classes, entries) = if is_service {
+                rule.conditions
+                    .retain(|condition| !matches!(condition, Condition::Paths(_)));
+                let paths = service::paths(&spec.matches.paths);
+                (by_class(paths), &mut services)
+            } else {
+                (
+                    by_class(models(&spec.matches.models, &mut scope)),
+                    &mut entries,
+                )
+            };
+            for (class, models) in classes {
                 let (models, positions) = models.into_iter().unzip();
                 let conditions = Reverse(rule.conditions.len());
                 let order = (class.0, Reverse(class.1), conditions, id.clone(), index);
@@ -76,8 +90,15 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
         }
     }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
-    drop_unreachable(entries, problems)
+    services.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut rules = drop_unreachable(entries, "models", problems);
+    let services = drop_unreachable(services, "paths", problems);
+    rules.extend(services.into_iter().map(service::by_path));
+    rules
 }
+
+/// A rule, which for the time being has its paths for models if it is for HTTP backends; and their positions.
+type Entry = (Order, Rule, Vec<usize>);
 
 pub(super) struct Scope<'a> {
     object: ObjectRef,
@@ -133,44 +154,44 @@ fn urgency(spec: Option<UrgencySpec>) -> Urgency {
     }
 }
 
+fn compile_candidate(
+    policy: &Id,
+    spec: &RuleBackendSpec,
+    path: &str,
+    known: &Known<'_>,
+    scope: &mut Scope<'_>,
+) -> Option<RuleBackend> {
+    let id = Id::new(&policy.namespace, &spec.name);
+    if !known.objects.backends.contains_key(&id) {
+        let message = format!("LLMBackend {id} does not exist: create it or correct the name");
+        scope.refuse(&format!("{path}.name"), Reason::BackendNotFound, message);
+        return None;
+    }
+    if !known.backends.contains_key(&id) {
+        let message = format!("LLMBackend {id} is not accepted: mend what its own problems say");
+        scope.refuse(&format!("{path}.name"), Reason::BackendNotAccepted, message);
+        return None;
+    }
+    let weight = number(spec.weight, 1, 1000, &format!("{path}.weight"), scope);
+    let priority = number(spec.priority, 0, 15, &format!("{path}.priority"), scope);
+    Some(RuleBackend {
+        backend: id,
+        weight: weight?,
+        priority: priority?,
+        model_override: spec.model_override.clone(),
+    })
+}
+
 fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Scope<'_>) -> Rule {
     if spec.backends.is_empty() {
         let message = "name at least one LLMBackend".to_owned();
         scope.refuse(".backends", Reason::InvalidValue, message);
     }
-    let backends = spec
-        .backends
-        .iter()
-        .enumerate()
-        .filter_map(|(position, candidate)| {
+    let backends = spec.backends.iter().enumerate();
+    let backends = backends
+        .filter_map(|(position, spec)| {
             let path = format!(".backends[{position}]");
-            let id = Id::new(&policy.namespace, &candidate.name);
-            if !known.objects.backends.contains_key(&id) {
-                let message =
-                    format!("LLMBackend {id} does not exist: create it or correct the name");
-                scope.refuse(&format!("{path}.name"), Reason::BackendNotFound, message);
-                return None;
-            }
-            if !known.backends.contains_key(&id) {
-                let message =
-                    format!("LLMBackend {id} is not accepted: mend what its own problems say");
-                scope.refuse(&format!("{path}.name"), Reason::BackendNotAccepted, message);
-                return None;
-            }
-            let weight = number(candidate.weight, 1, 1000, &format!("{path}.weight"), scope);
-            let priority = number(
-                candidate.priority,
-                0,
-                15,
-                &format!("{path}.priority"),
-                scope,
-            );
-            Some(RuleBackend {
-                backend: id,
-                weight: weight?,
-                priority: priority?,
-                model_override: candidate.model_override.clone(),
-            })
+            compile_candidate(policy, spec, &path, known, scope)
         })
         .collect();
     let attempts = spec.retry.as_ref().map_or(Some(DEFAULT_ATTEMPTS), |retry| {
@@ -189,6 +210,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
             on: retry_on(spec),
+            repeat: repeat(spec),
         },
         hedge: compile_hedge(spec, scope),
         join_embeddings: compile_join(spec, scope),
@@ -219,6 +241,14 @@ fn retry_on(spec: &RuleSpec) -> BTreeSet<FailureClass> {
         FailureClassSpec::ContentPolicy => FailureClass::ContentPolicy,
     };
     classes.iter().map(class).collect()
+}
+
+fn repeat(spec: &RuleSpec) -> Repeat {
+    match spec.retry.as_ref().and_then(|retry| retry.repeat) {
+        Some(RepeatSpec::Always) => Repeat::Always,
+        Some(RepeatSpec::Keyed) => Repeat::Keyed,
+        Some(RepeatSpec::Safe) | None => Repeat::Safe,
+    }
 }
 
 fn strategy(spec: StrategySpec) -> Strategy {
@@ -383,18 +413,27 @@ fn compile_cache_ref(
 /// 0 exact, 1 prefix (with its length), 2 any.
 type Class = (u8, usize);
 
-/// Groups a rule's model names by how specific they are; each keeps its position in the list.
-fn by_class(models: &[String], scope: &mut Scope<'_>) -> BTreeMap<Class, Vec<(NameMatch, usize)>> {
-    let mut classes: BTreeMap<Class, Vec<_>> = BTreeMap::new();
+/// A rule's model names, each with its position in the list.
+fn models(models: &[String], scope: &mut Scope<'_>) -> Vec<(NameMatch, usize)> {
     if models.is_empty() {
-        let message = "name at least one model, or '*' for any".to_owned();
+        let message =
+            "name at least one model, '*' for any, or the paths of HTTP backends".to_owned();
         scope.refuse(".match.models", Reason::InvalidValue, message);
     }
+    let mut found = Vec::new();
     for (position, text) in models.iter().enumerate() {
-        let Some(model) = condition::name_match(text) else {
-            refuse_star(text, position, scope);
-            continue;
-        };
+        match condition::name_match(text) {
+            Some(model) => found.push((model, position)),
+            None => refuse_star(text, position, scope),
+        }
+    }
+    found
+}
+
+/// Groups names by how specific they are.
+fn by_class(names: Vec<(NameMatch, usize)>) -> BTreeMap<Class, Vec<(NameMatch, usize)>> {
+    let mut classes: BTreeMap<Class, Vec<_>> = BTreeMap::new();
+    for (model, position) in names {
         let class = match &model {
             NameMatch::Exact(_) => (0, 0),
             NameMatch::Prefix(prefix) if prefix.is_empty() => (2, 0),
@@ -425,10 +464,7 @@ struct Taken {
 
 /// Leaves out names that an earlier rule takes already, whose conditions all hold wherever the later rule's do; says
 /// so.
-fn drop_unreachable(
-    entries: Vec<(Order, Rule, Vec<usize>)>,
-    problems: &mut Vec<Problem>,
-) -> Vec<Rule> {
+fn drop_unreachable(entries: Vec<Entry>, list: &str, problems: &mut Vec<Problem>) -> Vec<Rule> {
     let mut taken: BTreeMap<NameMatch, Vec<Taken>> = BTreeMap::new();
     let mut rules = Vec::new();
     for ((_, _, _, policy, index), mut rule, positions) in entries {
@@ -447,7 +483,7 @@ fn drop_unreachable(
                 );
                 problems.push(Problem {
                     object: ObjectRef::new(Kind::RoutingPolicy, policy.clone()),
-                    path: format!("spec.rules[{index}].match.models[{position}]"),
+                    path: format!("spec.rules[{index}].match.{list}[{position}]"),
                     reason: Reason::UnreachableRule,
                     message,
                 });

@@ -1,5 +1,6 @@
 //! (IO) One call of a job: a request as a caller would send it, by the same path, and what to make of its answer.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::room::{self, Place};
 use crate::body::Source;
 use crate::conditions::Asked;
-use crate::guard::Watch;
+use crate::guard::{Caller, Watch};
 use crate::handle::{answer, match_rule};
 use crate::openai::Call;
 use crate::outbound::{self, REQUEST_ID};
@@ -72,6 +73,7 @@ pub(super) fn place(
     call: &Call<'_>,
 ) -> Result<Option<Place>, Reject> {
     let asked = Asked {
+        method: &http::Method::POST,
         path: head.uri.path(),
         headers: &head.headers,
         call,
@@ -83,7 +85,11 @@ pub(super) fn place(
 
 /// Sends the call and returns the beginning of its answer.
 pub(super) async fn send(worker: &Arc<Worker>, head: Parts, body: Bytes) -> Response<AnswerBody> {
-    let watch = Arc::new(Watch::new(&worker.clock));
+    let nobody = Caller {
+        address: Ipv4Addr::UNSPECIFIED.into(),
+        is_tls: false,
+    };
+    let watch = Arc::new(Watch::new(&worker.clock, nobody));
     Box::pin(answer(
         Arc::clone(worker),
         watch,

@@ -39,7 +39,7 @@ impl Targets {
     /// Those of a backend that speaks `protocol` below the path `base`; `None` if that is no path.
     pub fn new(protocol: Protocol, base: &str, api_version: Option<&str>) -> Option<Self> {
         match (protocol, api_version) {
-            (Protocol::OpenAi | Protocol::Anthropic, _) => fixed(base),
+            (Protocol::OpenAi | Protocol::Anthropic | Protocol::Http, _) => fixed(base),
             (Protocol::AzureOpenAi, None) => fixed(&format!("{base}/openai/v1")),
             (Protocol::AzureOpenAi, Some(version)) => Some(Self::Deployments {
                 base: path(base)?,

@@ -25,7 +25,7 @@ impl Translations {
         make: impl FnOnce() -> Result<Translated, Misfit>,
     ) -> &Result<Translated, Misfit> {
         let translation = match protocol {
-            Protocol::OpenAi | Protocol::AzureOpenAi => &self.chat,
+            Protocol::OpenAi | Protocol::AzureOpenAi | Protocol::Http => &self.chat,
             Protocol::Anthropic => &self.messages,
             Protocol::Gemini => &self.gemini,
             Protocol::Bedrock => &self.bedrock,

@@ -81,6 +81,9 @@ impl Snapshot {
             .collect();
         rejected.dedup();
         let (exact, prefixes) = build_matches(&config);
+        let indexed = config.rules.iter().enumerate();
+        let services = indexed.filter(|(_, rule)| rule.models.is_empty());
+        let services = services.map(|(index, _)| index).collect();
         let models = models(&config);
         Self {
             config,
@@ -90,6 +93,7 @@ impl Snapshot {
             rules,
             exact,
             prefixes,
+            services,
             backends,
             caches,
         }
@@ -113,6 +117,7 @@ fn build_backend(
         profile: backend.profile.clone(),
         endpoints: Vec::new(),
         credential: credential(backend, credentials),
+        caller_credentials: backend.caller_credentials,
         ledger: parts.ledger.backend(id),
         turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
@@ -199,7 +204,7 @@ fn credential(backend: &config::Backend, credentials: &Credentials) -> Credentia
         return Credential::None;
     };
     let (name, scheme) = match backend.protocol {
-        Protocol::OpenAi | Protocol::Bedrock => (AUTHORIZATION, "Bearer "),
+        Protocol::OpenAi | Protocol::Bedrock | Protocol::Http => (AUTHORIZATION, "Bearer "),
         Protocol::Anthropic => (ANTHROPIC_KEY, ""),
         Protocol::AzureOpenAi => (AZURE_KEY, ""),
         Protocol::Gemini => (GOOGLE_KEY, ""),
@@ -299,6 +304,7 @@ fn build_rule(
         slo: rule.slo.clone(),
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retry_on: rule.retry.on.clone(),
+        repeat: rule.retry.repeat,
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: rule.hedge.as_ref().map(|hedge| Hedge {
             after: Duration::from_millis(hedge.after_ms),

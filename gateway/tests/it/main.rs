@@ -26,6 +26,7 @@ mod refusals;
 mod reload;
 mod report;
 mod rules;
+mod services;
 mod smuggling;
 mod strategies;
 mod stream;

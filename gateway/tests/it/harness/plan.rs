@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use penstock_core::config::{
-    Backend, Cache, CredentialRef, FORMAT, GatewayConfig, NameMatch, OnUnsupported, Profile,
-    Protocol, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, Urgency,
-    usual_failures,
+    Backend, Cache, CallerCredentials, CredentialRef, FORMAT, GatewayConfig, NameMatch,
+    OnUnsupported, Profile, Protocol, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming,
+    Target, Timeouts, Urgency, usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -44,6 +44,7 @@ impl Plan {
             retry: Retry {
                 attempts: 3,
                 on: usual_failures(),
+                repeat: Repeat::Safe,
             },
             hedge: None,
             timeouts: Timeouts {
@@ -94,6 +95,7 @@ impl Plan {
                 region: None,
                 credential: None,
                 profile: Profile::default(),
+                caller_credentials: CallerCredentials::Dropped,
             },
         );
         self.config.rules[0].backends.push(RuleBackend {
