@@ -17,8 +17,8 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
-use crate::attempt;
 use crate::conditions::Asked;
+use crate::explain;
 use crate::handle::match_rule;
 use crate::load::Demand;
 use crate::openai::{Api, Call};
@@ -100,7 +100,7 @@ fn explained(
         call: &call,
     };
     let rule = match_rule(Some(&snapshot), &asked)?;
-    let explanation = attempt::explain(process, &snapshot, &rule, api, &asked, body);
+    let explanation = explain::ask(process, &snapshot, &rule, api, &asked, body);
     Ok(format!("{}\n", json!(explanation)))
 }
 

@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
 
-use crate::attempt::{Answer, Job};
+use crate::attempt::Answer;
 use crate::failure::{self, Failure};
+use crate::job::Job;
 use crate::meter::{self, Cut, Meter, Seen};
 use crate::openai::DONE;
 use crate::process::Worker;

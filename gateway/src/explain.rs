@@ -1,19 +1,24 @@
 //! Why a request would go where it goes: every candidate, what speaks against it, and the figures that the strategy
-//! compares. Pure; for `penstock explain`, the sampled decision log and nothing on the path of other requests.
+//! compares. For `penstock explain`, the sampled decision log and nothing on the path of other requests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use penstock_core::config::{Protocol, Strategy};
+use rand::RngExt as _;
 use serde::Serialize;
 
 use crate::balance::region;
-use crate::capability::Lack;
-use crate::choose::{Choice, Standing};
+use crate::capability::{Lack, Needed};
+use crate::choose::{Choice, Standing, choose};
+use crate::conditions::Asked;
+use crate::job::Job;
+use crate::openai::Api;
 use crate::pick::has_credential;
-use crate::provider::Misfit;
+use crate::process::Process;
+use crate::provider::{Misfit, Rest, Route};
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
-use crate::wish::Wish;
+use crate::wish::{self, Unfit, Wish};
 
 /// What is known about one request before it is sent.
 #[derive(Debug, Serialize)]
@@ -87,8 +92,71 @@ pub struct Chosen {
     pub pass: &'static str,
 }
 
-/// Explains a request that goes, or would go, to `choice`. `misfits` are the protocols that cannot carry it, and why.
-pub fn explain(
+/// Where a request would go now, without sending it.
+pub(crate) fn ask(
+    process: &Process,
+    snapshot: &Snapshot,
+    rule: &Rule,
+    api: Api,
+    asked: &Asked<'_>,
+    body: &[u8],
+) -> Explanation {
+    let call = asked.call;
+    let protocols: BTreeSet<Protocol> = rule
+        .candidates()
+        .map(|candidate| candidate.backend.protocol)
+        .collect();
+    let misfits: Vec<(Protocol, Misfit)> = protocols
+        .into_iter()
+        .filter_map(|protocol| Some((protocol, misfit(api, protocol, body, rule.rest)?)))
+        .collect();
+    let unfit = Unfit {
+        protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
+        backends: Vec::new(),
+        needed: Needed::of(rule, api, call),
+    };
+    let blocks = wish::blocks(rule, call);
+    let wish = Wish {
+        now_ms: process.ms(penstock_shell::clock::now()),
+        stream: call.stream,
+        prompt_tokens: call.prompt_tokens(),
+        answer_tokens: wish::answer_tokens(call),
+        blocks: &blocks,
+        key: wish::key(rule, asked.headers, call),
+        unfit: &unfit,
+    };
+    let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
+    explanation(snapshot, rule, wish, &misfits, choice.as_ref())
+}
+
+/// Why a backend of this protocol cannot carry the request.
+fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfit> {
+    match Route::of(api, protocol) {
+        None => Some(Misfit::Unsupported(api.path().to_owned())),
+        Some(route) if route.is_straight() => None,
+        Some(route) => route.request(body, rest).err(),
+    }
+}
+
+/// One in so many requests is told in the decision log.
+pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
+    let process = &job.worker.process;
+    let share = process.settings.decision_log_share;
+    if share <= 0.0 || rand::rng().random::<f64>() >= share {
+        return;
+    }
+    if let Some(snapshot) = process.snapshot.load().as_deref() {
+        let wish = job.wish(penstock_shell::clock::now(), unfit);
+        let told = explanation(snapshot, rule, wish, &[], Some(choice));
+        let id = job.id.to_str().unwrap_or("");
+        // One text: a log's field holds no structure.
+        let told = serde_json::to_string(&told).unwrap_or_default();
+        tracing::info!(target: "decision", { request.id = id, decision = told }, "decision");
+    }
+}
+
+/// Of a request that goes, or would go, to `choice`. `misfits` are the protocols that cannot carry it, and why.
+fn explanation(
     snapshot: &Snapshot,
     rule: &Rule,
     wish: Wish<'_>,

@@ -13,13 +13,14 @@ use penstock_core::names::{
     ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
 };
 
-use crate::attempt::{self, Answer, Job};
+use crate::attempt::{self, Answer};
 use crate::begin::is_event_stream;
 use crate::body::{self, Source};
 use crate::cache::exact::{self, Entry, Key};
 use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
+use crate::job::Job;
 use crate::jobs::{self, Reply, ReplyBody};
 use crate::join;
 use crate::multipart;

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::attempt::{Answer, Job, candidate_of};
+use crate::attempt::{Answer, candidate_of};
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
+use crate::job::Job;
 use crate::record::InFlight;
 use crate::snapshot::Rule;
 use crate::wish::Unfit;

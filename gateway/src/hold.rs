@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
-use crate::attempt::Job;
+use crate::job::Job;
 use crate::load::Ticket;
 use crate::process::Process;
 use crate::record::Record;

@@ -8,9 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use http::Response;
 use tokio::sync::{Notify, oneshot};
 
-use crate::attempt::{self, Answer, Job};
+use crate::attempt::{self, Answer};
 use crate::choose::Pass;
 use crate::embeddings::{self, Part, Share};
+use crate::job::Job;
 use crate::meter::Usage;
 use crate::openai::{Api, Call};
 use crate::provider::translations::Translations;

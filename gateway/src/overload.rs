@@ -10,9 +10,9 @@ use penstock_core::ids::BackendId;
 use tokio::sync::Notify;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::attempt::Job;
 use crate::choose::{Choice, Nowhere, choose};
 use crate::hold::{self, Place};
+use crate::job::Job;
 use crate::outbound::API_KEYS;
 use crate::patience;
 use crate::queue::{Queue, Tenant, Waiter};

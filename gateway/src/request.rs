@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
 use http_body_util::Full;
 
-use crate::attempt::Job;
+use crate::job::Job;
 use crate::openai::{self, Encoding, Pieces};
 use crate::outbound::{self, Own};
 use crate::provider::{Route, Translated, bedrock};

@@ -11,12 +11,13 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
 use http_body_util::Full;
 use penstock_core::config::{CallerCredentials, Repeat};
 
-use crate::attempt::{self, Answer, Job};
+use crate::attempt::{self, Answer};
 use crate::body::{self, Source};
 use crate::conditions::Asked;
 use crate::failure::Failure;
 use crate::guard::Watch;
 use crate::handle;
+use crate::job::Job;
 use crate::openai::{self, Api, Call, Pieces};
 use crate::outbound::{self, Forwarded, Own};
 use crate::process::Worker;

@@ -1,0 +1,151 @@
+//! What the end of an attempt says: of its endpoint, to balancer, breakers and outlier detection; of its request, where
+//! that is to blame.
+
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::attempt::{Answer, candidate_of};
+use crate::choose::Choice;
+use crate::failure::Failure;
+use crate::hedge::Lane;
+use crate::job::Job;
+use crate::record::Record;
+use crate::reject::Reject;
+use crate::snapshot::Rule;
+use crate::vitals::Sample;
+
+/// An answer counts as what the endpoint can do, and as a caller who waited long enough.
+pub(crate) fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
+    if !matches!(answer, Answer::Refused { .. }) {
+        let live = &choice.endpoint.live;
+        live.pace
+            .begun(job.worker.process.ms(penstock_shell::clock::now()));
+        live.patience.answered();
+        rule.patience.answered();
+        let suspects = &job.worker.process.suspects;
+        if !suspects.is_empty() {
+            suspects.answered(xxh3_128(job.body));
+        }
+    }
+}
+
+/// Refuses a body that is to blame for the end of backends.
+pub(crate) fn blamed(job: &Job<'_>) -> Result<(), Reject> {
+    let process = &job.worker.process;
+    if process.suspects.is_empty() || job.passing.is_some() {
+        return Ok(());
+    }
+    let now_ms = process.ms(penstock_shell::clock::now());
+    match process.suspects.blamed_ms(xxh3_128(job.body), now_ms) {
+        None => Ok(()),
+        Some(left_ms) => Err(Reject::EndsBackends {
+            retry_after_s: u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX),
+        }),
+    }
+}
+
+/// A body that has just ended its second backend goes to no third one.
+pub(crate) fn refuse_what_ends_backends(
+    job: &Job<'_>,
+    choice: &Choice,
+    failure: &Failure,
+) -> Result<(), Reject> {
+    // Bodies of agents and tools are often empty or alike: they say nothing of what the request is.
+    if job.passing.is_some() || !matches!(failure, Failure::Broken) {
+        return Ok(());
+    }
+    let process = &job.worker.process;
+    let now_ms = process.ms(penstock_shell::clock::now());
+    let body = xxh3_128(job.body);
+    let endpoint = choice.endpoint.live.id;
+    if process.suspects.broke(body, endpoint, now_ms) {
+        tracing::warn!(
+            request.id = job.id.to_str().unwrap_or(""),
+            "two backends broke off when they read this request: it is not sent again for a while"
+        );
+        return blamed(job);
+    }
+    Ok(())
+}
+
+/// Tells the balancer how long the endpoint took to begin a stream, per unit of work that it had before it, or to give
+/// another answer whole. `None`: it has not answered yet.
+pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
+    if matches!(answer, Some(Answer::Refused { .. })) {
+        return;
+    }
+    let now = penstock_shell::clock::now();
+    let took_ms = now.saturating_duration_since(lane.entered).as_secs_f32() * 1000.0;
+    let sample_ms = if job.call.stream {
+        took_ms / lane.work
+    } else {
+        took_ms
+    };
+    let live = &lane.choice.endpoint.live;
+    let now_ms = job.worker.process.ms(now);
+    live.latency(job.call.stream).observe(sample_ms, now_ms);
+    // Affinity sends known prompts to one endpoint and new ones to the others, which are then slower and not at fault.
+    if job.key.is_some() || !job.blocks.is_empty() {
+        return;
+    }
+    if job.call.stream {
+        live.vitals.note(Sample::FirstToken(sample_ms), now_ms);
+    } else if let Some(Answer::Whole {
+        usage: Some(usage), ..
+    }) = answer
+    {
+        let tokens = u16::try_from(usage.completion_tokens.max(1));
+        let tokens = tokens.map_or(f32::from(u16::MAX), f32::from);
+        live.vitals.note(Sample::Whole(took_ms / tokens), now_ms);
+    }
+}
+
+pub(crate) fn note(
+    job: &Job<'_>,
+    rule: &Rule,
+    choice: &Choice,
+    failure: &Failure,
+    record: &mut Record,
+) {
+    let Some(candidate) = candidate_of(rule, choice) else {
+        return;
+    };
+    let process = &job.worker.process;
+    let now_ms = process.ms(penstock_shell::clock::now());
+    let endpoints = &candidate.backend.endpoints;
+    if matches!(failure, Failure::FirstTokenTimeout) {
+        choice.endpoint.live.patience.left(rule.first_token, now_ms);
+        rule.patience.left(rule.first_token, now_ms);
+    }
+    let mut again = failure.again();
+    if failure.is_limit() {
+        let wait = failure.retry_after(penstock_shell::clock::since_epoch());
+        choice.endpoint.live.cooldown.ask(wait, now_ms);
+        // Not before that time, which the cooldown sees to.
+        again |= wait.is_some();
+    }
+    if failure.weight() > 0 {
+        choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
+        let away = endpoints
+            .iter()
+            .filter(|endpoint| endpoint.live.outlier.is_away(now_ms))
+            .count();
+        if choice
+            .endpoint
+            .live
+            .outlier
+            .failed(failure.weight(), now_ms, away, endpoints.len())
+        {
+            process.metrics.ejections.inc();
+            tracing::warn!(
+                backend.id = %candidate.backend.id,
+                endpoint = %choice.endpoint.address,
+                reason = failure.label(),
+                "endpoint is left out after failures in a row"
+            );
+        }
+    }
+    process
+        .metrics
+        .attempt_failed(candidate.metrics.backend(), failure.label());
+    record.tried.push(choice.failed(failure.label(), again));
+}
