@@ -152,8 +152,13 @@ fn table(answer: &Value) -> String {
             answer["promptTokens"]
         ),
         format!("chosen   {chosen}"),
-        String::new(),
     ];
+    let changes = answer["changes"].as_array().into_iter().flatten();
+    let changes: Vec<&str> = changes.map(text).collect();
+    if !changes.is_empty() {
+        lines.push(format!("set      {}", changes.join(", ")));
+    }
+    lines.push(String::new());
     let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
     for candidate in answer["candidates"].as_array().into_iter().flatten() {
         rows.extend(rows_of(candidate));
@@ -223,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_table_says_what_speaks_against_a_candidate() {
-        let answer = json!({"rule": "ns/p/chat", "generation": 3, "strategy": "PeakEwma", "stream": true, "promptTokens": 12,
+        let answer = json!({"rule": "ns/p/chat", "generation": 3, "strategy": "PeakEwma", "stream": true, "promptTokens": 12, "changes": ["max_tokens", "top_p"],
             "chosen": {"backend": "ns/a", "address": "10.0.0.1:8000", "pass": "fresh"},
             "candidates": [
                 {"backend": "ns/a", "tier": 0, "weight": 1, "endpoints": [
@@ -235,7 +240,8 @@ mod tests {
             table(&answer),
             "rule     ns/p/chat (generation 3), PeakEwma\n\
              request  a stream, about 12 prompt tokens\n\
-             chosen   ns/a 10.0.0.1:8000 (fresh)\n\n\
+             chosen   ns/a 10.0.0.1:8000 (fresh)\n\
+             set      max_tokens, top_p\n\n\
              TIER  BACKEND       WEIGHT  ENDPOINT       STANDING  IN FLIGHT  WAITING  AVERAGE  COST     STRATEGY\n\
              0     ns/a          1       10.0.0.1:8000  good      2          30       41.2 ms  90.5 ms  priceMicroUsd 350.0, ttftMs 81.2\n\
              0     ns/a          1       10.0.0.2:8000  failing   0          0        0.0 ms   0.0 ms\n\

@@ -11,8 +11,10 @@ use sha2::{Digest as _, Sha256};
 use crate::endpoints::ServicePort;
 use crate::ids::{BackendId, Id};
 
+mod parameters;
 mod profile;
 
+pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, Price, Profile};
 
 /// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
@@ -180,6 +182,9 @@ pub struct Rule {
     pub hedge: Option<Hedge>,
     /// Limits of waiting.
     pub timeouts: Timeouts,
+    /// What callers may ask of a model.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub parameters: Parameters,
     /// What becomes of parts of a request that a backend's protocol cannot carry.
     #[serde(skip_serializing_if = "is_default", default)]
     pub on_unsupported: OnUnsupported,

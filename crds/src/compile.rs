@@ -3,6 +3,7 @@
 
 mod backend;
 mod condition;
+mod parameters;
 mod profile;
 mod rule;
 mod service;

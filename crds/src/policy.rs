@@ -11,6 +11,12 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::text::DurationText;
 
+mod parameters;
+
+pub use parameters::{
+    ChoiceLimitSpec, DecimalLimitSpec, OnExceedSpec, ParametersSpec, TokenLimitSpec,
+};
+
 /// Rules of one gateway. All policies that name the same gateway in one namespace are merged: exact model names
 /// before prefixes before `*`, longer prefixes first, then rules with more conditions, then by policy name, then in the
 /// order written.
@@ -89,6 +95,9 @@ pub struct RuleSpec {
     /// Limits of waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,
+    /// Bounds of what callers may ask of a model, and what counts where they say nothing. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parameters: Option<ParametersSpec>,
     /// What becomes of parts of a request that a backend's protocol cannot carry. Default `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unsupported: Option<OnUnsupportedSpec>,

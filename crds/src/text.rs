@@ -1,4 +1,4 @@
-//! Values that specs hold as text: durations such as `500ms` and quantities such as `16Gi`.
+//! Values that specs hold as text: durations such as `500ms`, quantities such as `16Gi` and fractions such as `0.7`.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -36,6 +36,39 @@ impl DurationText {
 impl From<&str> for DurationText {
     fn from(text: &str) -> Self {
         Self(text.to_owned())
+    }
+}
+
+/// A number from 0 with up to three decimals, in quotes: `"0.7"`, `"2"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct DecimalText(pub String);
+
+impl JsonSchema for DecimalText {
+    fn schema_name() -> Cow<'static, str> {
+        "Decimal".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "pattern": r"^[0-9]{1,3}(\.[0-9]{1,3})?$", "maxLength": 7 })
+    }
+}
+
+impl DecimalText {
+    /// In thousandths, 0..=999_999; `None` if it is no such number.
+    pub fn thousandths(&self) -> Option<u32> {
+        let (whole, fraction) = self.0.split_once('.').unwrap_or((&self.0, "0"));
+        let digits = |text: &str| {
+            (1..=3).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        if !digits(whole) || !digits(fraction) {
+            return None;
+        }
+        format!("{whole}{fraction:0<3}").parse().ok()
     }
 }
 

@@ -24,6 +24,7 @@ use crate::load::Demand;
 use crate::openai::{Api, Call};
 use crate::process::Process;
 use crate::reject::Reject;
+use crate::reshape::reshape;
 
 /// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
@@ -100,7 +101,16 @@ fn explained(
         call: &call,
     };
     let rule = match_rule(Some(&snapshot), &asked)?;
-    let explanation = explain::ask(process, &snapshot, &rule, api, &asked, body);
+    let reshaped = reshape(&rule, api, &call, body)?;
+    let (body, changes) = reshaped
+        .as_ref()
+        .map_or((body, &[][..]), |new| (&new.body, &new.changes));
+    let call = Call::parse(body).map_err(Reject::from)?;
+    let asked = Asked {
+        call: &call,
+        ..asked
+    };
+    let explanation = explain::ask(process, &snapshot, &rule, api, &asked, body, changes);
     Ok(format!("{}\n", json!(explanation)))
 }
 

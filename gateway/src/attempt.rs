@@ -136,7 +136,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
         }
         if record.attempts == 0 {
-            explain::log(job, &rule, &unfit, &choice);
+            explain::log(job, &rule, &unfit, &choice, &record.changes);
         }
         let lane = Lane::new(job, choice);
         enter(job, record, candidate, &lane);

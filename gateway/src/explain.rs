@@ -36,6 +36,9 @@ pub struct Explanation {
     pub stream: bool,
     /// About how many tokens the prompt has.
     pub prompt_tokens: u32,
+    /// What the rule makes another in the request: names of members.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub changes: Vec<String>,
     /// By priority, then in the order written.
     pub candidates: Vec<CandidateView>,
     /// Where it would go; `None` if it would be held or refused.
@@ -100,6 +103,7 @@ pub(crate) fn ask(
     api: Api,
     asked: &Asked<'_>,
     body: &[u8],
+    changes: &[String],
 ) -> Explanation {
     let call = asked.call;
     let protocols: BTreeSet<Protocol> = rule
@@ -126,7 +130,10 @@ pub(crate) fn ask(
         unfit: &unfit,
     };
     let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
-    explanation(snapshot, rule, wish, &misfits, choice.as_ref())
+    Explanation {
+        changes: changes.to_vec(),
+        ..explanation(snapshot, rule, wish, &misfits, choice.as_ref())
+    }
 }
 
 /// Why a backend of this protocol cannot carry the request.
@@ -139,7 +146,7 @@ fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfi
 }
 
 /// One in so many requests is told in the decision log.
-pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
+pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice, changes: &[String]) {
     let process = &job.worker.process;
     let share = process.settings.decision_log_share;
     if share <= 0.0 || rand::rng().random::<f64>() >= share {
@@ -147,7 +154,10 @@ pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice) {
     }
     if let Some(snapshot) = process.snapshot.load().as_deref() {
         let wish = job.wish(penstock_shell::clock::now(), unfit);
-        let told = explanation(snapshot, rule, wish, &[], Some(choice));
+        let told = Explanation {
+            changes: changes.to_vec(),
+            ..explanation(snapshot, rule, wish, &[], Some(choice))
+        };
         let id = job.id.to_str().unwrap_or("");
         // One text: a log's field holds no structure.
         let told = serde_json::to_string(&told).unwrap_or_default();
@@ -175,6 +185,7 @@ fn explanation(
         strategy: format!("{:?}", rule.strategy),
         stream: wish.stream,
         prompt_tokens: wish.prompt_tokens,
+        changes: Vec::new(),
         candidates: rule
             .tiers
             .iter()

@@ -30,6 +30,7 @@ use crate::process::{Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
+use crate::reshape::{Reshaped, reshape};
 use crate::service;
 use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
@@ -204,6 +205,19 @@ async fn serve(
         }
         Path::Call(api) => api,
     };
+    call(worker, watch, head, body, api, record).await
+}
+
+/// A call of a model.
+async fn call(
+    worker: &Arc<Worker>,
+    watch: &Arc<Watch>,
+    head: &http::request::Parts,
+    body: Source,
+    api: Api,
+    record: &mut Record,
+) -> Result<Done, Reject> {
+    let process = &worker.process;
     record.admit()?;
     let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
     let call = read_call(&head.headers, &body)?;
@@ -216,11 +230,21 @@ async fn serve(
     };
     let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
     record.rule = Some(Arc::clone(&rule));
+    let reshaped = reshape(&rule, api, &call, &body)?;
     if call.wanted == Wanted::Later && api == Api::Responses {
         let accepted = jobs::accept(process, &head.headers, &call.model, call.stream, &body);
         return Ok(Done::Job(Box::pin(accepted).await?));
     }
-    let store = match look_up(process, &rule, api, &head.headers, &body, record) {
+    let added = reshaped.as_ref().map_or(0, |new| new.body.len());
+    let _lease = process.lease_body(added).ok_or(Reject::Overloaded)?;
+    let (body, call) = match &reshaped {
+        Some(Reshaped { body, changes }) => {
+            record.changes.clone_from(changes);
+            (body, Call::parse(body)?)
+        }
+        None => (&body, call),
+    };
+    let store = match look_up(process, &rule, api, &head.headers, body, record) {
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
@@ -231,7 +255,7 @@ async fn serve(
         started: record.started,
         api,
         headers: &head.headers,
-        body: &body,
+        body,
         call: &call,
         blocks,
         key: wish::key(&rule, &head.headers, &call),

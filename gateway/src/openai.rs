@@ -1,6 +1,6 @@
 //! The few things that the gateway reads of a request: which call it is, the `model` member, whether it streams. All
-//! other bytes stay as they came; only `model` is ever replaced. (Translations to another protocol read more: see
-//! `provider`.)
+//! other bytes stay as they came; only `model` is replaced for a backend. (Rules may change more: see `reshape`.
+//! Translations to another protocol read more: see `provider`.)
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -10,6 +10,7 @@ use bytes::buf::{Buf as _, Chain};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::edits::place;
 use crate::load::BYTES_PER_TOKEN;
 use crate::multipart;
 
@@ -337,8 +338,7 @@ impl<'a> Call<'a> {
             .map(RawValue::get)
             .filter(|raw| *raw != "null")
             .ok_or(CallError::NoModel)?;
-        let start = raw.as_ptr().addr().wrapping_sub(body.as_ptr().addr());
-        let model_at = start..start + raw.len();
+        let model_at = place(body, raw);
         let model = match raw
             .strip_prefix('"')
             .and_then(|rest| rest.strip_suffix('"'))
@@ -348,7 +348,7 @@ impl<'a> Call<'a> {
             None => {
                 return Err(CallError::Json {
                     line: 1,
-                    column: start + 1,
+                    column: model_at.start + 1,
                 });
             }
         };

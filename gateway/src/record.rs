@@ -140,6 +140,8 @@ pub(crate) struct Record {
     pub(crate) api: Option<Api>,
     model: String,
     pub(crate) rule: Option<Arc<Rule>>,
+    /// What the rule made another in the request.
+    pub(crate) changes: Vec<String>,
     /// Tier, candidate and pass of the last choice.
     chosen: Option<(usize, usize, Pass)>,
     pub(crate) in_flight: Option<InFlight>,
@@ -177,6 +179,7 @@ impl Record {
             api: None,
             model: String::new(),
             rule: None,
+            changes: Vec::new(),
             chosen: None,
             in_flight: None,
             ticket: None,
@@ -346,6 +349,9 @@ impl Record {
         }
         if let Some(hedge) = self.hedge {
             let _ = write!(text, "; hedge {}", hedge.label());
+        }
+        if !self.changes.is_empty() {
+            let _ = write!(text, "; set {}", self.changes.join(", "));
         }
         text
     }

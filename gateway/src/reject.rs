@@ -62,6 +62,13 @@ pub enum Reject {
         /// What it must be.
         expected: &'static str,
     },
+    /// A parameter lies beyond a bound of the rule.
+    ParameterOutOfRange {
+        /// Which one.
+        param: &'static str,
+        /// The bound, such as `at most 4096`.
+        bound: String,
+    },
     /// No backend for the model can carry a member of the body.
     UnsupportedByBackend {
         /// Which one.
@@ -267,6 +274,15 @@ impl Reject {
                     "invalid_field",
                     INVALID,
                     &format!("'{param}' must be {expected}."),
+                )
+            },
+            Self::ParameterOutOfRange { param, bound } => Shape {
+                param: Some((*param).to_owned()),
+                ..shape(
+                    400,
+                    "parameter_out_of_range",
+                    INVALID,
+                    &format!("'{param}' may be {bound} here."),
                 )
             },
             Self::UnsupportedByBackend { param } => Shape {
@@ -598,6 +614,10 @@ mod tests {
             Reject::InvalidField {
                 param: "stop".to_owned(),
                 expected: "a text or a list of texts",
+            },
+            Reject::ParameterOutOfRange {
+                param: "max_tokens",
+                bound: "at most 4096".to_owned(),
             },
             Reject::UnsupportedByBackend {
                 param: "logit_bias".to_owned(),

@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
-    self, CallerCredentials, FailureClass, GatewayConfig, Profile, Protocol, Repeat, Slo, Strategy,
-    Urgency,
+    self, CallerCredentials, FailureClass, GatewayConfig, Parameters, Profile, Protocol, Repeat,
+    Slo, Strategy, Urgency,
 };
 use penstock_core::ids::{BackendId, Id};
 
@@ -134,6 +134,8 @@ pub struct Rule {
     pub idle: Duration,
     /// From the request's head to its answer's end.
     pub total: Duration,
+    /// What callers may ask of a model.
+    pub parameters: Parameters,
     /// Parts of a request that a backend's protocol cannot carry.
     pub rest: Rest,
     /// Whether streams are held until they are whole.
@@ -559,6 +561,7 @@ pub(crate) mod tests {
                 idle_ms: 1000,
                 total_ms: 60_000,
             },
+            parameters: config::Parameters::default(),
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
             join_embeddings: None,

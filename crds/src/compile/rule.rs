@@ -10,7 +10,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, service};
+use super::{condition, parameters, service};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -215,6 +215,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         hedge: compile_hedge(spec, scope),
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
+        parameters: parameters::compile(spec.parameters.as_ref(), scope),
         on_unsupported: match spec.on_unsupported {
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
             Some(OnUnsupportedSpec::Refuse) | None => OnUnsupported::Refuse,
@@ -268,7 +269,13 @@ fn strategy(spec: StrategySpec) -> Strategy {
     }
 }
 
-fn number(value: i32, least: u32, most: u32, path: &str, scope: &mut Scope<'_>) -> Option<u32> {
+pub(super) fn number(
+    value: i32,
+    least: u32,
+    most: u32,
+    path: &str,
+    scope: &mut Scope<'_>,
+) -> Option<u32> {
     let number = u32::try_from(value)
         .ok()
         .filter(|value| (least..=most).contains(value));

@@ -72,6 +72,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         (".slo", spec.slo.is_some()),
         (".hedge", spec.hedge.is_some()),
         (".joinEmbeddings", spec.join_embeddings.is_some()),
+        (".parameters", spec.parameters.is_some()),
         (".onUnsupported", spec.on_unsupported.is_some()),
         (".streaming", spec.streaming.is_some()),
         (".cache", spec.cache.is_some()),

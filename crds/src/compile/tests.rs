@@ -4,6 +4,8 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::{self, File};
 
+mod parameters;
+
 fn objects(text: &str) -> Objects {
     let (manifests, problems) = manifest::read(&[File {
         path: "test.yaml".into(),

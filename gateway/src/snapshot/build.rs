@@ -323,6 +323,7 @@ fn build_rule(
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
         total: Duration::from_millis(rule.timeouts.total_ms),
+        parameters: rule.parameters.clone(),
         rest: match rule.on_unsupported {
             OnUnsupported::Refuse => Rest::Refuse,
             OnUnsupported::Drop => Rest::Drop,

@@ -20,6 +20,7 @@ mod jobs;
 mod join;
 mod limits;
 mod overload;
+mod parameters;
 mod protocols;
 mod providers;
 mod refusals;

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use penstock_core::config::{
     Backend, Cache, CallerCredentials, CredentialRef, FORMAT, GatewayConfig, NameMatch,
-    OnUnsupported, Profile, Protocol, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming,
-    Target, Timeouts, Urgency, usual_failures,
+    OnUnsupported, Parameters, Profile, Protocol, Repeat, Retry, Rule, RuleBackend, Slo, Strategy,
+    Streaming, Target, Timeouts, Urgency, usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -53,6 +53,7 @@ impl Plan {
                 idle_ms: 20_000,
                 total_ms: 60_000,
             },
+            parameters: Parameters::default(),
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
             join_embeddings: None,
