@@ -18,7 +18,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 
 PENSTOCK = os.environ["PENSTOCK_BIN"]
-STRATEGIES = ["RoundRobin", "LeastRequests", "PowerOfTwo", "PeakEwma", "PrefixAffinity", "KvAware"]
+STRATEGIES = ["RoundRobin", "LeastRequests", "PowerOfTwo", "PeakEwma", "PrefixAffinity", "KvAware", "Adaptive"]
 DEFAULT = "PeakEwma"
 # What the default must not be worse than: strategies that, like it, know nothing of prompts.
 OTHERS = ["RoundRobin", "LeastRequests", "PowerOfTwo"]

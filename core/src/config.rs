@@ -332,6 +332,9 @@ pub enum Strategy {
     /// The endpoint that the hash of [`Rule::hash_on`] falls to, however busy it is; `PeakEwma` for requests without
     /// it.
     Sticky,
+    /// The endpoint that models learned from its streams predict to serve best, by [`Rule::slo`] where it is set;
+    /// `PeakEwma` while they err.
+    Adaptive,
 }
 
 /// What callers are to see.
@@ -341,6 +344,9 @@ pub struct Slo {
     /// Time to the first token, in ms.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ttft_ms: Option<u64>,
+    /// Time between tokens, in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub tpot_ms: Option<u64>,
 }
 
 /// What becomes of parts of a request that a backend's protocol cannot carry.

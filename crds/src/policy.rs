@@ -83,7 +83,8 @@ pub struct RuleSpec {
     /// `100ms`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub region_penalty: Option<DurationText>,
-    /// What callers are to see; the strategy `CostLatency` takes the cheapest candidate that keeps to it.
+    /// What callers are to see; the strategy `CostLatency` takes the cheapest candidate that keeps to it, `Adaptive`
+    /// the one that keeps the farthest from missing it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slo: Option<SloSpec>,
     /// When a failed attempt is repeated elsewhere.
@@ -260,6 +261,11 @@ pub enum StrategySpec {
     /// The endpoint that the hash of `hashOn` falls to, however busy it is, for as long as it is there and works;
     /// `PeakEwma` for requests without it.
     Sticky,
+    /// The endpoint that is predicted to serve a stream best, by a small model that learns from each endpoint's
+    /// streams what its queue, prompts, KV cache and known prefixes mean for the time to the first token and between
+    /// tokens. With `slo` the one that keeps the farthest from missing it. `PeakEwma` while the model errs, and for
+    /// answers that are not streamed.
+    Adaptive,
 }
 
 /// What callers are to see.
@@ -268,6 +274,9 @@ pub enum StrategySpec {
 pub struct SloSpec {
     /// Time to the first token.
     pub ttft: DurationText,
+    /// Time between tokens, for the strategy `Adaptive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpot: Option<DurationText>,
 }
 
 /// What is kept together.

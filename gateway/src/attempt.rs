@@ -132,13 +132,14 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         if choice.pass == Pass::Again {
             back_off(record.attempts).await;
         }
-        if !job.blocks.is_empty() {
-            tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
-        }
         if record.attempts == 0 {
             explain::log(job, &rule, &unfit, &choice, &record.changes);
         }
-        let lane = Lane::new(job, choice);
+        let lane = Lane::new(job, &rule, choice);
+        if !job.blocks.is_empty() {
+            let owner = lane.choice.endpoint.live.id;
+            tier.prefixes.learn(&job.blocks, owner);
+        }
         enter(job, record, candidate, &lane);
         let raced = race(job, &rule, lane, &record.tried, &unfit).await;
         unfit.backends.extend(refusers(&rule, &raced));
@@ -199,6 +200,7 @@ fn settle(
     }
     if in_flight.is_some() {
         record.in_flight = in_flight;
+        record.foreseen = lane.foreseen;
         let choice = &lane.choice;
         record.choose(choice.tier, choice.candidate, choice.pass);
         if let Some(candidate) = candidate_of(rule, choice) {
@@ -268,6 +270,7 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane)
     let choice = &lane.choice;
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);
+    record.foreseen = lane.foreseen;
     record.in_flight = None;
     record.in_flight = Some(InFlight::enter(
         &choice.endpoint,

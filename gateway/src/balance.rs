@@ -1,11 +1,13 @@
 //! Choosing one of several. Pure: loads, weights, times and randomness come in, an index goes out. A file a strategy.
 
+pub mod adaptive;
 pub mod cost;
 pub mod cost_latency;
 pub mod hash;
 pub mod kv_aware;
 pub mod latency;
 pub mod least_requests;
+pub mod least_squares;
 pub mod peak_ewma;
 pub mod power_of_two;
 pub mod prefix_affinity;

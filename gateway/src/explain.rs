@@ -8,6 +8,7 @@ use penstock_core::config::{Protocol, Strategy};
 use rand::RngExt as _;
 use serde::Serialize;
 
+use crate::balance::adaptive::Trust;
 use crate::balance::region;
 use crate::capability::{Lack, Needed};
 use crate::choose::{Choice, Standing, choose};
@@ -223,7 +224,7 @@ fn candidates<'a>(
             .slots
             .iter()
             .filter(|slot| slot.candidate == index)
-            .filter_map(|slot| endpoint(rule, candidate, slot, wish))
+            .filter_map(|slot| endpoint(rule, group, candidate, slot, wish))
             .collect(),
     })
 }
@@ -232,6 +233,7 @@ fn candidates<'a>(
 #[expect(clippy::cast_precision_loss, reason = "rough figures")]
 fn figures(
     rule: &Rule,
+    group: &Tier,
     candidate: &Candidate,
     slot: &Slot,
     endpoint: &Endpoint,
@@ -256,6 +258,20 @@ fn figures(
             let pressure = ("pressure", wish.pressure_at(endpoint).into());
             let figures = queue.into_iter().flatten().chain(kv_use);
             figures.chain([pressure]).collect()
+        }
+        Strategy::Adaptive if wish.stream => {
+            let matched = group.prefixes.matched(wish.blocks);
+            let forecast = wish.forecast_at(slot, endpoint, &matched, 1.0);
+            let model = forecast.model;
+            let decides = f64::from(u8::from(model.trust == Trust::Full));
+            BTreeMap::from([
+                ("modelDecides", decides),
+                ("modelError", model.errors.model.into()),
+                ("peakEwmaError", model.errors.peak.into()),
+                ("itlMs", model.itl_ms.into()),
+                ("ttftMs", model.ttft_ms.into()),
+                ("peakEwmaTtftMs", forecast.peak_ms.into()),
+            ])
         }
         Strategy::Region => {
             let distance = slot.distance;
@@ -308,6 +324,7 @@ fn lacking(lack: Lack) -> String {
 
 fn endpoint(
     rule: &Rule,
+    group: &Tier,
     candidate: &Candidate,
     slot: &Slot,
     wish: Wish<'_>,
@@ -321,6 +338,6 @@ fn endpoint(
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
         average_ms: live.latency(wish.stream).at(wish.now_ms),
         cost: wish.cost_at(slot, endpoint),
-        figures: figures(rule, candidate, slot, endpoint, wish),
+        figures: figures(rule, group, candidate, slot, endpoint, wish),
     })
 }

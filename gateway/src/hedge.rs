@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use penstock_core::config::Strategy;
+
 use crate::attempt::{Answer, candidate_of};
+use crate::balance::adaptive::Foreseen;
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
@@ -23,18 +26,28 @@ pub(crate) struct Lane {
     pub(crate) entered: Instant,
     /// What lay before it, see [`crate::wish::Wish::work_at`].
     pub(crate) work: f32,
+    /// What `Adaptive` foresaw, where it is the rule's strategy.
+    pub(crate) foreseen: Option<Foreseen>,
 }
 
 impl Lane {
-    pub(crate) fn new(job: &Job<'_>, choice: Choice) -> Self {
+    /// To be called before the endpoint is said to know the prompt.
+    pub(crate) fn new(job: &Job<'_>, rule: &Rule, choice: Choice) -> Self {
         let entered = penstock_shell::clock::now();
-        let work = job
-            .wish(entered, &Unfit::default())
-            .work_at(&choice.endpoint);
+        let nobody = Unfit::default();
+        let wish = job.wish(entered, &nobody);
+        let work = wish.work_at(&choice.endpoint);
+        let is_learned = rule.strategy == Strategy::Adaptive && wish.stream;
+        let tier = rule.tiers.get(choice.tier).filter(|_| is_learned);
+        let foreseen = tier.map(|tier| {
+            let matched = tier.prefixes.matched(wish.blocks);
+            wish.foreseen_at(&choice.endpoint, &matched)
+        });
         Self {
             choice,
             entered,
             work,
+            foreseen,
         }
     }
 }
@@ -78,7 +91,7 @@ pub(crate) async fn race(
         let result = first.await;
         return alone(lane, result);
     };
-    let hedged = Lane::new(job, choice);
+    let hedged = Lane::new(job, rule, choice);
     let in_flight = InFlight::enter(
         &hedged.choice.endpoint,
         true,

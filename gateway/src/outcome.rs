@@ -83,6 +83,9 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     let live = &lane.choice.endpoint.live;
     let now_ms = job.worker.process.ms(now);
     live.latency(job.call.stream).observe(sample_ms, now_ms);
+    if let Some(foreseen) = &lane.foreseen {
+        live.adaptive.begun(foreseen, took_ms, now_ms);
+    }
     // Affinity sends known prompts to one endpoint and new ones to the others, which are then slower and not at fault.
     if job.key.is_some() || !job.blocks.is_empty() {
         return;

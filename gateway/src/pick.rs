@@ -10,10 +10,11 @@ use std::sync::{Arc, PoisonError};
 use penstock_core::config::Strategy;
 use rand::Rng;
 
+use crate::balance::adaptive::Forecast;
 use crate::balance::prefix_affinity::Owner;
 use crate::balance::region::Spot;
 use crate::balance::{
-    self, Offer, Seen, cost, cost_latency, hash, latency, least_requests, power_of_two,
+    self, Offer, Seen, adaptive, cost, cost_latency, hash, latency, least_requests, power_of_two,
     prefix_affinity, region, round_robin, sticky,
 };
 use crate::snapshot::{Candidate, Credential, Endpoint, Rule, Slot, Tier};
@@ -77,6 +78,9 @@ pub fn pick(
             let expected = fitting.each(|place| wish.expected_ms(place.endpoint) / place.weight);
             fitting.at(latency::pick(&expected, &fitting.cumulative(), rng)?)
         }
+        // What is not streamed says nothing of its first token.
+        Strategy::Adaptive if !wish.stream => quicker(rng),
+        Strategy::Adaptive => by_model(rule, tier, wish, rng, &fits),
         Strategy::Cost => {
             let fitting = Fitting::of(tier, &fits);
             let offers = fitting.each(|place| place.offer(wish));
@@ -143,6 +147,10 @@ impl<'a> Place<'a> {
             ttft_ms: wish.ttft_ms(self.endpoint),
             cost_ms: wish.cost_at(self.slot, self.endpoint),
         }
+    }
+
+    fn forecast(&self, wish: Wish<'_>, matched: &[(Owner, usize)]) -> Forecast {
+        wish.forecast_at(self.slot, self.endpoint, matched, self.weight)
     }
 
     fn spot(&self, wish: Wish<'_>) -> Spot {
@@ -215,6 +223,21 @@ fn by_prefix(
     let (blocks, index) = (wish.blocks, &tier.prefixes);
     let picked = prefix_affinity::pick(blocks, index, &fitting.seen(), &owners, cost)?;
     fitting.at(picked)
+}
+
+/// The endpoint whose models predict the best service.
+fn by_model(
+    rule: &Rule,
+    tier: &Tier,
+    wish: Wish<'_>,
+    rng: &mut impl Rng,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    let fitting = Fitting::of(tier, fits);
+    let matched = tier.prefixes.matched(wish.blocks);
+    let forecasts = fitting.each(|place| place.forecast(wish, &matched));
+    let (aim, cumulative) = (wish.aim(&rule.slo), fitting.cumulative());
+    fitting.at(adaptive::pick(&forecasts, aim, &cumulative, rng)?)
 }
 
 /// The endpoint that the request's key falls to and that has room.

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use http::HeaderValue;
 
+use crate::balance::adaptive::Foreseen;
 use crate::choose::{Pass, Tried};
 use crate::guard::Watch;
 use crate::load::Ticket;
@@ -145,6 +146,8 @@ pub(crate) struct Record {
     /// Tier, candidate and pass of the last choice.
     chosen: Option<(usize, usize, Pass)>,
     pub(crate) in_flight: Option<InFlight>,
+    /// What `Adaptive` foresaw of the stream that is passed on.
+    pub(crate) foreseen: Option<Foreseen>,
     pub(crate) ticket: Option<Ticket>,
     pub(crate) attempts: usize,
     /// What became of the last attempt's hedge, if it had one.
@@ -182,6 +185,7 @@ impl Record {
             changes: Vec::new(),
             chosen: None,
             in_flight: None,
+            foreseen: None,
             ticket: None,
             attempts: 0,
             hedge: None,
@@ -417,12 +421,26 @@ impl Record {
         }
     }
 
+    /// What the stream's gaps say of its endpoint.
+    fn written(&self) {
+        if let (Some(foreseen), Some(in_flight)) = (&self.foreseen, &self.in_flight)
+            && let (Some(first), Some(last)) = (self.first_token, self.last_token)
+            && self.tokens > GAPS_EVERY
+        {
+            let gaps = u16::try_from(self.tokens - 1).map_or(f32::from(u16::MAX), f32::from);
+            let took_ms = last.saturating_duration_since(first).as_secs_f32() * 1000.0;
+            let live = &in_flight.endpoint().live;
+            live.adaptive.written(foreseen, took_ms / gaps);
+        }
+    }
+
     fn count(&self, now: Instant) {
         let metrics = &self.worker.process.metrics;
         if self.admitted {
             metrics.in_flight.dec();
         }
         self.departed(now);
+        self.written();
         let candidate = self.candidate();
         let rule = self.rule.as_ref().map_or("", |rule| rule.label.as_str());
         // Only outcomes of a backend's answer belong to its series; refusals of the gateway belong to the rule.

@@ -19,6 +19,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::{BackendId, Id};
 
+use crate::balance::adaptive::Adaptive;
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::balance::region::Distance;
@@ -338,6 +339,8 @@ pub struct EndpointLive {
     to_first_token: PeakEwma,
     /// Until the end of any other answer.
     to_end: PeakEwma,
+    /// What `Adaptive` has learned of its streams.
+    pub adaptive: Adaptive,
     /// Idle connections, one list a worker.
     pub pool: Pool,
 }
@@ -363,6 +366,7 @@ impl EndpointLive {
             vitals: Vitals::default(),
             to_first_token: PeakEwma::default(),
             to_end: PeakEwma::default(),
+            adaptive: Adaptive::default(),
             pool: Pool::new(workers),
         }
     }
@@ -452,7 +456,7 @@ impl Snapshot {
     pub fn engines_to_read(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
         self.rules
             .iter()
-            .filter(|rule| rule.strategy == Strategy::KvAware)
+            .filter(|rule| matches!(rule.strategy, Strategy::KvAware | Strategy::Adaptive))
             .flat_map(|rule| rule.candidates())
             .flat_map(|candidate| &candidate.backend.endpoints)
             // Providers have no such page, and would not like to be asked.

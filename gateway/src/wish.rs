@@ -2,15 +2,19 @@
 //! changed.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use http::HeaderMap;
-use penstock_core::config::{Protocol, Strategy};
+use penstock_core::config::{Protocol, Slo, Strategy};
 use penstock_core::ids::BackendId;
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::balance::adaptive::{Aim, Forecast, Foreseen, Situation};
 use crate::balance::peak_ewma::{self, Work};
+use crate::balance::prefix_affinity::{BLOCK_BYTES, Owner};
 use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
+use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
 
@@ -61,13 +65,13 @@ impl Wish<'_> {
     /// What an average of the endpoint's latency is to be multiplied with.
     pub fn work_at(&self, endpoint: &Endpoint) -> f32 {
         if self.stream {
-            self.work_before_first_token(endpoint)
+            self.work_before(endpoint).until_first_token()
         } else {
             sharing(endpoint.live.in_flight.load(Ordering::Relaxed))
         }
     }
 
-    fn work_before_first_token(&self, endpoint: &Endpoint) -> f32 {
+    fn work_before(&self, endpoint: &Endpoint) -> Work {
         let in_flight = endpoint.live.in_flight.load(Ordering::Relaxed);
         let waiting_tokens = endpoint.live.waiting_tokens.load(Ordering::Relaxed);
         // What the engine says is a little old, what this gateway sent it is not: the larger one counts.
@@ -78,12 +82,63 @@ impl Wish<'_> {
             .queue
             .unwrap_or_default();
         let of_others = queue.waiting.saturating_mul(self.prompt_tokens);
-        let work = Work {
+        Work {
             in_flight: in_flight.max(queue.running.saturating_add(queue.waiting)),
             waiting_tokens: waiting_tokens.max(of_others),
             prompt_tokens: self.prompt_tokens,
-        };
-        work.until_first_token()
+        }
+    }
+
+    /// What it finds at the endpoint; `matched` are the leading blocks of its prompt that endpoints were sent before.
+    fn situation_at(&self, endpoint: &Endpoint, matched: &[(Owner, usize)]) -> Situation {
+        let live = &endpoint.live;
+        let known = matched.iter().find(|(owner, _)| *owner == live.id);
+        let bytes = known.map_or(0, |(_, blocks)| blocks.saturating_mul(BLOCK_BYTES));
+        Situation {
+            work: self.work_before(endpoint),
+            cached_tokens: u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_TOKEN,
+            kv_use: live.engine.at(self.now_ms).kv_use.unwrap_or(0.0),
+        }
+    }
+
+    /// What `Adaptive` foresees of it at the endpoint.
+    pub fn foreseen_at(&self, endpoint: &Endpoint, matched: &[(Owner, usize)]) -> Foreseen {
+        let situation = self.situation_at(endpoint, matched);
+        let model = endpoint.live.adaptive.predict(&situation, self.now_ms);
+        Foreseen {
+            situation,
+            ttft_ms: model.ttft_ms,
+            peak_ms: self.known_ms(endpoint),
+        }
+    }
+
+    /// What `Adaptive` compares.
+    pub fn forecast_at(
+        &self,
+        slot: &Slot,
+        endpoint: &Endpoint,
+        matched: &[(Owner, usize)],
+        weight: f32,
+    ) -> Forecast {
+        let situation = self.situation_at(endpoint, matched);
+        Forecast {
+            model: endpoint.live.adaptive.predict(&situation, self.now_ms),
+            peak_ms: self.expected_ms(endpoint),
+            peak_cost_ms: self.cost_at(slot, endpoint),
+            is_busy: situation.work.in_flight > 0,
+            weight,
+        }
+    }
+
+    /// What is wanted of an endpoint, with the rule's targets.
+    pub fn aim(&self, slo: &Slo) -> Aim {
+        let target =
+            |ms: Option<u64>| ms.map(|ms| Duration::from_millis(ms).as_secs_f32() * 1000.0);
+        Aim {
+            answer_tokens: u16::try_from(self.answer_tokens).map_or(f32::from(u16::MAX), f32::from),
+            ttft_ms: target(slo.ttft_ms),
+            tpot_ms: target(slo.tpot_ms),
+        }
     }
 
     /// What the endpoint is taken to need for it, in ms: to the first token of a stream, to the end of another answer.
@@ -111,7 +166,8 @@ impl Wish<'_> {
 
     /// When the first token of a stream like it is expected of the endpoint, in ms from now; 0 where nothing is known.
     pub fn ttft_ms(&self, endpoint: &Endpoint) -> f32 {
-        endpoint.live.latency(true).at(self.now_ms) * self.work_before_first_token(endpoint)
+        let work = self.work_before(endpoint).until_first_token();
+        endpoint.live.latency(true).at(self.now_ms) * work
     }
 
     /// What it costs at a backend, as far as can be told before, in pico-USD.
@@ -131,7 +187,7 @@ pub fn sharing(in_flight: u32) -> f32 {
 /// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
 pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
     match rule.strategy {
-        Strategy::PrefixAffinity => prefix_affinity::blocks(call.prompt),
+        Strategy::PrefixAffinity | Strategy::Adaptive => prefix_affinity::blocks(call.prompt),
         _ => Vec::new(),
     }
 }

@@ -266,6 +266,7 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::KvAware => Strategy::KvAware,
         StrategySpec::Region => Strategy::Region,
         StrategySpec::Sticky => Strategy::Sticky,
+        StrategySpec::Adaptive => Strategy::Adaptive,
     }
 }
 
@@ -303,20 +304,27 @@ fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<String> {
 }
 
 fn compile_slo(spec: &RuleSpec, scope: &mut Scope<'_>) -> Slo {
-    let is_used = spec.strategy == StrategySpec::CostLatency;
+    let is_needed = spec.strategy == StrategySpec::CostLatency;
+    let is_adaptive = spec.strategy == StrategySpec::Adaptive;
     let Some(slo) = &spec.slo else {
-        if is_used {
+        if is_needed {
             let message = "CostLatency needs a target: set slo.ttft".to_owned();
             scope.refuse(".slo", Reason::InvalidValue, message);
         }
         return Slo::default();
     };
-    if !is_used {
-        let message = "has no effect without strategy: CostLatency".to_owned();
+    if !is_needed && !is_adaptive {
+        let message = "has no effect without strategy: CostLatency or Adaptive".to_owned();
         scope.refuse(".slo", Reason::InvalidValue, message);
     }
+    if slo.tpot.is_some() && !is_adaptive {
+        let message = "has no effect without strategy: Adaptive".to_owned();
+        scope.refuse(".slo.tpot", Reason::InvalidValue, message);
+    }
+    let tpot = slo.tpot.as_ref();
     Slo {
         ttft_ms: ms(".slo.ttft", &slo.ttft, scope),
+        tpot_ms: tpot.and_then(|tpot| ms(".slo.tpot", tpot, scope)),
     }
 }
 

@@ -66,7 +66,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
             ".strategy",
             matches!(
                 spec.strategy,
-                StrategySpec::PrefixAffinity | StrategySpec::CostLatency
+                StrategySpec::PrefixAffinity | StrategySpec::CostLatency | StrategySpec::Adaptive
             ) || spec.strategy == StrategySpec::Hash && spec.hash_on.is_none(),
         ),
         (".slo", spec.slo.is_some()),

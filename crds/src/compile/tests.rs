@@ -417,6 +417,16 @@ fn what_belongs_to_a_strategy_is_refused_elsewhere() {
         ("strategy: CostLatency", Some(".slo")),
         ("strategy: CostLatency, slo: {ttft: 0s}", Some(".slo.ttft")),
         ("slo: {ttft: 800ms}", Some(".slo")),
+        ("strategy: Adaptive", None),
+        ("strategy: Adaptive, slo: {ttft: 800ms, tpot: 40ms}", None),
+        (
+            "strategy: Adaptive, slo: {ttft: 800ms, tpot: 0s}",
+            Some(".slo.tpot"),
+        ),
+        (
+            "strategy: CostLatency, slo: {ttft: 800ms, tpot: 40ms}",
+            Some(".slo.tpot"),
+        ),
         ("strategy: Region", None),
         ("strategy: Region, regionPenalty: 50ms", None),
         ("regionPenalty: 50ms", Some(".regionPenalty")),

@@ -13,10 +13,10 @@ const TAU_MS: f32 = 10_000.0;
 const UNKNOWN_MS: f32 = 1_000.0;
 /// Prompt tokens that take as long as the fixed part of an engine's step: 270 on an RTX PRO 6000, 280 on an H100, 150
 /// on an RTX 4090 with Llama 3.1 8B (the constants of `engine/src/model/profile.rs`).
-const STEP_TOKENS: f32 = 256.0;
+pub(super) const STEP_TOKENS: f32 = 256.0;
 /// Prompt tokens that take as long as what a sequence adds to the steps until another one's first token: about three
 /// a step (same source), for a few steps.
-const REQUEST_TOKENS: f32 = 16.0;
+pub(super) const REQUEST_TOKENS: f32 = 16.0;
 /// Below this an average says nothing any more, in ms.
 const FORGOTTEN_MS: f32 = 0.01;
 

@@ -243,3 +243,57 @@ async fn the_slow_one_keeps_a_probe_share_under_latency() {
     // One to get to know it and a hundredth of the others: of 299 more than 20 come once in ten thousand million runs.
     assert!((1..=20).contains(&slow.count()), "{}", slow.count());
 }
+
+#[tokio::test]
+async fn a_model_that_is_right_more_often_than_the_average_decides() {
+    // As slow for one token as for 2,000, which no formula would have foreseen.
+    let late = |ms: u64| {
+        move || {
+            let words = (0..20).map(|_| word("x"));
+            let events = std::iter::once(role())
+                .chain(words)
+                .chain([DONE.to_owned()]);
+            Reply::LateSse(Duration::from_millis(ms), events.collect())
+        }
+    };
+    let (slow, quick) = (
+        Upstream::always(late(60)).await,
+        Upstream::always(late(5)).await,
+    );
+    let plan = Plan::new()
+        .backend("slow", &[slow.address], 1, 0)
+        .backend("quick", &[quick.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::Adaptive);
+    let gateway = Gateway::start(&plan).await;
+    let long = chat(true).replace("\"hi\"", &format!("\"{}\"", "word ".repeat(1_600)));
+    assert!(long.len() > 8_000);
+    let mut client = Client::connect(gateway.admin).await;
+    let figures = within("the model decides", async {
+        loop {
+            for body in [&chat(true), &long] {
+                assert_eq!(gateway.post(body).await.status, 200);
+            }
+            client.post_to("/explain", "", &long).await;
+            let told: serde_json::Value =
+                serde_json::from_str(&client.answer().await.body).unwrap();
+            let figures = told["candidates"][1]["endpoints"][0]["figures"].clone();
+            if figures["modelDecides"] == 1.0 && figures["itlMs"] != 0.0 {
+                break figures;
+            }
+        }
+    })
+    .await;
+    let figure = |name: &str| figures[name].as_f64().unwrap();
+    assert!(figure("modelError") <= figure("peakEwmaError"), "{figures}");
+    assert!((4.0..60.0).contains(&figure("ttftMs")), "{figures}");
+    let before = slow.count();
+    for _ in 0..50 {
+        assert_eq!(gateway.post(&long).await.status, 200);
+    }
+    assert!(
+        slow.count() - before < 15,
+        "{} {}",
+        slow.count(),
+        quick.count()
+    );
+}
