@@ -1,9 +1,11 @@
 //! (IO) `penstock check`: what is wrong in a folder of objects, each line with file, path and how to mend it.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use penstock_core::ids::Id;
 use penstock_crds::manifest::{self, Manifests};
 use penstock_crds::{Facts, compile};
 use penstock_gateway::source::directory;
@@ -29,19 +31,14 @@ pub(crate) struct Checked {
     pub(crate) problems: Vec<String>,
 }
 
-/// Reads and compiles a folder. References to Services are taken to resolve; those to Secrets must be in the folder.
+/// Reads and compiles a folder. References to Services are taken to resolve; those to Secrets and ConfigMaps must be in
+/// the folder.
 pub(crate) fn check(folder: &Path) -> Result<Checked, directory::DirectoryError> {
     let (manifests, file_problems) = manifest::read(&directory::read(folder)?);
-    let secrets = manifests.secrets.iter().map(|(id, keys)| {
-        let versions = keys
-            .iter()
-            .map(|(key, value)| (key.clone(), version(value)))
-            .collect();
-        (id.clone(), versions)
-    });
     let facts = Facts {
         services: None,
-        secrets: Some(secrets.collect()),
+        secrets: Some(versions(&manifests.secrets)),
+        config_maps: Some(versions(&manifests.config_maps)),
     };
     let compiled = compile(&manifests.objects, &facts);
     let mut problems: Vec<String> = file_problems
@@ -72,6 +69,21 @@ pub(crate) fn check(folder: &Path) -> Result<Checked, directory::DirectoryError>
         compiled,
         problems,
     })
+}
+
+/// Object → key → the version of its value.
+fn versions(
+    objects: &BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
+) -> BTreeMap<Id, BTreeMap<String, String>> {
+    let versions = |keys: &BTreeMap<String, Vec<u8>>| {
+        let keys = keys.iter();
+        keys.map(|(key, value)| (key.clone(), version(value)))
+            .collect()
+    };
+    let objects = objects.iter();
+    objects
+        .map(|(id, keys)| (id.clone(), versions(keys)))
+        .collect()
 }
 
 /// First 16 hexadecimal digits of a credential's SHA-256.

@@ -13,9 +13,11 @@ use crate::ids::{BackendId, Id};
 
 mod parameters;
 mod profile;
+mod transport;
 
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, Price, Profile};
+pub use transport::{BackendTls, ClientCertificate, Transport};
 
 /// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
 pub const FORMAT: u32 = 1;
@@ -76,6 +78,9 @@ pub struct Backend {
     /// What becomes of the caller's own credentials; [`Protocol::Http`] only.
     #[serde(skip_serializing_if = "is_default", default)]
     pub caller_credentials: CallerCredentials,
+    /// How it is connected to.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub transport: Transport,
 }
 
 /// What becomes of a caller's own credentials: `Authorization`, `Cookie`, API keys.
@@ -127,11 +132,12 @@ pub enum Target {
     Url(String),
 }
 
-/// Names one credential value without holding it.
+/// Names one value of a Secret or ConfigMap without holding it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CredentialRef {
-    /// Key in the gateway's `<gateway>-credentials` Secret, see [`crate::names::credential_id`].
+    /// Key in the gateway's `<gateway>-credentials` Secret, see [`crate::names::credential_id`] and
+    /// [`crate::names::config_map_value_id`].
     pub id: String,
     /// First 16 hexadecimal digits of the value's SHA-256; empty when the value was not known to the compiler.
     pub version: String,

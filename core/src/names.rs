@@ -71,3 +71,9 @@ pub fn pool_object(backend: &str) -> String {
 pub fn credential_id(secret: &str, key: &str) -> String {
     format!("{secret}_{key}")
 }
+
+/// Key of one value of a ConfigMap in a gateway's `<gateway>-credentials` Secret. No Secret has an empty name, so it is
+/// no [`credential_id`].
+pub fn config_map_value_id(config_map: &str, key: &str) -> String {
+    format!("_{config_map}_{key}")
+}

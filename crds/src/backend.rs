@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::profile::{CapabilitiesSpec, PriceSpec};
 use crate::text::{DurationText, QuantityText};
+use crate::tls::BackendTlsSpec;
 
 /// Exactly one of `pool`, `service` and `external`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -212,6 +213,9 @@ pub struct ServiceTarget {
     /// Default `Drop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller_credentials: Option<CallerCredentialsSpec>,
+    /// Its pods speak TLS, and this is whom to believe; `{}` will do for a public certificate. Default: they do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTlsSpec>,
 }
 
 /// What becomes of a caller's own credentials.
@@ -263,6 +267,10 @@ pub enum ProviderProtocol {
     "has(self.region) == (self.protocol == 'Bedrock')",
     "protocol Bedrock needs a region, and no other has one"
 ))]
+#[x_kube(validation = (
+    "!has(self.tls) || self.url.startsWith('https://')",
+    "TLS is spoken with https:// URLs only"
+))]
 #[serde(rename_all = "camelCase")]
 pub struct External {
     /// Base URL with its version, such as `https://api.example.com/v1`; for `AzureOpenAI` the resource's, such as
@@ -293,6 +301,10 @@ pub struct External {
     /// file, whose first profile signs, or an API key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<SecretKey>,
+    /// Whom to believe and whom to be, for `https` URLs. Default: a certificate for the URL's host by a public
+    /// authority or one of the gateway's `--upstream-ca`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTlsSpec>,
 }
 
 /// One key of a Secret in the same namespace.

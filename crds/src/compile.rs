@@ -7,6 +7,7 @@ mod parameters;
 mod profile;
 mod rule;
 mod service;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,8 @@ pub struct Facts {
     pub services: Option<BTreeMap<Id, ServiceFacts>>,
     /// Secret → key → first 16 hexadecimal digits of the value's SHA-256.
     pub secrets: Option<BTreeMap<Id, BTreeMap<String, String>>>,
+    /// ConfigMap → key → the same.
+    pub config_maps: Option<BTreeMap<Id, BTreeMap<String, String>>>,
 }
 
 /// A Service as far as routing needs it.

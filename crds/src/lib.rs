@@ -15,6 +15,7 @@ pub mod problem;
 pub mod profile;
 mod shape;
 pub mod text;
+pub mod tls;
 pub mod yaml;
 
 pub use backend::{LLMBackend, LLMBackendSpec};

@@ -31,6 +31,8 @@ pub struct Manifests {
     pub objects: Objects,
     /// `Secret` objects: key → value.
     pub secrets: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
+    /// `ConfigMap` objects: key → value.
+    pub config_maps: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
     /// Which file an object came from.
     pub origins: BTreeMap<ObjectRef, String>,
     /// Objects of other kinds, as `file: Kind name`: they are not needed without a cluster.
@@ -111,6 +113,11 @@ impl Reader {
         if api_version == "v1" && kind == "Secret" {
             return self.secret(file, id, &document);
         }
+        if api_version == "v1" && kind == "ConfigMap" {
+            let keys = self.texts(file, &format!("ConfigMap/{id}"), &document, "data");
+            self.manifests.config_maps.insert(id, keys);
+            return;
+        }
         if !api_version.starts_with("penstock.dev/") {
             return self
                 .manifests
@@ -181,27 +188,39 @@ impl Reader {
     }
 
     fn secret(&mut self, file: &File, id: Id, document: &Value) {
-        let mut keys = BTreeMap::new();
-        if let Some(data) = document.get("stringData").and_then(Value::as_object) {
-            for (key, value) in data {
-                if let Some(value) = value.as_str() {
-                    keys.insert(key.clone(), value.as_bytes().to_vec());
-                } else {
-                    let path = format!("stringData.{key}");
-                    self.refuse(
-                        file,
-                        format!("Secret/{id}"),
-                        &path,
-                        "write the value in quotes".to_owned(),
-                    );
-                }
-            }
-        }
+        let object = format!("Secret/{id}");
+        let keys = self.texts(file, &object, document, "stringData");
         if document.get("data").is_some() {
             let message = "without a cluster, write secret values under stringData".to_owned();
-            self.refuse(file, format!("Secret/{id}"), "data", message);
+            self.refuse(file, object, "data", message);
         }
         self.manifests.secrets.insert(id, keys);
+    }
+
+    /// The values of one member, which are texts.
+    fn texts(
+        &mut self,
+        file: &File,
+        object: &str,
+        document: &Value,
+        member: &str,
+    ) -> BTreeMap<String, Vec<u8>> {
+        let mut keys = BTreeMap::new();
+        for (key, value) in document
+            .get(member)
+            .and_then(Value::as_object)
+            .into_iter()
+            .flatten()
+        {
+            if let Some(value) = value.as_str() {
+                keys.insert(key.clone(), value.as_bytes().to_vec());
+            } else {
+                let path = format!("{member}.{key}");
+                let message = "write the value in quotes".to_owned();
+                self.refuse(file, object.to_owned(), &path, message);
+            }
+        }
+        keys
     }
 }
 

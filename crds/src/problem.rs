@@ -32,6 +32,8 @@ pub enum Reason {
     ServiceNotFound,
     /// A reference to a Secret, or a key of it, that does not exist.
     SecretNotFound,
+    /// A reference to a ConfigMap, or a key of it, that does not exist.
+    ConfigMapNotFound,
     /// A backend that leads back into a Penstock gateway.
     RoutingLoop,
 }
@@ -47,6 +49,7 @@ impl Reason {
             Self::CacheNotFound => "CacheNotFound",
             Self::ServiceNotFound => "ServiceNotFound",
             Self::SecretNotFound => "SecretNotFound",
+            Self::ConfigMapNotFound => "ConfigMapNotFound",
             Self::RoutingLoop => "RoutingLoop",
         }
     }
@@ -58,7 +61,8 @@ impl Reason {
             | Self::BackendNotAccepted
             | Self::CacheNotFound
             | Self::ServiceNotFound
-            | Self::SecretNotFound => true,
+            | Self::SecretNotFound
+            | Self::ConfigMapNotFound => true,
             Self::InvalidValue | Self::UnreachableRule | Self::RoutingLoop => false,
         }
     }

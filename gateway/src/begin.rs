@@ -56,9 +56,10 @@ pub(crate) async fn begin(
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
         let now = penstock_shell::clock::since_epoch();
         let request = request(job, candidate, endpoint, route, translated, now);
-        match conn.send(request, deadline).await {
+        match conn.send(request, endpoint, deadline).await {
             Ok(answer) => break answer,
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
+            Err(SendError::Handshake(failed)) => return Err(Failure::Handshake(failed)),
             // The peer closed an idle connection just now: that says nothing about the peer.
             Err(SendError::Broken { unsent }) if reused && (unsent || job.may_be_sent_again()) => {
                 conn = match open(worker, endpoint, rule.connect, last).await {
@@ -112,7 +113,7 @@ pub(crate) async fn begin(
 async fn pooled(worker: &Worker, endpoint: &Endpoint) -> Option<Conn> {
     std::future::poll_fn(|cx| {
         let now = penstock_shell::clock::now();
-        std::task::Poll::Ready(endpoint.live.pool.take(worker.index, now, cx))
+        std::task::Poll::Ready(endpoint.live.pool.take(endpoint, worker.index, now, cx))
     })
     .await
 }
@@ -136,10 +137,11 @@ async fn open(
     worker
         .process
         .connector
-        .connect(&endpoint.address, limit.min(left))
+        .connect(endpoint, limit.min(left))
         .await
         .map_err(|err| match err {
             ConnectError::Refused => Failure::Connect,
+            ConnectError::Handshake(failed) => Failure::Handshake(failed),
             ConnectError::TimedOut => late(last, Failure::ConnectTimeout),
         })
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 
 use crate::metrics::Metrics;
+use crate::pem;
 
 /// Names in a folder that the kubelet mounts from a Secret of type `kubernetes.io/tls`.
 const CERTIFICATE_FILE: &str = "tls.crt";
@@ -270,12 +270,10 @@ fn pair(folder: &Path, files: &[Vec<u8>]) -> Result<Arc<CertifiedKey>, Certifica
     let [certificates, key] = files else {
         return Err(CertificateError::Certificates { path });
     };
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificates).collect();
-    let certificates = certificates.ok().filter(|chain| !chain.is_empty());
-    let Some(certificates) = certificates else {
+    let Some(certificates) = pem::certificates(certificates) else {
         return Err(CertificateError::Certificates { path });
     };
-    let Ok(key) = PrivateKeyDer::from_pem_slice(key) else {
+    let Some(key) = pem::key(key) else {
         return Err(CertificateError::Key { path });
     };
     let provider = rustls::crypto::ring::default_provider();
@@ -286,20 +284,10 @@ fn pair(folder: &Path, files: &[Vec<u8>]) -> Result<Arc<CertifiedKey>, Certifica
 
 fn roots(path: &Path, files: &[Vec<u8>]) -> Result<RootCertStore, CertificateError> {
     let mut roots = RootCertStore::empty();
-    for certificate in files
-        .iter()
-        .flat_map(|pem| CertificateDer::pem_slice_iter(pem))
-    {
-        let added = certificate.ok().map(|der| roots.add(der));
-        if added.is_none_or(|added| added.is_err()) {
-            roots = RootCertStore::empty();
-            break;
-        }
-    }
-    if roots.is_empty() {
-        return Err(CertificateError::Certificates {
-            path: path.display().to_string(),
-        });
-    }
+    let mut files = files.iter();
+    let added = files.try_for_each(|file| pem::add_roots(&mut roots, file));
+    added.ok_or_else(|| CertificateError::Certificates {
+        path: path.display().to_string(),
+    })?;
     Ok(roots)
 }

@@ -71,6 +71,9 @@ pub struct EndpointView {
     pub address: String,
     /// See [`Standing`].
     pub standing: &'static str,
+    /// Why TLS could not be agreed on last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
     /// Requests of this gateway replica there.
     pub in_flight: u32,
     /// Prompt tokens of those without a first token.
@@ -308,7 +311,10 @@ fn dropped(
         }
         None if lack.is_some() => lack.map(lacking),
         None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
-        None if !candidate.has_endpoint() => Some("it has no ready endpoint".to_owned()),
+        None if !candidate.has_endpoint() => Some(match &candidate.backend.unsecured {
+            Some(why) => format!("TLS cannot be spoken with it: {why}"),
+            None => "it has no ready endpoint".to_owned(),
+        }),
         None => None,
     }
 }
@@ -334,6 +340,7 @@ fn endpoint(
     Some(EndpointView {
         address: endpoint.address.to_string(),
         standing: Standing::of(live, wish.now_ms).label(),
+        tls: live.handshake.failed().map(|failed| failed.to_string()),
         in_flight: live.in_flight.load(Ordering::Relaxed),
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
         average_ms: live.latency(wish.stream).at(wish.now_ms),

@@ -13,6 +13,7 @@ use crate::cooldown;
 use crate::openai;
 use crate::outlier::CONNECT_WEIGHT;
 use crate::reject::Reject;
+use crate::trust::HandshakeError;
 
 /// Why an attempt gave no answer.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) enum Failure {
     Connect,
     /// No connection in time.
     ConnectTimeout,
+    /// A connection, but no TLS over it.
+    Handshake(HandshakeError),
     /// The connection ended before an answer began.
     Broken,
     /// No answer began in time.
@@ -42,7 +45,7 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Connect | Self::Broken => FailureClass::Connection,
+            Self::Connect | Self::Handshake(_) | Self::Broken => FailureClass::Connection,
             Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => {
                 FailureClass::Timeout
             }
@@ -58,6 +61,7 @@ impl Failure {
         match self {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
+            Self::Handshake(failed) => failed.label(),
             Self::Broken => "broken",
             Self::FirstTokenTimeout => "first_token_timeout",
             Self::Deadline => "deadline",
@@ -77,7 +81,7 @@ impl Failure {
     /// What it counts against the endpoint. A 429 says that the endpoint works.
     pub(crate) fn weight(&self) -> u32 {
         match self {
-            Self::Connect | Self::ConnectTimeout => CONNECT_WEIGHT,
+            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) => CONNECT_WEIGHT,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
             // The limit counts all attempts, a refusal is about the request: neither says a thing of the endpoint.
             Self::Deadline | Self::Refused { .. } => 0,
@@ -90,6 +94,7 @@ impl Failure {
         match self {
             Self::Connect | Self::Broken | Self::GaveUp => true,
             Self::ConnectTimeout
+            | Self::Handshake(_)
             | Self::FirstTokenTimeout
             | Self::Deadline
             | Self::Refused { .. } => false,
@@ -99,13 +104,16 @@ impl Failure {
 
     /// Whether the body may have gone upstream.
     pub(crate) fn sent(&self) -> bool {
-        !matches!(self, Self::Connect | Self::ConnectTimeout)
+        !matches!(
+            self,
+            Self::Connect | Self::ConnectTimeout | Self::Handshake(_)
+        )
     }
 
     /// What the caller is told when this was the last attempt.
     pub(crate) fn conclude(self) -> Result<Answer, Reject> {
         match self {
-            Self::Connect | Self::ConnectTimeout => Err(Reject::Unreachable),
+            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) => Err(Reject::Unreachable),
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
             Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
             Self::Deadline => Err(Reject::DeadlineExceeded),

@@ -13,11 +13,10 @@ use std::task::{Context, Poll};
 use futures::task::AtomicWaker;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
 use crate::framing::{Found, Framing};
 use crate::settings::Limits;
+use crate::socket::Socket;
 
 /// Waiting for the first byte of a request.
 const IDLE: u8 = 0;
@@ -160,31 +159,6 @@ impl Watch {
     }
 }
 
-/// A connection, in the clear or not.
-pub(crate) enum Socket {
-    Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
-}
-
-impl Socket {
-    fn tcp(&self) -> &TcpStream {
-        match self {
-            Self::Plain(tcp) => tcp,
-            Self::Tls(tls) => tls.get_ref().0,
-        }
-    }
-}
-
-/// Does with the stream inside what it does with any.
-macro_rules! of_stream {
-    ($socket:expr, $stream:ident => $done:expr) => {
-        match $socket {
-            Socket::Plain($stream) => $done,
-            Socket::Tls($stream) => $done,
-        }
-    };
-}
-
 /// The socket, telling its [`Watch`] what happens.
 pub(crate) struct WatchedIo {
     io: Socket,
@@ -225,7 +199,7 @@ impl AsyncRead for WatchedIo {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = buf.filled().len();
-        let result = of_stream!(&mut this.io, io => Pin::new(io).poll_read(cx, buf));
+        let result = Pin::new(&mut this.io).poll_read(cx, buf);
         match this.watch.phase.load(Ordering::Relaxed) {
             IDLE if result.is_ready() && !this.watch.is_http2.load(Ordering::Relaxed) => {
                 this.watch.enter(HEAD);
@@ -253,22 +227,22 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_write(cx, buf));
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
         self.wrote(result)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // Over TLS it is here that writing waits.
-        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_flush(cx));
+        let result = Pin::new(&mut self.io).poll_flush(cx);
         self.wrote(result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        of_stream!(&mut self.io, io => Pin::new(io).poll_shutdown(cx))
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
     fn is_write_vectored(&self) -> bool {
-        of_stream!(&self.io, io => io.is_write_vectored())
+        self.io.is_write_vectored()
     }
 
     fn poll_write_vectored(
@@ -276,7 +250,7 @@ impl AsyncWrite for WatchedIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let result = of_stream!(&mut self.io, io => Pin::new(io).poll_write_vectored(cx, bufs));
+        let result = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
 }

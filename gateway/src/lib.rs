@@ -58,13 +58,16 @@ mod jobs;
 mod join;
 mod outcome;
 mod overload;
+mod pem;
 mod process;
 mod record;
 mod request;
 mod scrape;
 mod server;
 mod service;
+mod socket;
 mod stream;
+mod trust;
 mod upstream;
 mod worker;
 

@@ -136,6 +136,8 @@ pub struct Metrics {
     pub certificate_reloads: Counter,
     /// Certificates whose newest files cannot be used.
     pub unusable_certificates: Gauge,
+    /// Backends whose authorities or certificates cannot be used as they are.
+    pub unsecured_backends: Gauge,
     /// Configs that were applied.
     pub reloads: Counter<u64, AtomicU64>,
 }
@@ -216,6 +218,7 @@ impl Metrics {
             ejections: Counter::default(),
             certificate_reloads: Counter::default(),
             unusable_certificates: Gauge::default(),
+            unsecured_backends: Gauge::default(),
             reloads: Counter::default(),
         };
         let seconds = || Unit::Seconds;
@@ -301,6 +304,11 @@ impl Metrics {
             "penstock_gateway_certificates_unusable",
             "Certificates for callers whose newest files cannot be used",
             metrics.unusable_certificates.clone(),
+        );
+        registry.register(
+            "penstock_gateway_backends_unsecured",
+            "Backends with which TLS cannot be spoken as their objects say",
+            metrics.unsecured_backends.clone(),
         );
         registry.register(
             "penstock_gateway_config_reloads",

@@ -16,6 +16,7 @@ use crate::queue::Queue;
 use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
 use crate::suspects::Suspects;
+use crate::trust::Trust;
 use crate::upstream::Connector;
 
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
@@ -36,6 +37,8 @@ pub(crate) struct Process {
     pub(crate) suspects: Suspects,
     pub(crate) metrics: Metrics,
     pub(crate) connector: Connector,
+    /// Whom backends are believed to be by.
+    trust: Trust,
     pub(crate) jobs: Jobs,
     pub(crate) draining: AtomicBool,
     body_bytes: AtomicUsize,
@@ -49,12 +52,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(
-        settings: Settings,
-        metrics: Metrics,
-        connector: Connector,
-        jobs: Jobs,
-    ) -> Arc<Self> {
+    pub(crate) fn new(settings: Settings, metrics: Metrics, trust: Trust, jobs: Jobs) -> Arc<Self> {
         let via_token = format!(
             "penstock-{}-{}",
             settings.gateway.namespace, settings.gateway.name
@@ -66,7 +64,8 @@ impl Process {
             queue: Arc::default(),
             suspects: Suspects::default(),
             metrics,
-            connector,
+            connector: Connector::new(),
+            trust,
             jobs,
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
@@ -88,6 +87,7 @@ impl Process {
             place: &self.settings.place,
             workers: self.settings.workers,
             queue: &self.queue,
+            trust: &self.trust,
         }
     }
 

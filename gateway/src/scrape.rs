@@ -55,17 +55,13 @@ async fn read(process: &Process, engine: Arc<Endpoint>) {
 /// Reads a page; `None` if there is none, or one that says nothing of an engine.
 async fn page(process: &Process, engine: &Endpoint) -> Option<Sample> {
     let deadline = penstock_shell::clock::now() + LIMIT;
-    let conn = process
-        .connector
-        .connect(&engine.address, LIMIT)
-        .await
-        .ok()?;
+    let conn = process.connector.connect(engine, LIMIT).await.ok()?;
     let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
     *request.uri_mut() = Uri::from_static("/metrics");
     request.headers_mut().insert(HOST, engine.host.clone());
     let close = HeaderValue::from_static("close");
     request.headers_mut().insert(CONNECTION, close);
-    let (head, mut exchange) = conn.send(request, deadline).await.ok()?;
+    let (head, mut exchange) = conn.send(request, engine, deadline).await.ok()?;
     if head.status() != StatusCode::OK {
         return None;
     }

@@ -1,10 +1,12 @@
 //! (IO) `run`: the whole gateway. Starts workers, hands them connections, turns what the sources publish into
 //! snapshots, serves the admin port, and drains when told to stop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use penstock_core::ids::BackendId;
 use penstock_shell::admin::{self, Readiness};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
@@ -22,7 +24,7 @@ use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::source::{Applied, Sources};
 use crate::store::{OpenError, Store};
-use crate::upstream::{Connector, TlsError};
+use crate::trust::{TlsError, Trust, Unsecured};
 use crate::worker::{self, Arrival, Signals};
 
 /// After an accept that failed, for instance for want of descriptors.
@@ -70,12 +72,12 @@ pub async fn run(
 ) -> Result<(), Error> {
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
-    let connector = Connector::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
+    let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
     let store = settings.store.as_ref();
     let store = store.map(|spec| Store::open(spec, &settings.gateway.to_string()));
     let store = store.transpose().map_err(Error::Store)?;
     let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
-    let process = Process::new(settings, metrics, connector, jobs);
+    let process = Process::new(settings, metrics, trust, jobs);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),
@@ -345,6 +347,7 @@ fn apply(process: &Process, sources: &mut Sources) {
         process.parts(),
     );
     let next = Arc::new(next);
+    tell_unsecured(process, &next, previous.as_deref());
     process.snapshot.store(Some(Arc::clone(&next)));
     process.version.send_modify(|version| *version += 1);
     if previous
@@ -377,4 +380,27 @@ fn apply(process: &Process, sources: &mut Sources) {
         *before = Some(applied);
         changed
     });
+}
+
+/// Says of which backends TLS cannot be spoken as the config says, once for each reason.
+fn tell_unsecured(process: &Process, next: &Snapshot, previous: Option<&Snapshot>) {
+    let of = |snapshot: &Snapshot| -> BTreeMap<BackendId, (Unsecured, bool)> {
+        let backends = snapshot.backends();
+        let unsecured = backends.filter_map(|backend| {
+            let why = backend.unsecured.clone()?;
+            Some((backend.id.clone(), (why, backend.secured.is_some())))
+        });
+        unsecured.collect()
+    };
+    let (now, before) = (of(next), previous.map(of).unwrap_or_default());
+    let count = i64::try_from(now.len()).unwrap_or(i64::MAX);
+    process.metrics.unsecured_backends.set(count);
+    for (id, (why, is_served)) in &now {
+        if before.get(id).is_none_or(|(before, _)| before != why) {
+            let cause = std::error::Error::source(why).map(ToString::to_string);
+            let cause = cause.unwrap_or_default();
+            tracing::error!(backend.id = %id, error = %why, error.cause = cause, tls.served = is_served,
+                "TLS with a backend cannot be spoken as it says; the last good form, if there is one, stays");
+        }
+    }
 }

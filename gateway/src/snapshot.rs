@@ -41,6 +41,7 @@ use crate::queue::Queue;
 use crate::quota::Quota;
 use crate::retry_budget::RetryBudget;
 use crate::settings::Place;
+use crate::trust::{LastHandshake, Secured, Trust, Unsecured};
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
 
@@ -62,6 +63,8 @@ pub struct Parts<'a> {
     pub workers: usize,
     /// Where requests wait for room.
     pub queue: &'a Arc<Queue>,
+    /// Whom backends are believed to be by.
+    pub trust: &'a Trust,
 }
 
 /// Everything that a request may need, resolved.
@@ -249,6 +252,10 @@ pub struct Backend {
     pub credential: Credential,
     /// What becomes of the caller's own.
     pub caller_credentials: CallerCredentials,
+    /// TLS towards it; `None`: in the clear, or not yet.
+    pub secured: Option<Arc<Secured>>,
+    /// Why TLS cannot be spoken as the config says. While there is no older form, it has no endpoint.
+    pub unsecured: Option<Unsecured>,
     /// Requests in flight and waiting.
     pub ledger: Arc<BackendLedger>,
     /// Where the scan for the next endpoint begins.
@@ -299,6 +306,8 @@ pub struct Endpoint {
     pub targets: Targets,
     /// The zone of its node.
     pub zone: Option<String>,
+    /// TLS towards it; `None`: in the clear.
+    pub secured: Option<Arc<Secured>>,
     /// What outlives snapshots.
     pub live: Arc<EndpointLive>,
 }
@@ -325,6 +334,8 @@ pub struct EndpointLive {
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
     pub cooldown: Cooldown,
+    /// Whether TLS could be agreed on.
+    pub handshake: LastHandshake,
     /// What its engine says of itself.
     pub engine: EngineLoad,
     /// When it became ready, in the process's ms.
@@ -359,6 +370,7 @@ impl EndpointLive {
             queue,
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
+            handshake: LastHandshake::default(),
             engine: EngineLoad::default(),
             ready_ms: AtomicU64::new(0),
             quota: Quota::default(),
@@ -528,6 +540,7 @@ pub(crate) mod tests {
             credential: None,
             profile: Profile::default(),
             caller_credentials: CallerCredentials::Dropped,
+            transport: config::Transport::default(),
         }
     }
 
@@ -642,6 +655,7 @@ pub(crate) mod tests {
             metrics: &metrics,
             workers: 1,
             queue: &Arc::default(),
+            trust: &Trust::new(None).unwrap(),
         };
         let digest = config.digest().unwrap();
         Snapshot::build(

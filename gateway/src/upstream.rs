@@ -4,9 +4,8 @@
 //! request closes its connection at once and an idle connection costs no wake-ups. That a peer closed an idle
 //! connection is seen when it is taken out or swept.
 
+use std::error::Error;
 use std::fmt;
-use std::io::BufReader;
-use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
@@ -17,18 +16,17 @@ use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, Connection, SendRequest};
-use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tower_service::Service as _;
 
 use crate::openai::Pieces;
 use crate::provider::foreign;
-use crate::snapshot::{Address, EndpointLive};
+use crate::snapshot::{Address, Endpoint, EndpointLive};
+use crate::socket::Socket;
+use crate::trust::{HandshakeError, Secured};
 
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
 const MAX_IDLE: Duration = Duration::from_secs(4);
@@ -40,81 +38,23 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// What goes upstream.
 pub(crate) type RequestBody = Full<Pieces>;
 
-type Io = MaybeHttpsStream<TokioIo<TcpStream>>;
-
-/// Certificates that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The file cannot be read.
-    #[error("read certificate authorities from {path}")]
-    Read {
-        /// The file.
-        path: String,
-        /// What the system said.
-        #[source]
-        err: std::io::Error,
-    },
-    /// The file holds something else.
-    #[error("{path} does not hold certificates in PEM form")]
-    Pem {
-        /// The file.
-        path: String,
-    },
-    /// rustls refuses its own defaults.
-    #[error("set up TLS")]
-    Setup(#[source] rustls::Error),
-}
+type Io = TokioIo<Socket>;
 
 /// Makes connections.
 #[derive(Clone)]
 pub(crate) struct Connector {
-    https: HttpsConnector<HttpConnector>,
+    names: HttpConnector,
 }
 
 impl Connector {
-    /// Trusts the public authorities, and those in `extra` (PEM).
-    pub(crate) fn new(extra: Option<&Path>) -> Result<Self, TlsError> {
-        let mut roots = rustls::RootCertStore {
-            roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
-        };
-        if let Some(path) = extra {
-            let shown = path.display().to_string();
-            let file = std::fs::File::open(path).map_err(|err| TlsError::Read {
-                path: shown.clone(),
-                err,
-            })?;
-            let mut added = 0;
-            for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
-                let pem = || TlsError::Pem {
-                    path: shown.clone(),
-                };
-                roots
-                    .add(certificate.map_err(|_| pem())?)
-                    .map_err(|_| pem())?;
-                added += 1;
-            }
-            if added == 0 {
-                return Err(TlsError::Pem { path: shown });
-            }
-        }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::Setup)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let mut http = HttpConnector::new();
-        http.set_nodelay(true);
-        http.enforce_http(false);
-        let https = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(http);
-        Ok(Self { https })
+    pub(crate) fn new() -> Self {
+        let mut names = HttpConnector::new();
+        names.set_nodelay(true);
+        names.enforce_http(false);
+        Self { names }
     }
 
-    async fn open(&self, address: &Address) -> Result<Io, ConnectError> {
+    async fn tcp(&self, address: &Address) -> Result<TcpStream, ConnectError> {
         match address {
             Address::Socket(address) => {
                 let stream = TcpStream::connect(address)
@@ -123,15 +63,34 @@ impl Connector {
                 stream
                     .set_nodelay(true)
                     .map_err(|_| ConnectError::Refused)?;
-                Ok(MaybeHttpsStream::Http(TokioIo::new(stream)))
+                Ok(stream)
             }
             Address::Origin(origin) => {
                 let uri: Uri = origin.parse().map_err(|_| ConnectError::Refused)?;
-                self.https
-                    .clone()
-                    .call(uri)
-                    .await
-                    .map_err(|_| ConnectError::Refused)
+                let opened = self.names.clone().call(uri).await;
+                let opened = opened.map_err(|_| ConnectError::Refused)?;
+                Ok(opened.into_inner())
+            }
+        }
+    }
+
+    async fn open(&self, endpoint: &Endpoint) -> Result<Io, ConnectError> {
+        let tcp = self.tcp(&endpoint.address).await?;
+        let Some(secured) = &endpoint.secured else {
+            return Ok(TokioIo::new(Socket::Plain(tcp)));
+        };
+        match secured.connect(tcp).await {
+            Ok(socket) => {
+                // A backend that does not take the gateway's certificate says so later.
+                if endpoint.live.handshake.failed() != Some(HandshakeError::ClientCertificate) {
+                    endpoint.live.handshake.note(None);
+                }
+                Ok(TokioIo::new(socket))
+            }
+            Err(err) => {
+                let failed = HandshakeError::find(&err).unwrap_or(HandshakeError::Handshake);
+                note(endpoint, failed, &err);
+                Err(ConnectError::Handshake(failed))
             }
         }
     }
@@ -139,10 +98,10 @@ impl Connector {
     /// A new connection, within `limit`. Cancel safe.
     pub(crate) async fn connect(
         &self,
-        address: &Address,
+        endpoint: &Endpoint,
         limit: Duration,
     ) -> Result<Conn, ConnectError> {
-        let io = match tokio::time::timeout(limit, self.open(address)).await {
+        let io = match tokio::time::timeout(limit, self.open(endpoint)).await {
             Ok(opened) => opened?,
             Err(_) => return Err(ConnectError::TimedOut),
         };
@@ -158,21 +117,37 @@ impl Connector {
             idle_since: penstock_shell::clock::now(),
             reused: false,
             closed: false,
+            secured: endpoint.secured.clone(),
         })
+    }
+}
+
+/// Says why TLS cannot be spoken with an endpoint, once for each reason.
+fn note(endpoint: &Endpoint, failed: HandshakeError, err: &(dyn Error + 'static)) {
+    if endpoint.live.handshake.note(Some(failed)) {
+        tracing::warn!(
+            backend.id = %endpoint.live.backend,
+            endpoint = %endpoint.address,
+            reason = failed.label(),
+            error = err,
+            "no TLS with this endpoint: {failed}"
+        );
     }
 }
 
 /// Why there is no connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectError {
-    /// Refused, unreachable, unknown host, failed handshake.
+    /// Refused, unreachable, unknown host.
     Refused,
     /// Not within the limit.
     TimedOut,
+    /// TLS could not be agreed on.
+    Handshake(HandshakeError),
 }
 
 /// A connection that is ready for a request.
-pub struct Conn {
+pub(crate) struct Conn {
     sender: SendRequest<RequestBody>,
     connection: Box<Connection<Io, RequestBody>>,
     /// One timer for all waits on this connection: moving it is cheaper than making another.
@@ -180,6 +155,8 @@ pub struct Conn {
     idle_since: Instant,
     reused: bool,
     closed: bool,
+    /// What its handshake was made with.
+    secured: Option<Arc<Secured>>,
 }
 
 impl fmt::Debug for Conn {
@@ -192,8 +169,16 @@ impl fmt::Debug for Conn {
 
 impl Conn {
     /// Whether it carried a request before: then it may have been closed by the peer in the meantime.
-    pub fn is_reused(&self) -> bool {
+    pub(crate) fn is_reused(&self) -> bool {
         self.reused
+    }
+
+    /// Whether it was made as a new one to `endpoint` would be.
+    fn is_of(&self, endpoint: &Endpoint) -> bool {
+        match (&self.secured, &endpoint.secured) {
+            (Some(made), Some(wanted)) => Arc::ptr_eq(made, wanted),
+            (made, wanted) => made.is_none() && wanted.is_none(),
+        }
     }
 
     fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
@@ -212,11 +197,12 @@ impl Conn {
         self.deadline.as_mut().reset(deadline.into());
     }
 
-    /// Sends a request and waits for the head of its answer until `deadline`, which stays in force for the first
-    /// frame of the body. Dropping the future closes the connection.
-    pub async fn send(
+    /// Sends a request to `endpoint` and waits for the head of its answer until `deadline`, which stays in force for
+    /// the first frame of the body. Dropping the future closes the connection.
+    pub(crate) async fn send(
         mut self,
         request: Request<RequestBody>,
+        endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<(Response<()>, Exchange), SendError> {
         self.set_deadline(deadline);
@@ -225,6 +211,11 @@ impl Conn {
             let closed = self.is_closed(cx);
             if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
                 return Poll::Ready(answer.map_err(|err| {
+                    // In TLS 1.3 the other side looks at certificates when this one is done.
+                    if let Some(failed) = HandshakeError::find(err.error()) {
+                        note(endpoint, failed, err.error());
+                        return SendError::Handshake(failed);
+                    }
                     // hyper hands the request back when not a byte of it was written.
                     let unsent = err.message().is_some();
                     SendError::Broken { unsent }
@@ -239,6 +230,7 @@ impl Conn {
                 .map(|()| Err(SendError::TimedOut))
         })
         .await?;
+        endpoint.live.handshake.note(None);
         let (parts, body) = answer.into_parts();
         Ok((
             Response::from_parts(parts, ()),
@@ -253,7 +245,7 @@ impl Conn {
 
 /// Why there is no head of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SendError {
+pub(crate) enum SendError {
     /// The connection ended, or what came is not HTTP.
     Broken {
         /// No byte of the request was written.
@@ -261,11 +253,13 @@ pub enum SendError {
     },
     /// Not until the deadline.
     TimedOut,
+    /// The other side broke off the handshake when it saw this one's certificate, or none: it read no request.
+    Handshake(HandshakeError),
 }
 
 /// Why a body does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BodyError {
+pub(crate) enum BodyError {
     /// The connection ended early, or what came is not HTTP.
     Broken,
     /// Nothing came until the deadline.
@@ -273,7 +267,7 @@ pub enum BodyError {
 }
 
 /// An answer whose head has come. Dropping it before its end closes the connection.
-pub struct Exchange {
+pub(crate) struct Exchange {
     conn: Option<Conn>,
     body: Incoming,
     /// Makes chunks of a chat completion of a stream that is none.
@@ -313,7 +307,10 @@ impl Exchange {
     }
 
     /// The next piece of the body; `None` at its proper end. Cancel safe.
-    pub fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+    pub(crate) fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, BodyError>> {
         loop {
             let closed = match &mut self.conn {
                 Some(conn) => conn.is_closed(cx),
@@ -353,24 +350,30 @@ impl Exchange {
     }
 
     /// [`Self::poll_frame`] as a future. Cancel safe.
-    pub async fn frame(&mut self) -> Result<Option<Bytes>, BodyError> {
+    pub(crate) async fn frame(&mut self) -> Result<Option<Bytes>, BodyError> {
         std::future::poll_fn(|cx| self.poll_frame(cx)).await
     }
 
     /// Until when the next piece may take.
-    pub fn set_deadline(&mut self, deadline: Instant) {
+    pub(crate) fn set_deadline(&mut self, deadline: Instant) {
         if let Some(conn) = &mut self.conn {
             conn.set_deadline(deadline);
         }
     }
 
     /// Whether nothing is left of the body.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.body.is_end_stream() && self.foreign.is_none()
     }
 
     /// The body was read to its end: gives the connection back, if it can carry another request.
-    pub fn finish(&mut self, cx: &mut Context<'_>, to: &EndpointLive, worker: usize, now: Instant) {
+    pub(crate) fn finish(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &EndpointLive,
+        worker: usize,
+        now: Instant,
+    ) {
         let Some(mut conn) = self.conn.take() else {
             return;
         };
@@ -396,12 +399,18 @@ impl Pool {
         }
     }
 
-    /// The connection that was used last, if it is still good.
-    pub fn take(&self, worker: usize, now: Instant, cx: &mut Context<'_>) -> Option<Conn> {
+    /// The connection to `endpoint` that was used last, if it is still good.
+    pub(crate) fn take(
+        &self,
+        endpoint: &Endpoint,
+        worker: usize,
+        now: Instant,
+        cx: &mut Context<'_>,
+    ) -> Option<Conn> {
         let shard = self.shards.get(worker)?;
         loop {
             let mut conn = shard.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if conn.is_usable(now, cx) {
+            if conn.is_of(endpoint) && conn.is_usable(now, cx) {
                 return Some(conn);
             }
         }

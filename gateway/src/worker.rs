@@ -17,11 +17,12 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::HTTP_2;
-use crate::guard::{self, Caller, Socket, Watch, WatchedIo};
+use crate::guard::{self, Caller, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::jobs;
 use crate::process::Worker;
 use crate::settings::Limits;
+use crate::socket::Socket;
 
 /// The longest time between two looks at the connections; shorter limits shorten it.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
@@ -184,7 +185,7 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
             } else {
                 builder.http1_only()
             };
-            (Socket::Tls(Box::new(stream)), builder)
+            (Socket::Tls(Box::new(stream.into())), builder)
         }
     };
     let io = TokioIo::new(WatchedIo::new(socket, Arc::clone(&watch)));

@@ -25,8 +25,8 @@ mod pod;
 mod programmed;
 mod queue;
 mod replicas;
-mod secrets;
 mod status;
+mod values;
 mod watch;
 mod world;
 

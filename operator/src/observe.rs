@@ -1,17 +1,21 @@
-//! (IO) World → [`Observed`]: one namespace, owned and frozen. Reads the Secrets that backends refer to.
+//! (IO) World → [`Observed`]: one namespace, owned and frozen. Reads the Secrets and
+//! ConfigMaps that backends refer to.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
 
-use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, ResourceExt as _};
 use penstock_core::ids::Id;
+use penstock_crds::tls::SourceKind;
 use penstock_crds::{Kind, ObjectRef, Objects};
 
 use crate::apply::{WriteError, within_deadline};
 use crate::live::ChildKind;
 use crate::observed::{Observed, Unreadable};
-use crate::plan::credentials;
+use crate::values::{ValueCache, Values};
 use crate::world::{Readable, World, lock};
 
 /// Looks at everything in `namespace`.
@@ -70,7 +74,9 @@ pub(crate) async fn observe(
         .collect();
     observed.keda = *lock(&world.keda) == Some(true);
     observed.scaler_ready = world.scaler_is_ready();
-    read_secrets(client, world, &mut observed).await?;
+    let config_maps = read::<ConfigMap>(client, world, &world.config_maps, &observed).await;
+    observed.secrets = read::<Secret>(client, world, &world.secrets, &observed).await?;
+    observed.config_maps = config_maps?;
     Ok(observed)
 }
 
@@ -97,55 +103,77 @@ fn collect<'a, K>(
     }
 }
 
-async fn read_secrets(
+/// A Secret or a ConfigMap.
+trait Keyed:
+    kube::Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+    + Clone
+    + Debug
+    + serde::de::DeserializeOwned
+{
+    const KIND: SourceKind;
+
+    fn values(self) -> Values;
+}
+
+impl Keyed for Secret {
+    const KIND: SourceKind = SourceKind::Secret;
+
+    fn values(self) -> Values {
+        let data = self.data.into_iter().flatten();
+        data.map(|(key, value)| (key, value.0)).collect()
+    }
+}
+
+impl Keyed for ConfigMap {
+    const KIND: SourceKind = SourceKind::ConfigMap;
+
+    fn values(self) -> Values {
+        let data = self.data.into_iter().flatten();
+        data.map(|(key, value)| (key, value.into_bytes())).collect()
+    }
+}
+
+/// What of one kind backends refer to.
+async fn read<K: Keyed>(
     client: &Client,
     world: &World,
-    observed: &mut Observed,
-) -> Result<(), WriteError> {
-    let wanted: BTreeSet<Id> = observed
-        .objects
-        .backends
-        .iter()
-        .filter_map(|(id, backend)| {
-            Some(Id::new(
-                &id.namespace,
-                &credentials::reference(&backend.spec)?.secret,
-            ))
+    kept: &Mutex<ValueCache>,
+    observed: &Observed,
+) -> Result<BTreeMap<Id, Values>, WriteError> {
+    let backends = observed.objects.backends.iter();
+    let wanted: BTreeSet<Id> = backends
+        .flat_map(|(id, backend)| {
+            let values = backend.spec.values().filter(|value| value.kind == K::KIND);
+            values.map(|value| Id::new(&id.namespace, value.name))
         })
         .collect();
-    let missing = lock(&world.secrets).want(&observed.namespace, &wanted);
+    let missing = lock(kept).want(&observed.namespace, &wanted);
     let mut failure = None;
     for id in missing {
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), &id.namespace);
-        match within_deadline(secrets.get_opt(&id.name)).await {
+        let objects: Api<K> = Api::namespaced(client.clone(), &id.namespace);
+        match within_deadline(objects.get_opt(&id.name)).await {
             Ok(found) => {
-                let found = found.map(|secret| {
-                    let version = secret.resource_version().unwrap_or_default();
-                    let values = secret
-                        .data
-                        .into_iter()
-                        .flatten()
-                        .map(|(key, value)| (key, value.0))
-                        .collect();
-                    (version, values)
+                let found = found.map(|object| {
+                    let version = object.resource_version().unwrap_or_default();
+                    (version, object.values())
                 });
-                if lock(&world.secrets).learn(&id, found) {
+                if lock(kept).learn(&id, found) {
                     world.wake([&observed.namespace]);
                 }
             }
-            // A Secret that may not be read is like none. Any other failure ends the pass: taking a value for missing
-            // would take it from the gateways too.
+            // One that may not be read is like none. Any other failure ends the pass: taking a value for missing would
+            // take it from the gateways too.
             Err(err) => {
-                lock(&world.secrets).forget(&id);
+                lock(kept).forget(&id);
                 if !err.status().is_some_and(kube::core::Status::is_forbidden) {
                     failure = Some(WriteError::Read {
-                        what: format!("Secret {id}"),
+                        what: format!("{} {id}", K::KIND.name()),
                         err: Arc::new(err),
                     });
                 }
             }
         }
     }
-    observed.secrets = lock(&world.secrets).values(&observed.namespace);
-    failure.map_or(Ok(()), Err)
+    let values = lock(kept).values(&observed.namespace);
+    failure.map_or(Ok(values), Err)
 }

@@ -38,6 +38,8 @@ pub(crate) struct Observed {
     pub(crate) services: BTreeMap<Id, ServiceFacts>,
     /// The Secrets that backends refer to and that exist.
     pub(crate) secrets: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
+    /// ConfigMaps, likewise.
+    pub(crate) config_maps: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
     /// Objects that carry the operator's label, by kind and name.
     pub(crate) children: BTreeMap<(ChildKind, String), Arc<Live>>,
     /// Pods of gateways and pools.

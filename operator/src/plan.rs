@@ -3,7 +3,7 @@
 
 pub(crate) mod access;
 pub(crate) mod config_map;
-pub(crate) mod credentials;
+mod credentials;
 pub(crate) mod gateway;
 pub(crate) mod pdb;
 pub(crate) mod pool;
@@ -146,15 +146,16 @@ fn facts(observed: &Observed) -> Facts {
             .map(|(key, value)| (key.clone(), sha256_hex(value)[..16].to_owned()))
             .collect()
     };
+    let of_all = |objects: &BTreeMap<Id, BTreeMap<String, Vec<u8>>>| {
+        let objects = objects.iter();
+        objects
+            .map(|(id, keys)| (id.clone(), versions(keys)))
+            .collect()
+    };
     Facts {
         services: Some(observed.services.clone()),
-        secrets: Some(
-            observed
-                .secrets
-                .iter()
-                .map(|(id, keys)| (id.clone(), versions(keys)))
-                .collect(),
-        ),
+        secrets: Some(of_all(&observed.secrets)),
+        config_maps: Some(of_all(&observed.config_maps)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::{Pod, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret, Service};
 use k8s_openapi::api::discovery::v1::{EndpointConditions, EndpointSlice};
 use kube::core::{DeserializeGuard, DynamicObject, NamespaceResourceScope, PartialObjectMeta};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -25,6 +25,7 @@ use crate::live::{ChildKind, Live};
 use crate::observed::Unreadable;
 use crate::plan::{MANAGED_BY, MANAGED_BY_LABEL};
 use crate::pod::PodFacts;
+use crate::values::ValueCache;
 use crate::world::{Readable, World, lock, put_own};
 
 /// First pause after a broken watch.
@@ -99,7 +100,7 @@ pub(crate) fn start(
             scope.clone(),
             world.clone(),
         )));
-        spawn(Box::pin(secrets(
+        spawn(Box::pin(all_values(
             client.clone(),
             scope.clone(),
             world.clone(),
@@ -424,14 +425,35 @@ async fn autoscalers(client: Client, scope: Scope, world: Arc<World>) {
     follow("HorizontalPodAutoscaler", events, take, |_| false).await;
 }
 
-/// Follows the metadata of all Secrets to learn which of the few kept values is out of date.
-async fn secrets(client: Client, scope: Scope, world: Arc<World>) {
-    let events = watcher(
-        api::<PartialObjectMeta<Secret>>(client, &scope),
-        everything(),
+async fn all_values(client: Client, scope: Scope, world: Arc<World>) {
+    let (secrets, config_maps) = (client.clone(), client);
+    futures::join!(
+        values::<Secret>(secrets, scope.clone(), world.clone(), |world| {
+            &world.secrets
+        }),
+        values::<ConfigMap>(config_maps, scope, world.clone(), |world| {
+            &world.config_maps
+        }),
     );
-    let take = |event: Event<PartialObjectMeta<Secret>>| {
-        let mut cache = lock(&world.secrets);
+}
+
+/// Follows the metadata of all Secrets, or all ConfigMaps, to learn which of the few kept values is out of date.
+async fn values<K>(
+    client: Client,
+    scope: Scope,
+    world: Arc<World>,
+    kept: fn(&World) -> &Mutex<ValueCache>,
+) where
+    K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + Debug
+        + Send
+        + Sync
+        + 'static,
+{
+    let events = watcher(api::<PartialObjectMeta<K>>(client, &scope), everything());
+    let take = |event: Event<PartialObjectMeta<K>>| {
+        let mut cache = lock(kept(&world));
         let stale: Vec<String> = match event {
             Event::Init => {
                 cache.begin(&scope);
@@ -442,16 +464,16 @@ async fn secrets(client: Client, scope: Scope, world: Arc<World>) {
                 .into_iter()
                 .map(|id| id.namespace)
                 .collect(),
-            Event::InitApply(secret) | Event::Apply(secret) => {
-                let id = id(&secret);
-                if cache.seen(&scope, &id, &secret.resource_version().unwrap_or_default()) {
+            Event::InitApply(object) | Event::Apply(object) => {
+                let id = id(&object);
+                if cache.seen(&scope, &id, &object.resource_version().unwrap_or_default()) {
                     vec![id.namespace]
                 } else {
                     Vec::new()
                 }
             }
-            Event::Delete(secret) => {
-                let id = id(&secret);
+            Event::Delete(object) => {
+                let id = id(&object);
                 if cache.gone(&id) {
                     vec![id.namespace]
                 } else {
@@ -462,7 +484,7 @@ async fn secrets(client: Client, scope: Scope, world: Arc<World>) {
         drop(cache);
         world.wake(&stale);
     };
-    follow("Secret", events, take, |_| false).await;
+    follow(&K::kind(&()), events, take, |_| false).await;
 }
 
 /// Follows the endpoints of the scaler's Service.

@@ -15,7 +15,7 @@ use crate::live::{ChildKind, Live, version};
 use crate::observed::Unreadable;
 use crate::pod::PodFacts;
 use crate::queue::Queue;
-use crate::secrets::SecretCache;
+use crate::values::ValueCache;
 
 /// An object of ours, or why it cannot be read.
 pub(crate) type Readable<K> = Result<Arc<K>, Unreadable>;
@@ -35,7 +35,8 @@ pub(crate) struct World {
     pub(crate) autoscalers: Mutex<Index<Arc<HpaFacts>>>,
     /// EndpointSlices of the scaler: whether they hold a ready endpoint.
     pub(crate) scaler: Mutex<Index<bool>>,
-    pub(crate) secrets: Mutex<SecretCache>,
+    pub(crate) secrets: Mutex<ValueCache>,
+    pub(crate) config_maps: Mutex<ValueCache>,
     /// Uid and generation of unreadable objects whose conditions were written.
     pub(crate) unreadable_reported: Mutex<BTreeSet<(String, Option<i64>)>>,
     /// Whether KEDA is installed; `None` until somebody looked.
@@ -76,6 +77,7 @@ impl World {
             autoscalers: Mutex::default(),
             scaler: Mutex::default(),
             secrets: Mutex::default(),
+            config_maps: Mutex::default(),
             unreadable_reported: Mutex::default(),
             keda: Mutex::default(),
             children: ChildKind::ALL

@@ -11,6 +11,7 @@ use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::{BackendId, Id};
 use penstock_core::names;
 use penstock_crds::backend::{Engine, Pool as PoolSpec, Scaling};
+use penstock_crds::tls::{SourceKind, ValueRef};
 use penstock_gateway::source::{Credential, Credentials, Publisher};
 use penstock_scaler::world::{Gateway, Pod, Target, World};
 use penstock_shell::clock;
@@ -489,20 +490,25 @@ fn drain(spec: &PoolSpec) -> Duration {
         .unwrap_or(DEFAULT_DRAIN)
 }
 
-/// Secrets of the gateway's namespace. A value that is not text cannot be a header and is left out.
+/// Secrets and ConfigMaps of the gateway's namespace. A value that is not text can be nothing that a gateway uses, and
+/// is left out.
 fn credentials(folder: &Folder) -> Credentials {
-    let own = |(id, _): &(&Id, _)| id.namespace == folder.config.gateway.namespace;
-    let values = folder
-        .manifests
-        .secrets
-        .iter()
-        .filter(own)
-        .flat_map(|(id, keys)| {
-            keys.iter().filter_map(|(key, value)| {
-                let value = String::from_utf8(value.clone()).ok()?;
-                Some((names::credential_id(&id.name, key), Credential::new(value)))
-            })
-        });
+    let namespace = &folder.config.gateway.namespace;
+    let manifests = &folder.manifests;
+    let secrets = manifests.secrets.iter();
+    let secrets = secrets.map(|(id, keys)| (SourceKind::Secret, id, keys));
+    let config_maps = manifests.config_maps.iter();
+    let config_maps = config_maps.map(|(id, keys)| (SourceKind::ConfigMap, id, keys));
+    let own = secrets
+        .chain(config_maps)
+        .filter(|(_, id, _)| id.namespace == *namespace);
+    let values = own.flat_map(|(kind, id, keys)| {
+        keys.iter().filter_map(move |(key, value)| {
+            let name = &id.name;
+            let value = String::from_utf8(value.clone()).ok()?;
+            Some((ValueRef { kind, name, key }.id(), Credential::new(value)))
+        })
+    });
     Credentials {
         values: values.collect(),
     }

@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use penstock_core::config::{Backend, CallerCredentials, CredentialRef, Profile, Protocol, Target};
+use penstock_core::config::{
+    Backend, CallerCredentials, CredentialRef, Profile, Protocol, Target, Transport,
+};
 use penstock_core::endpoints::ServicePort;
 use penstock_core::ids::Id;
 use penstock_core::names;
 
-use super::{Facts, profile};
+use super::{Facts, profile, tls};
 use crate::backend::{
     CallerCredentialsSpec, External, LLMBackendSpec, Pool, ProtocolSpec, ProviderProtocol, Scaling,
     SecretKey, ServiceTarget,
@@ -98,9 +100,12 @@ pub(super) fn compile(
         }
     };
     let profile = profile::compile(spec, &mut check);
-    backend
-        .filter(|_| check.ok)
-        .map(|backend| Backend { profile, ..backend })
+    let transport = tls::compile(id, spec, facts, &mut check);
+    backend.filter(|_| check.ok).map(|backend| Backend {
+        profile,
+        transport,
+        ..backend
+    })
 }
 
 fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
@@ -170,6 +175,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
         credential: None,
         profile: Profile::default(),
         caller_credentials: CallerCredentials::Dropped,
+        transport: Transport::default(),
     }
 }
 
@@ -276,6 +282,7 @@ fn compile_service(
         ),
         profile: Profile::default(),
         caller_credentials,
+        transport: Transport::default(),
     })
 }
 
@@ -317,6 +324,7 @@ fn compile_external(
         ),
         profile: Profile::default(),
         caller_credentials: CallerCredentials::Dropped,
+        transport: Transport::default(),
     })
 }
 
@@ -420,32 +428,9 @@ fn compile_credential(
     facts: &Facts,
     check: &mut Check<'_>,
 ) -> Option<CredentialRef> {
-    let SecretKey { secret, key } = key?;
-    let version = match &facts.secrets {
-        None => String::new(),
-        Some(secrets) => {
-            let found = secrets.get(&Id::new(&id.namespace, secret));
-            if let Some(version) = found.and_then(|keys| keys.get(key)) {
-                version.clone()
-            } else {
-                let missing = match found {
-                    None => format!("Secret {}/{secret} does not exist", id.namespace),
-                    Some(_) => format!("Secret {}/{secret} has no key '{key}'", id.namespace),
-                };
-                let message = format!("{missing}: create it or correct the reference");
-                check.refuse(
-                    &format!("{parent}.credential"),
-                    Reason::SecretNotFound,
-                    message,
-                );
-                String::new()
-            }
-        }
-    };
-    Some(CredentialRef {
-        id: names::credential_id(secret, key),
-        version,
-    })
+    let path = format!("{parent}.credential");
+    let value = key?.value();
+    Some(tls::compile_value(id, &path, value, facts, check))
 }
 
 /// The host of an absolute http(s) URL without user information, query and fragment.

@@ -152,7 +152,7 @@ fn gateways_own_service_is_refused_by_name_by_selector_and_by_url() {
     };
     let facts = Facts {
         services: Some(BTreeMap::from([(Id::new("default", "alias"), alias)])),
-        secrets: None,
+        ..Facts::default()
     };
     let compiled = compile(
         &objects(&(backend("chat", "{service: {name: alias, port: 80}}") + &rules)),
@@ -169,7 +169,7 @@ fn service_port_is_checked_and_its_name_taken_when_services_are_known() {
     };
     let facts = Facts {
         services: Some(BTreeMap::from([(Id::new("default", "engine"), service)])),
-        secrets: None,
+        ..Facts::default()
     };
     let rules = policy("p", &rule("r", "chat", "chat"));
     let text = backend("chat", "{service: {name: engine, port: 8000}}") + &rules;
@@ -203,8 +203,8 @@ fn credential_carries_the_version_and_never_the_value() {
     let text = backend("chat", spec) + &policy("p", &rule("r", "chat", "chat"));
     let keys = BTreeMap::from([("token".to_owned(), "0123456789abcdef".to_owned())]);
     let facts = Facts {
-        services: None,
         secrets: Some(BTreeMap::from([(Id::new("default", "keys"), keys)])),
+        ..Facts::default()
     };
     let compiled = compile(&objects(&text), &facts);
     let credential = only(&compiled).backends[&Id::new("default", "chat")]
@@ -216,8 +216,8 @@ fn credential_carries_the_version_and_never_the_value() {
         ("keys_token", "0123456789abcdef")
     );
     let none = Facts {
-        services: None,
         secrets: Some(BTreeMap::new()),
+        ..Facts::default()
     };
     assert_eq!(
         messages(&compile(&objects(&text), &none)),

@@ -109,20 +109,8 @@ fn build_backend(
     previous: Option<&Arc<Backend>>,
     parts: Parts<'_>,
 ) -> Result<Backend, Box<Backend>> {
-    let label = id.to_string();
-    let mut built = Backend {
-        id: id.clone(),
-        label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
-        protocol: backend.protocol,
-        profile: backend.profile.clone(),
-        endpoints: Vec::new(),
-        credential: credential(backend, credentials),
-        caller_credentials: backend.caller_credentials,
-        ledger: parts.ledger.backend(id),
-        turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
-        patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
-        lives: BTreeMap::new(),
-    };
+    let mut built = without_endpoints(id, backend, credentials, previous, parts);
+    let may_connect = secure(backend, &mut built, credentials, previous, parts);
     let patience = Arc::clone(&built.patience);
     let fresh = || {
         let (patience, queue) = (Arc::clone(&patience), Arc::clone(parts.queue));
@@ -157,6 +145,7 @@ fn build_backend(
                         host,
                         targets,
                         zone: endpoint.zone.clone(),
+                        secured: built.secured.clone(),
                         live,
                     }));
                 }
@@ -171,14 +160,74 @@ fn build_backend(
                     host,
                     targets,
                     zone: None,
+                    secured: built.secured.clone(),
                     live,
                 }));
             }
             None => return Err(Box::new(built)),
         },
     }
-    built.endpoints = ready;
+    if may_connect {
+        built.endpoints = ready;
+    }
     Ok(built)
+}
+
+fn without_endpoints(
+    id: &BackendId,
+    backend: &config::Backend,
+    credentials: &Credentials,
+    previous: Option<&Arc<Backend>>,
+    parts: Parts<'_>,
+) -> Backend {
+    let label = id.to_string();
+    Backend {
+        id: id.clone(),
+        label: HeaderValue::from_str(&label).unwrap_or(HeaderValue::from_static("?")),
+        protocol: backend.protocol,
+        profile: backend.profile.clone(),
+        endpoints: Vec::new(),
+        credential: credential(backend, credentials),
+        caller_credentials: backend.caller_credentials,
+        secured: None,
+        unsecured: None,
+        ledger: parts.ledger.backend(id),
+        turn: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.turn)),
+        patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
+        lives: BTreeMap::new(),
+    }
+}
+
+/// Makes TLS towards a backend, or keeps the last good form of it. Whether the backend may be connected to: what wants
+/// TLS is never spoken to without.
+fn secure(
+    backend: &config::Backend,
+    built: &mut Backend,
+    credentials: &Credentials,
+    previous: Option<&Arc<Backend>>,
+    parts: Parts<'_>,
+) -> bool {
+    let wanted = backend.transport.tls.as_ref();
+    let host = match &backend.target {
+        Target::Endpoints { .. } if wanted.is_none() => return true,
+        Target::Endpoints { .. } => String::new(),
+        Target::Url(url) => match url.parse::<Uri>() {
+            Ok(uri) if uri.scheme_str() == Some("https") => {
+                let host = uri.host().unwrap_or_default();
+                host.trim_matches(['[', ']']).to_owned()
+            }
+            _ => return true,
+        },
+    };
+    let before = previous.and_then(|previous| previous.secured.as_ref());
+    match parts.trust.secure(&host, wanted, credentials, before) {
+        Ok(secured) => built.secured = Some(secured),
+        Err(err) => {
+            built.unsecured = Some(err);
+            built.secured = before.cloned();
+        }
+    }
+    built.secured.is_some()
 }
 
 /// Scheme and authority, `Host` header and request targets of a base URL.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 mod client;
 mod gateway;
+mod hyper_upstream;
 mod plan;
 mod redis;
 mod tls;
@@ -12,6 +13,7 @@ mod upstream;
 
 pub(crate) use client::*;
 pub(crate) use gateway::*;
+pub(crate) use hyper_upstream::*;
 pub(crate) use plan::*;
 pub(crate) use redis::*;
 pub(crate) use tls::*;

@@ -32,4 +32,5 @@ mod smuggling;
 mod strategies;
 mod stream;
 mod tls;
+mod tls_backends;
 mod workers;

@@ -1,43 +1,74 @@
-//! The Secret with the credentials that a gateway's config refers to: those keys, and no others.
+//! The Secret with the credentials, certificates and authorities that a gateway's config refers to: those keys, and no
+//! others.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use penstock_core::config::GatewayConfig;
-use penstock_crds::backend::SecretKey;
-use penstock_crds::{LLMBackend, LLMBackendSpec};
+use penstock_core::ids::Id;
+use penstock_crds::tls::{SourceKind, ValueRef};
 use serde_json::{Map, json};
 
 use super::{Child, Draft};
 use crate::observed::Observed;
-use penstock_core::ids::Id;
 
-/// The Secret key that a backend sends, if any.
-pub(crate) fn reference(spec: &LLMBackendSpec) -> Option<&SecretKey> {
-    let service = spec
-        .service
-        .as_ref()
-        .and_then(|service| service.credential.as_ref());
-    service.or_else(|| spec.external.as_ref()?.credential.as_ref())
-}
-
-/// Values by credential id.
+/// Values by their ids.
 pub(super) fn plan(draft: Draft<'_>, observed: &Observed, config: &GatewayConfig) -> Child {
-    let value = |id: &Id, backend: &LLMBackend| {
-        let key = reference(&backend.spec)?;
-        observed
-            .secrets
-            .get(&Id::new(&id.namespace, &key.secret))?
-            .get(&key.key)
+    let value = |id: &Id, value: ValueRef<'_>| {
+        let objects = match value.kind {
+            SourceKind::ConfigMap => &observed.config_maps,
+            SourceKind::Secret => &observed.secrets,
+        };
+        let keys = objects.get(&Id::new(&id.namespace, value.name))?;
+        Some((value.id(), ByteString(keys.get(value.key)?.clone())))
     };
-    let data: BTreeMap<&str, ByteString> = config
+    let data: BTreeMap<String, ByteString> = config
         .backends
-        .iter()
-        .filter_map(|(id, backend)| {
-            let credential = backend.credential.as_ref()?;
-            let value = value(id, observed.objects.backends.get(id)?)?;
-            Some((credential.id.as_str(), ByteString(value.clone())))
+        .keys()
+        .filter_map(|id| Some((id, observed.objects.backends.get(id)?)))
+        .flat_map(|(id, backend)| {
+            let values = backend.spec.values();
+            values.filter_map(move |reference| value(id, reference))
         })
         .collect();
     draft.finish(Map::new(), json!({ "data": data, "type": "Opaque" }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live::ChildKind;
+    use crate::plan::plan;
+    use crate::plan::tests::{observed, settings};
+
+    fn values(pairs: [(&str, &str); 3]) -> BTreeMap<String, Vec<u8>> {
+        let pairs = pairs.into_iter();
+        let pairs = pairs.map(|(key, value)| (key.to_owned(), value.as_bytes().to_vec()));
+        pairs.collect()
+    }
+
+    #[test]
+    fn certificates_and_authorities_go_along_and_what_nothing_refers_to_stays() {
+        let mut observed = observed();
+        let delivery = Id::new(&observed.namespace, "delivery");
+        let courier = Id::new(&observed.namespace, "courier");
+        let delivery = observed.objects.backends.get_mut(&delivery).unwrap();
+        let external = delivery.spec.external.as_mut().unwrap();
+        external.credential = None;
+        let tls = json!({
+            "caCertificateRefs": [{"name": "courier"}], "clientCertificateRef": {"name": "courier"},
+        });
+        external.tls = Some(serde_json::from_value(tls).unwrap());
+        let secret = values([("tls.crt", "c"), ("tls.key", "k"), ("token", "tip")]);
+        observed.secrets.insert(courier.clone(), secret);
+        let map = values([("ca.crt", "a"), ("tls.crt", "no"), ("other", "no")]);
+        observed.config_maps.insert(courier, map);
+        let plan = plan(&observed, &settings());
+        let mut secrets = plan.children.iter();
+        let secret = secrets.find(|child| child.kind == ChildKind::Secret);
+        assert_eq!(
+            secret.unwrap().object["data"],
+            json!({"_courier_ca.crt": "YQ==", "courier_tls.crt": "Yw==", "courier_tls.key": "aw=="})
+        );
+    }
 }

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use penstock_core::config::{
-    Backend, Cache, CallerCredentials, CredentialRef, FORMAT, GatewayConfig, NameMatch,
-    OnUnsupported, Parameters, Profile, Protocol, Repeat, Retry, Rule, RuleBackend, Slo, Strategy,
-    Streaming, Target, Timeouts, Urgency, usual_failures,
+    Backend, BackendTls, Cache, CallerCredentials, ClientCertificate, CredentialRef, FORMAT,
+    GatewayConfig, NameMatch, OnUnsupported, Parameters, Profile, Protocol, Repeat, Retry, Rule,
+    RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, Transport, Urgency, usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -97,6 +97,7 @@ impl Plan {
                 credential: None,
                 profile: Profile::default(),
                 caller_credentials: CallerCredentials::Dropped,
+                transport: Transport::default(),
             },
         );
         self.config.rules[0].backends.push(RuleBackend {
@@ -137,6 +138,24 @@ impl Plan {
     /// What a backend is like.
     pub(crate) fn profile(mut self, name: &str, change: impl FnOnce(&mut Profile)) -> Self {
         change(&mut self.config.backends.get_mut(&id(name)).unwrap().profile);
+        self
+    }
+
+    /// A backend that is spoken to over TLS, with the authorities, and perhaps the certificate, of these names.
+    pub(crate) fn tls(mut self, name: &str, hostname: &str, ca: &str, shown: bool) -> Self {
+        let value = |id: &str| CredentialRef {
+            id: id.to_owned(),
+            version: String::new(),
+        };
+        let backend = self.config.backends.get_mut(&id(name)).unwrap();
+        backend.transport.tls = Some(BackendTls {
+            hostname: Some(hostname.to_owned()),
+            authorities: vec![value(ca)],
+            client_certificate: shown.then(|| ClientCertificate {
+                certificate: value("tls.crt"),
+                key: value("tls.key"),
+            }),
+        });
         self
     }
 

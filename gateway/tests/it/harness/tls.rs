@@ -47,9 +47,22 @@ impl Authority {
     }
 
     pub(crate) fn sign(&self, names: &[&str]) -> Signed {
+        self.sign_with(names, |_| {})
+    }
+
+    /// One whose time is over.
+    pub(crate) fn sign_expired(&self, names: &[&str]) -> Signed {
+        self.sign_with(names, |params| {
+            params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+            params.not_after = rcgen::date_time_ymd(2021, 1, 1);
+        })
+    }
+
+    fn sign_with(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> Signed {
         let key = KeyPair::generate().unwrap();
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-        let params = CertificateParams::new(names).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        change(&mut params);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Signed {
             certificate: certificate.pem(),

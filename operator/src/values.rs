@@ -1,6 +1,6 @@
-//! The Secrets that backends refer to, and no others. Pure: reads are asked for and handed in.
+//! The Secrets, or ConfigMaps, that backends refer to, and no others. Pure: reads are asked for and handed in.
 //!
-//! One watch sees the metadata of all Secrets and keeps none of it; it only says which kept value is out of date. So
+//! One watch sees the metadata of all of them and keeps none of it; it only says which kept value is out of date. So
 //! thousands of foreign Secrets cost no memory, and no value is read that nothing refers to.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,12 +9,12 @@ use penstock_core::ids::Id;
 
 use crate::index::Scope;
 
-/// A Secret's values by key.
+/// An object's values by key.
 pub(crate) type Values = BTreeMap<String, Vec<u8>>;
 
-/// Values of referenced Secrets. As many entries as there are references.
+/// Values of what is referred to. As many entries as there are references.
 #[derive(Debug, Default)]
-pub(crate) struct SecretCache {
+pub(crate) struct ValueCache {
     entries: BTreeMap<Id, Entry>,
     listing: BTreeMap<Scope, BTreeSet<Id>>,
 }
@@ -23,11 +23,11 @@ pub(crate) struct SecretCache {
 enum Entry {
     /// Somebody reads it; `stale` when it changed meanwhile.
     Reading { stale: bool },
-    /// As of `version`; `None` when there is no such Secret.
+    /// As of `version`; `None` when there is no such object.
     Known { found: Option<(String, Values)> },
 }
 
-impl SecretCache {
+impl ValueCache {
     /// The watch of `scope` saw `id` at `version`. Returns whether a kept value is out of date.
     pub(crate) fn seen(&mut self, scope: &Scope, id: &Id, version: &str) -> bool {
         if let Some(listing) = self.listing.get_mut(scope)
@@ -112,7 +112,7 @@ impl SecretCache {
         self.entries.remove(id);
     }
 
-    /// What is known of `namespace`; Secrets that do not exist are left out.
+    /// What is known of `namespace`; what does not exist is left out.
     pub(crate) fn values(&self, namespace: &str) -> BTreeMap<Id, Values> {
         self.entries
             .iter()
@@ -139,8 +139,8 @@ mod tests {
         Values::from([("key".to_owned(), text.as_bytes().to_vec())])
     }
 
-    fn cache_with(name: &str, version: &str) -> SecretCache {
-        let mut cache = SecretCache::default();
+    fn cache_with(name: &str, version: &str) -> ValueCache {
+        let mut cache = ValueCache::default();
         assert_eq!(cache.want("ns", &BTreeSet::from([id(name)])), [id(name)]);
         assert!(!cache.learn(&id(name), Some((version.to_owned(), values("old")))));
         cache
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn foreign_secrets_leave_no_trace() {
-        let mut cache = SecretCache::default();
+        let mut cache = ValueCache::default();
         for number in 0..20_000 {
             assert!(!cache.seen(&None, &id(&number.to_string()), "1"));
         }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn change_during_a_read_is_not_lost() {
-        let mut cache = SecretCache::default();
+        let mut cache = ValueCache::default();
         cache.want("ns", &BTreeSet::from([id("a")]));
         assert!(!cache.seen(&None, &id("a"), "2"));
         assert!(cache.learn(&id("a"), Some(("1".to_owned(), values("old")))));
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn missing_secret_is_known_as_missing_until_it_appears() {
-        let mut cache = SecretCache::default();
+        let mut cache = ValueCache::default();
         cache.want("ns", &BTreeSet::from([id("a")]));
         cache.learn(&id("a"), None);
         assert!(cache.want("ns", &BTreeSet::from([id("a")])).is_empty());
