@@ -130,9 +130,9 @@ def silent_route(log, answer, first_byte_s):
     return verdict
 
 
-def malformed(answer):
-    """An unreadable event between good ones."""
-    verdict = end_of(answer)
+def malformed(answer, is_damaged=False):
+    """An unreadable event between good ones; where even its bytes are damaged, an error is as good as to leave it out."""
+    verdict = cut_stream(answer) if is_damaged else end_of(answer)
     passed_on = answer.garbled or answer.bad_utf8 or "\ufffd" in answer.text
     if passed_on and answer.finish == "stop" and verdict.grade in ("pass", "fail"):
         return Verdict("partial", "the unreadable event was passed on: strict callers break at it")

@@ -10,9 +10,10 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Response, StatusCode};
 
 use crate::attempt::Answer;
+use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
-use crate::meter::{self, Cut, Meter, Seen};
+use crate::meter::{self, Cut};
 use crate::openai::DONE;
 use crate::process::Worker;
 use crate::provider::foreign::About;
@@ -167,13 +168,20 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// Lets through what the caller is to see.
+    fn events(&self) -> Events {
+        let call = self.job.call;
+        // Made chunks always count.
+        let is_made = self.route.foreign.is_some() && self.route.way == Way::Straight;
+        let care = Care {
+            wants_count: !is_made || self.include_usage,
+            stands_gaps: !call.has_tools && !call.has_schema,
+        };
+        Events::new(self.route.api(self.job.api).wire(), care)
+    }
+
     /// Between the chunks or events that the backend sends, or is made to send, and those that the caller wants.
     fn translator(&self) -> Option<Translator> {
-        let is_made = self.route.foreign.is_some() && self.route.way == Way::Straight;
-        // Made chunks always count.
-        if is_made && !self.include_usage {
-            return Some(Translator::Unasked(Box::default()));
-        }
         self.route
             .way
             .stream(self.about.created, self.include_usage)
@@ -212,28 +220,30 @@ impl Reader<'_> {
     /// Holds an event stream back until it carries an answer, or is whole; the limit of the first token counts until
     /// its first token.
     async fn stream(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
-        let mut all = Seen::default();
-        let mut meter = Meter::new(self.route.api(self.job.api).wire());
-        let mut held: Option<BytesMut> = None;
+        let mut events = self.events();
+        let mut held = BytesMut::new();
+        let mut tokens = 0;
         let mut lease = None;
         loop {
-            let begun = meter.has_started();
+            let begun = events.meter().has_started();
             let frame = self.frame(&mut exchange).await;
             let frame = frame.map_err(|err| self.failure(err, !begun))?;
             let (bytes, now) = match frame {
                 Some(frame) => frame,
-                None if meter.lacks_done_only() => {
+                None if events.meter().lacks_done_only() => {
                     (Bytes::from_static(DONE), penstock_shell::clock::now())
                 }
                 // Ended before it began, or before it was whole.
                 None => return Err(Failure::Broken),
             };
-            let seen = meter.feed(&bytes).map_err(|_| Failure::Broken)?;
-            if meter.cut().is_some() && (self.buffers || !meter.has_started()) {
+            let passed = events.feed(bytes).map_err(|_| Failure::Broken)?;
+            let meter = events.meter();
+            let has_gap = passed.ends || passed.left_out > 0;
+            if has_gap && (self.buffers || !meter.has_started()) {
                 return Err(Failure::GaveUp);
             }
-            let before = held.as_ref().map_or(0, BytesMut::len);
-            let size = before + bytes.len();
+            tokens += passed.tokens;
+            let size = held.len() + passed.bytes.len();
             let mut committed = meter.has_started() || meter.is_done() || size > MAX_HELD_BYTES;
             if committed {
                 self.goes_on(&mut exchange, now);
@@ -243,29 +253,29 @@ impl Reader<'_> {
                 lease = self.job.worker.process.lease_body(size);
                 committed = meter.is_done() || lease.is_none() || size > MAX_BUFFERED_BYTES;
             }
-            all.tokens += seen.tokens;
-            all.cut_at = all.cut_at.or(seen.cut_at.map(|at| before + at));
-            all.finished_at = all.finished_at.or(seen.finished_at.map(|at| before + at));
             if committed {
-                let first = match held {
-                    None => bytes,
-                    Some(mut held) => {
-                        held.extend_from_slice(&bytes);
-                        held.freeze()
-                    }
+                let bytes = if held.is_empty() {
+                    passed.bytes.clone()
+                } else {
+                    held.extend_from_slice(&passed.bytes);
+                    held.freeze()
+                };
+                let first = Passed {
+                    bytes,
+                    tokens,
+                    ..passed
                 };
                 return Ok(Answer::Stream {
                     head,
                     begun: Begun {
                         exchange,
-                        meter: Some(meter),
+                        events: Some(events),
                         translator: self.translator(),
                         first,
-                        seen: all,
                     },
                 });
             }
-            held.get_or_insert_default().extend_from_slice(&bytes);
+            held.extend_from_slice(&passed.bytes);
         }
     }
 
@@ -295,13 +305,7 @@ impl Reader<'_> {
                 if !passes {
                     return Err(Failure::Broken);
                 }
-                let begun = Begun {
-                    exchange,
-                    meter: None,
-                    translator: None,
-                    first: joined,
-                    seen: Seen::default(),
-                };
+                let begun = Begun::untouched(exchange, joined);
                 return Ok(Answer::Stream { head, begun });
             }
             all = Some(joined);
@@ -370,13 +374,7 @@ impl Reader<'_> {
             });
         }
         self.goes_on(&mut exchange, penstock_shell::clock::now());
-        let begun = Begun {
-            exchange,
-            meter: None,
-            translator: None,
-            first: first.freeze(),
-            seen: Seen::default(),
-        };
+        let begun = Begun::untouched(exchange, first.freeze());
         Ok(Answer::Stream { head, begun })
     }
 

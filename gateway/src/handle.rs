@@ -487,7 +487,7 @@ fn answered(
                     (rule.idle, rule.total)
                 });
             let last = record.started + total;
-            let keeps_length = begun.meter.is_none();
+            let keeps_length = begun.events.is_none();
             let mut stream = Stream::new(worker, begun, Limits { idle, last }, record);
             if let Some(fill) = fill {
                 stream.fill(fill);

@@ -13,6 +13,7 @@ pub mod cooldown;
 pub mod edits;
 pub mod embeddings;
 pub mod engine_load;
+pub mod events;
 pub mod explain;
 pub mod hedge_budget;
 pub mod load;

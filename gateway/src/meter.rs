@@ -4,6 +4,7 @@
 //! Most events are not parsed: a substring search tells whether a parse could find anything.
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
@@ -90,17 +91,27 @@ impl Counts {
 }
 
 /// What the bytes of one frame meant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Seen {
     /// Events that carried part of an answer.
     pub tokens: u32,
-    /// The stream's proper end was among them.
-    pub done: bool,
-    /// The backend gave up; the offset up to which its bytes may go on: behind the event that says so, or before one
-    /// that cannot be read.
+    /// The backend gave up; the offset behind the event that says so.
     pub cut_at: Option<usize>,
-    /// The offset behind the stream's first event that says why something ended.
-    pub finished_at: Option<usize>,
+    /// The offset from which on bytes belong to an unfinished event.
+    pub open_at: usize,
+    /// Events that not every caller can, or wants to, read, in order.
+    pub odd: Vec<(Range<usize>, Odd)>,
+}
+
+/// What is odd about an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Odd {
+    /// It counts tokens and does nothing else, which chat completions do for those who ask for it.
+    Count,
+    /// It is no JSON. Callers' decoders break at it.
+    NoJson,
+    /// It is not even text.
+    NoText,
 }
 
 /// How a backend gave up inside an answer.
@@ -110,8 +121,6 @@ pub enum Cut {
     Abort,
     /// An event with an `error` member.
     Error,
-    /// An event that is no JSON. Callers' decoders break at it.
-    Malformed,
 }
 
 /// Follows one event stream.
@@ -142,6 +151,7 @@ struct Meaning {
     finishes: bool,
     done: bool,
     cut: Option<Cut>,
+    odd: Option<Odd>,
 }
 
 #[derive(Deserialize)]
@@ -199,7 +209,6 @@ impl Meter {
     /// Takes the next frame.
     pub fn feed(&mut self, frame: &[u8]) -> Result<Seen, EventTooLarge> {
         let mut seen = Seen::default();
-        let mut start = 0;
         let Self {
             wire,
             decoder,
@@ -209,7 +218,7 @@ impl Meter {
             started,
             finished,
         } = self;
-        decoder.feed(frame, |data, end| {
+        seen.open_at = decoder.feed(frame, |data, place| {
             let meaning = match wire {
                 Wire::Plain => Meaning {
                     token: true,
@@ -217,31 +226,19 @@ impl Meter {
                     done: true,
                     ..Meaning::default()
                 },
-                _ if !is_readable(data) => Meaning {
-                    cut: Some(Cut::Malformed),
-                    ..Meaning::default()
-                },
-                Wire::Chunks => of_chunk(data, *started),
-                Wire::Responses => events::of_response(data),
-                Wire::Messages => events::of_message(data),
+                _ => of_event(*wire, data, *started),
             };
-            let from = std::mem::replace(&mut start, end);
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));
             }
             if meaning.cut.is_some() {
                 *cut = cut.or(meaning.cut);
-                let until = match meaning.cut {
-                    Some(Cut::Malformed) => from,
-                    _ => end,
-                };
-                seen.cut_at = seen.cut_at.or(Some(until));
+                seen.cut_at = seen.cut_at.or(Some(place.end));
+            }
+            if let Some(odd) = meaning.odd {
+                seen.odd.push((place, odd));
             }
             seen.tokens += u32::from(meaning.token);
-            seen.done |= meaning.done;
-            if meaning.finishes && !*finished {
-                seen.finished_at = Some(end);
-            }
             *started |= meaning.starts;
             *finished |= meaning.finishes;
             *done |= meaning.done;
@@ -281,11 +278,30 @@ impl Meter {
     }
 }
 
-/// Whether an event is what all of these protocols send: JSON, or the end. Costs about a microsecond for each KiB.
-fn is_readable(data: &[u8]) -> bool {
-    data.trim_ascii() == DONE_DATA
-        || std::str::from_utf8(data)
-            .is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok())
+fn of_event(wire: Wire, data: &[u8], started: bool) -> Meaning {
+    if let Some(odd) = oddity(data) {
+        return Meaning {
+            odd: Some(odd),
+            ..Meaning::default()
+        };
+    }
+    match wire {
+        Wire::Chunks | Wire::Plain => of_chunk(data, started),
+        Wire::Responses => events::of_response(data),
+        Wire::Messages => events::of_message(data),
+    }
+}
+
+/// Why an event is not what all of these protocols send: JSON, or the end. Costs about a microsecond for each KiB.
+fn oddity(data: &[u8]) -> Option<Odd> {
+    if data.trim_ascii() == DONE_DATA {
+        return None;
+    }
+    let Ok(text) = std::str::from_utf8(data) else {
+        return Some(Odd::NoText);
+    };
+    let read = serde_json::from_str::<serde::de::IgnoredAny>(text);
+    read.is_err().then_some(Odd::NoJson)
 }
 
 fn of_chunk(data: &[u8], started: bool) -> Meaning {
@@ -307,6 +323,8 @@ fn of_chunk(data: &[u8], started: bool) -> Meaning {
         meaning.cut = cut_of(&chunk);
         let says_other = chunk.usage.is_some() || chunk.prompt_filter_results.is_some();
         meaning.token = meaning.cut.is_none() && !(says_other && chunk.choices.is_empty());
+        let counts = chunk.usage.is_some() && chunk.choices.is_empty();
+        meaning.odd = (counts && meaning.cut.is_none()).then_some(Odd::Count);
     }
     meaning.starts = meaning.token && (started || !is_opening(data));
     meaning.finishes = meaning.cut.is_none() && has_finish_reason(data);

@@ -132,6 +132,8 @@ pub struct Metrics {
     pub retries: Counter,
     /// Endpoints that were left out after failures in a row.
     pub ejections: Counter,
+    /// Events that were left out of streams because they cannot be read.
+    pub events_left_out: Counter,
     /// Sets of certificates that were put in force.
     pub certificate_reloads: Counter,
     /// Certificates whose newest files cannot be used.
@@ -216,6 +218,7 @@ impl Metrics {
             connections: Gauge::default(),
             retries: Counter::default(),
             ejections: Counter::default(),
+            events_left_out: Counter::default(),
             certificate_reloads: Counter::default(),
             unusable_certificates: Gauge::default(),
             unsecured_backends: Gauge::default(),
@@ -269,6 +272,11 @@ impl Metrics {
             "penstock_gateway_ejections",
             "Endpoints left out after failures in a row",
             metrics.ejections.clone(),
+        );
+        registry.register(
+            "penstock_gateway_events_left_out",
+            "Events left out of streams because they cannot be read",
+            metrics.events_left_out.clone(),
         );
         registry.register(
             "penstock_gateway_cache_lookups",

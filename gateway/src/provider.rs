@@ -13,7 +13,6 @@ pub mod gemini;
 pub mod messages_over_chat;
 pub mod target;
 pub mod translations;
-pub mod unasked;
 
 mod chat;
 mod chunks;
@@ -31,7 +30,6 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use self::foreign::Foreign;
-use self::unasked::Unasked;
 use crate::openai::{Api, Dialect};
 use crate::reject::anthropic_error;
 use crate::sse::EventTooLarge;
@@ -211,32 +209,17 @@ pub enum Translator {
     ChatOverMessages(Box<chat_over_messages::Stream>),
     /// See [`Way::MessagesOverChat`].
     MessagesOverChat(Box<messages_over_chat::Stream>),
-    /// The caller's own protocol, less what the caller did not ask for.
-    Unasked(Box<Unasked>),
 }
 
 impl Translator {
-    /// Takes the backend's next bytes, gives the caller's. `finished_at`: see [`crate::meter::Seen`].
-    pub fn feed(
-        &mut self,
-        bytes: Bytes,
-        finished_at: Option<usize>,
-    ) -> Result<Bytes, EventTooLarge> {
+    /// Takes the backend's next bytes, gives the caller's.
+    pub fn feed(&mut self, bytes: &[u8]) -> Result<Bytes, EventTooLarge> {
         let mut out = Vec::new();
         match self {
-            Self::ChatOverMessages(stream) => stream.feed(&bytes, &mut out)?,
-            Self::MessagesOverChat(stream) => stream.feed(&bytes, &mut out)?,
-            Self::Unasked(unasked) => return unasked.feed(bytes, finished_at),
+            Self::ChatOverMessages(stream) => stream.feed(bytes, &mut out)?,
+            Self::MessagesOverChat(stream) => stream.feed(bytes, &mut out)?,
         }
         Ok(Bytes::from(out))
-    }
-
-    /// Whether it may have let part of an event out.
-    pub fn passes_parts(&self) -> bool {
-        match self {
-            Self::ChatOverMessages(_) | Self::MessagesOverChat(_) => false,
-            Self::Unasked(unasked) => unasked.passes_parts(),
-        }
     }
 }
 

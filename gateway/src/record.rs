@@ -286,6 +286,23 @@ impl Record {
         }
     }
 
+    /// Events of the backend could not be read, and the answer went on without them.
+    pub(crate) fn left_out(&self, count: u8, now: Instant) {
+        self.worker
+            .process
+            .metrics
+            .events_left_out
+            .inc_by(count.into());
+        self.vital(Sample::Failed, now);
+        let backend = self.candidate().map(|candidate| &candidate.backend.id);
+        tracing::warn!(
+            request.id = self.id.to_str().unwrap_or(""),
+            backend.id = backend.map(tracing::field::display),
+            count,
+            "events that cannot be read were left out of a stream"
+        );
+    }
+
     /// What is to be compared with the endpoint's peers.
     fn vital(&self, sample: Sample, now: Instant) {
         if let Some(in_flight) = &self.in_flight {

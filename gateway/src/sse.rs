@@ -2,6 +2,8 @@
 //! changed; line ends may be LF, CRLF or CR (HTML standard, 9.2.6). An event without end is refused at
 //! [`MAX_EVENT_BYTES`], so a hostile upstream cannot make the gateway grow.
 
+use std::ops::Range;
+
 use memchr::memchr2;
 
 /// Largest event that is kept when it comes in pieces. Real chunks are below 64 KiB; embeddings of tool calls and
@@ -33,16 +35,18 @@ impl Decoder {
         self.inside
     }
 
-    /// Takes the next bytes and calls `event` with the data of each event that they finish, and with the offset in
-    /// `chunk` behind it. Events without data (comments, heartbeats) are not reported.
+    /// Takes the next bytes and calls `event` with the data of each event that they finish, and with its place in
+    /// `chunk`; one that began earlier starts at 0. Events without data (comments, heartbeats) are not reported. Gives
+    /// the offset from which on bytes belong to an unfinished event.
     pub fn feed(
         &mut self,
         chunk: &[u8],
-        mut event: impl FnMut(&[u8], usize),
-    ) -> Result<(), EventTooLarge> {
+        mut event: impl FnMut(&[u8], Range<usize>),
+    ) -> Result<usize, EventTooLarge> {
         if chunk.is_empty() {
-            return Ok(());
+            return Ok(0);
         }
+        let mut start = 0;
         let mut position = 0;
         if std::mem::take(&mut self.after_cr) && chunk.first() == Some(&b'\n') {
             position = 1;
@@ -74,10 +78,11 @@ impl Decoder {
                 self.inside = true;
             } else if length == 0 {
                 if let Some(data) = borrowed.take() {
-                    event(data, next);
+                    event(data, start..next);
                 } else if self.has_data {
-                    event(&self.data, next);
+                    event(&self.data, start..next);
                 }
+                start = next;
                 self.data.clear();
                 self.has_data = false;
                 self.inside = false;
@@ -100,7 +105,7 @@ impl Decoder {
             self.inside = true;
             self.grow(rest)?;
         }
-        Ok(())
+        Ok(if self.inside { start } else { chunk.len() })
     }
 
     fn grow(&mut self, bytes: &[u8]) -> Result<(), EventTooLarge> {
@@ -179,8 +184,8 @@ mod tests {
         let mut events = Vec::new();
         for chunk in chunks {
             decoder
-                .feed(chunk, |data, end| {
-                    assert!(end <= chunk.len() && end > 0);
+                .feed(chunk, |data, place| {
+                    assert!(place.end <= chunk.len() && place.start < place.end);
                     events.push(data.to_vec());
                 })
                 .unwrap();

@@ -1,5 +1,5 @@
 //! (IO) `AnswerBody`: what goes to the caller, piece by piece as it comes from the backend, with the request's record
-//! attached. Event streams are followed by a [`Meter`]; a stream that breaks ends in an error event, never in a clean
+//! attached. Event streams pass by whole events (see [`Events`]); a stream that breaks ends in an error event, never in a clean
 //! `[DONE]`. Dropping the body closes the connection to the backend.
 
 use std::pin::Pin;
@@ -13,7 +13,8 @@ use futures::stream::BoxStream;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
-use crate::meter::{Cut, Meter, Seen};
+use crate::events::{Events, Passed};
+use crate::meter::{Cut, Meter};
 use crate::openai::{Api, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::Translator;
@@ -177,7 +178,7 @@ pub(crate) struct Stream {
     worker: Arc<Worker>,
     exchange: Option<Exchange>,
     /// `None` for a body that is no event stream.
-    meter: Option<Meter>,
+    events: Option<Events>,
     /// Between a backend and a caller that speak different protocols.
     translator: Option<Translator>,
     /// What the caller's stream is made of.
@@ -186,6 +187,8 @@ pub(crate) struct Stream {
     next: Next,
     limits: Limits,
     fill: Option<Fill>,
+    /// Something of it could not be read.
+    has_gap: bool,
     record: Box<Record>,
 }
 
@@ -198,16 +201,29 @@ pub(crate) struct Limits {
     pub(crate) last: Instant,
 }
 
-/// An answer that has begun: `first` was read and, with a meter, followed already.
+/// An answer that has begun: `first` was read already.
 pub(crate) struct Begun {
     pub(crate) exchange: Exchange,
     /// `None` for a body that is no event stream.
-    pub(crate) meter: Option<Meter>,
+    pub(crate) events: Option<Events>,
     /// `None` where the backend speaks the caller's protocol.
     pub(crate) translator: Option<Translator>,
-    pub(crate) first: Bytes,
-    /// What `first` meant.
-    pub(crate) seen: Seen,
+    pub(crate) first: Passed,
+}
+
+impl Begun {
+    /// A body that is no event stream; `first` is its beginning.
+    pub(crate) fn untouched(exchange: Exchange, first: Bytes) -> Self {
+        Self {
+            exchange,
+            events: None,
+            translator: None,
+            first: Passed {
+                bytes: first,
+                ..Passed::default()
+            },
+        }
+    }
 }
 
 impl Stream {
@@ -220,33 +236,32 @@ impl Stream {
     ) -> Self {
         let Begun {
             exchange,
-            meter,
+            events,
             translator,
             first,
-            seen,
         } = begun;
         let mut stream = Self {
             worker: Arc::clone(worker),
             exchange: Some(exchange),
-            meter,
+            events,
             translator,
             wire: record.api.map(Api::wire).unwrap_or_default(),
             ready: None,
             next: Next::Upstream,
             limits,
             fill: None,
+            has_gap: false,
             record,
         };
-        stream.record.usage = stream.meter.as_ref().and_then(Meter::usage);
-        stream
-            .record
-            .tokens(seen.tokens, penstock_shell::clock::now());
-        stream.pass(first, seen);
+        stream.take(first, penstock_shell::clock::now());
         stream
     }
 
     /// Stores the answer if it ends well.
     pub(crate) fn fill(&mut self, mut fill: Fill) {
+        if self.has_gap {
+            return;
+        }
         if let Some(bytes) = &self.ready {
             fill.add(bytes);
         }
@@ -257,18 +272,32 @@ impl Stream {
         self.next == Next::End && self.ready.is_none()
     }
 
-    /// Makes `bytes` ready to go out, up to where the backend gave up.
-    fn pass(&mut self, mut bytes: Bytes, seen: Seen) {
-        if let Some(end) = seen.cut_at {
-            bytes.truncate(end);
-            match self.meter.as_ref().and_then(Meter::cut) {
+    /// Takes in what the backend sent.
+    fn take(&mut self, passed: Passed, now: Instant) {
+        if let Some(events) = &self.events {
+            self.record.usage = events.meter().usage().or(self.record.usage);
+        }
+        if passed.left_out > 0 {
+            self.record.left_out(passed.left_out, now);
+            self.has_gap = true;
+            self.fill = None;
+        }
+        self.record.tokens(passed.tokens, now);
+        if passed.ends {
+            let cut = self.events.as_ref().and_then(|events| events.meter().cut());
+            match cut {
                 Some(Cut::Error) => self.end(UPSTREAM_ERROR),
-                Some(Cut::Malformed) => self.break_off(Broken::Malformed),
-                Some(Cut::Abort) | None => self.break_off(Broken::Aborted),
+                Some(Cut::Abort) => self.break_off(Broken::Aborted),
+                None => self.break_off(Broken::Malformed),
             }
         }
+        self.pass(passed.bytes);
+    }
+
+    /// Makes `bytes` ready to go out.
+    fn pass(&mut self, mut bytes: Bytes) {
         if let Some(translator) = &mut self.translator {
-            match translator.feed(bytes, seen.finished_at) {
+            match translator.feed(&bytes) {
                 Ok(translated) => bytes = translated,
                 Err(_too_large) => return self.break_off(Broken::Malformed),
             }
@@ -302,12 +331,11 @@ impl Stream {
                 Next::End => return Poll::Ready(None),
                 Next::Event(broken) => {
                     self.next = Next::End;
-                    let Some(meter) = &self.meter else {
+                    let Some(events) = &self.events else {
                         return Poll::Ready(Some(Err(BrokenOff)));
                     };
-                    let translator = self.translator.as_ref();
-                    let inside =
-                        translator.is_none_or(Translator::passes_parts) && meter.is_inside_event();
+                    // Translators give whole events.
+                    let inside = self.translator.is_none() && events.is_part_out();
                     let event = broken.event(self.wire, inside);
                     return Poll::Ready(Some(Ok(Bytes::from(event))));
                 }
@@ -327,7 +355,7 @@ impl Stream {
                 let now = penstock_shell::clock::now();
                 exchange.set_deadline(self.limits.last.min(now + self.limits.idle));
                 let is_over = exchange.is_over();
-                self.take(bytes, now);
+                self.read(bytes, now);
                 if is_over && self.next == Next::Upstream {
                     self.finish(cx);
                 }
@@ -342,28 +370,28 @@ impl Stream {
         Poll::Ready(())
     }
 
-    fn take(&mut self, bytes: Bytes, now: Instant) {
-        let seen = match &mut self.meter {
-            Some(meter) => match meter.feed(&bytes) {
-                Ok(seen) => {
-                    self.record.usage = meter.usage().or(self.record.usage);
-                    seen
-                }
+    fn read(&mut self, bytes: Bytes, now: Instant) {
+        let passed = match &mut self.events {
+            Some(events) => match events.feed(bytes) {
+                Ok(passed) => passed,
                 Err(_too_large) => return self.break_off(Broken::Malformed),
             },
-            None => Seen::default(),
+            None => Passed {
+                bytes,
+                ..Passed::default()
+            },
         };
-        self.record.tokens(seen.tokens, now);
-        self.pass(bytes, seen);
+        self.take(passed, now);
     }
 
     /// The backend's body came to its end.
     fn finish(&mut self, cx: &mut Context<'_>) {
         // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
         // said why it ended is whole all the same.
-        if self.meter.as_ref().is_some_and(Meter::lacks_done_only) {
-            self.pass(Bytes::from_static(DONE), Seen::default());
-        } else if self.meter.as_ref().is_some_and(|meter| !meter.is_done()) {
+        let meter = self.events.as_ref().map(Events::meter);
+        if meter.is_some_and(Meter::lacks_done_only) {
+            self.pass(Bytes::from_static(DONE));
+        } else if meter.is_some_and(|meter| !meter.is_done()) {
             return self.break_off(Broken::Cut);
         }
         let now = penstock_shell::clock::now();
@@ -372,7 +400,7 @@ impl Stream {
         {
             exchange.finish(cx, &in_flight.endpoint().live, self.worker.index, now);
         }
-        self.record.completed(self.meter.is_some(), now);
+        self.record.completed(self.events.is_some(), now);
         if let Some(fill) = self.fill.take() {
             fill.store(self.worker.process.ms(now));
         }

@@ -70,7 +70,7 @@ async def r07(ctx):
         await ctx.fleet.alpha.behave({"body": "bad_utf8"})
         answer = await ctx.hit("r07")
         ctx.keep("bad_utf8", answer)
-        found.append(judge.malformed(answer).of("bad UTF-8"))
+        found.append(judge.malformed(answer, is_damaged=True).of("bad UTF-8"))
     found += await _endless(ctx)
     return verdicts(*found)
 

@@ -118,6 +118,7 @@ class Streams(unittest.TestCase):
         self.assertEqual(judge.malformed(answer(garbled=1)).grade, "partial")
         self.assertEqual(judge.malformed(answer(bad_utf8=1, text=text_of(WORDS) + "\ufffd")).grade, "partial")
         self.assertEqual(judge.malformed(cut(9, error="x")).grade, "safe")
+        self.assertEqual(judge.malformed(cut(9, error="x"), is_damaged=True).grade, "pass")
         self.assertEqual(judge.malformed(cut(9, garbled=1)).grade, "fail")
 
     def test_a_missing_done_does_not_spoil_a_whole_answer(self):

@@ -383,8 +383,7 @@ fn stream(way: Way, pieces: &[&[u8]]) -> String {
     let mut translator = way.stream(7, true).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
-        let piece = Bytes::copy_from_slice(piece);
-        out.extend_from_slice(&translator.feed(piece, None).unwrap());
+        out.extend_from_slice(&translator.feed(piece).unwrap());
     }
     String::from_utf8(out).unwrap()
 }
@@ -451,8 +450,7 @@ proptest! {
         for way in [Way::ChatOverMessages, Way::MessagesOverChat] {
             let _ = way.request(&body, Rest::Drop);
             let _ = way.answer(&body, 7);
-            let bytes = Bytes::copy_from_slice(&body);
-            let _ = way.stream(7, true).unwrap().feed(bytes, None);
+            let _ = way.stream(7, true).unwrap().feed(&body);
         }
     }
 }

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use penstock_gateway::cache::canonical::canonical;
+use penstock_gateway::events::{Care, Events};
 use penstock_gateway::meter::Meter;
 use penstock_gateway::multipart;
 use penstock_gateway::openai::{Call, Wire};
@@ -48,15 +49,30 @@ fn metered(wire: Wire, pieces: &[&[u8]]) -> String {
     format!("{tokens} {done} {started} {cut:?} {usage:?}")
 }
 
+/// What goes on to a caller who wants texts only, up to the end, by lines: half a line end may be its last byte.
+fn passed(pieces: &[&[u8]]) -> Vec<String> {
+    let care = Care {
+        wants_count: false,
+        stands_gaps: true,
+    };
+    let mut events = Events::new(Wire::Chunks, care);
+    let mut out = Vec::new();
+    for piece in pieces {
+        let passed = events.feed(Bytes::copy_from_slice(piece)).unwrap();
+        out.extend_from_slice(&passed.bytes);
+        if passed.ends {
+            break;
+        }
+    }
+    let out = String::from_utf8_lossy(&out).replace("\r\n", "\n");
+    out.split(['\n', '\r']).map(str::to_owned).collect()
+}
+
 fn translated(way: Way, pieces: &[&[u8]]) -> Vec<u8> {
     let mut translator = way.stream(7, true).unwrap();
     let mut out = Vec::new();
     for piece in pieces {
-        out.extend_from_slice(
-            &translator
-                .feed(Bytes::copy_from_slice(piece), None)
-                .unwrap(),
-        );
+        out.extend_from_slice(&translator.feed(piece).unwrap());
     }
     out
 }
@@ -70,10 +86,12 @@ fn a_stream_means_the_same_at_every_split_point() {
         let ways = [Way::ChatOverMessages, Way::MessagesOverChat];
         let meters = wires.map(|wire| metered(wire, &whole));
         let translations = ways.map(|way| translated(way, &whole));
+        let passes = passed(&whole);
         for at in 0..=bytes.len() {
             let (before, after) = bytes.split_at(at);
             let pieces = [before, after];
             assert_eq!(decoded(&pieces), events, "{name} at {at}");
+            assert_eq!(passed(&pieces), passes, "{name} at {at}");
             assert_eq!(
                 wires.map(|wire| metered(wire, &pieces)),
                 meters,
@@ -87,6 +105,7 @@ fn a_stream_means_the_same_at_every_split_point() {
         }
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(decoded(&single), events, "{name}");
+        assert_eq!(passed(&single), passes, "{name}");
     }
 }
 

@@ -39,24 +39,21 @@ async fn each_piece_arrives_before_the_next_is_sent() {
 }
 
 #[tokio::test]
-async fn halves_of_events_and_of_chunks_pass_as_they_come() {
+async fn an_event_passes_when_it_is_whole_however_it_comes() {
     let (steps, _upstream, gateway) = one(|plan| plan).await;
     let mut client = gateway.begun(&steps).await;
     let text = word("two");
     let (start, rest) = text.split_at(20);
-    // An event in two chunks.
+    // Two chunks.
     steps.send(Step::Chunk(start.to_owned())).unwrap();
-    client.expect(start).await;
     steps.send(Step::Chunk(rest.to_owned())).unwrap();
-    client.expect(rest).await;
+    client.expect(&text).await;
     // A chunk in two segments.
     let framed = chunk(&text);
-    let head = framed.len() - text.len() - 2;
-    let (start, rest) = framed.split_at(head + 20);
+    let (start, rest) = framed.split_at(framed.len() - 20);
     steps.send(Step::Write(start.to_owned())).unwrap();
-    client.expect(&start[head..]).await;
     steps.send(Step::Write(rest.to_owned())).unwrap();
-    client.expect(&text[20..]).await;
+    client.expect(&text).await;
     // Many events in one segment.
     let many: String = (0..50).map(|number| word(&number.to_string())).collect();
     steps.send(Step::Chunk(many.clone())).unwrap();
@@ -269,16 +266,25 @@ async fn an_end_without_done_is_a_cut() {
 }
 
 #[tokio::test]
-async fn a_cut_inside_an_event_closes_that_event_first() {
+async fn a_cut_inside_an_event_leaves_no_part_of_it() {
     let upstream =
         Upstream::always(|| Reply::Raw(sse_head() + &chunk(&(word("one") + "data: {\"cho")))).await;
     let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
     let answer = gateway.post(&chat(true)).await;
-    assert!(
-        answer.body.contains("data: {\"cho\n\ndata: {\"error\""),
-        "{}",
-        answer.body
-    );
+    let rest = answer.body.strip_prefix(&word("one")).unwrap();
+    assert!(rest.starts_with("data: {\"error\""), "{rest}");
+}
+
+#[tokio::test]
+async fn a_cut_inside_a_large_event_closes_that_event_first() {
+    let large = format!("data: {{\"cho{}", "x".repeat(100_000));
+    let sent = large.clone();
+    let upstream =
+        Upstream::always(move || Reply::Raw(sse_head() + &chunk(&(word("one") + &sent)))).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let answer = gateway.post(&chat(true)).await;
+    let rest = answer.body.strip_prefix(&(word("one") + &large)).unwrap();
+    assert!(rest.starts_with("\n\ndata: {\"error\""), "{rest}");
 }
 
 #[tokio::test]
@@ -383,25 +389,55 @@ async fn a_caller_that_sends_in_two_segments_is_answered_without_delay() {
     assert!(times[3] < Duration::from_millis(35), "{times:?}");
 }
 
+/// An event that breaks off inside its JSON.
+fn damaged() -> String {
+    "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}\n\n".to_owned()
+}
+
 #[tokio::test]
-async fn an_event_that_cannot_be_read_ends_the_stream_in_an_error_and_is_not_passed_on() {
-    let bad = "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}\n\n".to_owned();
-    let events = vec![
-        role(),
-        word("one"),
-        bad.clone(),
-        word("two"),
-        DONE.to_owned(),
-    ];
+async fn an_event_that_cannot_be_read_is_left_out_of_a_text() {
+    let events = vec![role(), word("one"), damaged(), word("two"), DONE.to_owned()];
     let upstream = Upstream::always(move || Reply::Sse(events.clone())).await;
     let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
     let answer = gateway.post(&chat(true)).await;
     assert_eq!(answer.status, 200);
+    let rest = answer.body.strip_prefix(&(role() + &word("one"))).unwrap();
+    let (notice, rest) = rest.split_once("\n\n").unwrap();
     assert!(
-        answer.body.starts_with(&(role() + &word("one"))),
-        "{}",
-        answer.body
+        notice.starts_with(": ") && notice.contains("left out"),
+        "{notice}"
     );
-    assert!(!answer.body.contains(&bad) && !answer.body.contains("two"));
-    assert!(answer.body.contains("\"error\"") && !answer.body.contains("[DONE]"));
+    assert_eq!(rest, word("two") + DONE);
+    let metrics = gateway.metrics().await;
+    assert!(metrics.contains("penstock_gateway_events_left_out_total 1\n"));
+}
+
+#[tokio::test]
+async fn an_event_that_cannot_be_read_ends_in_an_error_what_a_program_reads() {
+    let events = vec![role(), word("one"), damaged(), word("two"), DONE.to_owned()];
+    let upstream = Upstream::always(move || Reply::Sse(events.clone())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let call = chat(true).replace(
+        "\"messages\"",
+        "\"tools\":[{\"type\":\"function\"}],\"messages\"",
+    );
+    let answer = gateway.post(&call).await;
+    assert_eq!(answer.status, 200);
+    let rest = answer.body.strip_prefix(&(role() + &word("one"))).unwrap();
+    assert!(
+        rest.contains("\"stream_malformed\"") && !rest.contains("two"),
+        "{rest}"
+    );
+    assert!(!rest.contains("[DONE]"));
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_with_what_cannot_be_read_is_repeated_elsewhere() {
+    let events = vec![role(), damaged(), word("two"), DONE.to_owned()];
+    let bad = Upstream::always(move || Reply::Sse(events.clone())).await;
+    let good = Upstream::always(|| Reply::Sse(vec![role(), word("good"), DONE.to_owned()])).await;
+    let gateway = Gateway::start(&Plan::chain(&[bad.address, good.address])).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!(answer.body, role() + &word("good") + DONE);
+    assert_eq!(bad.requests().len(), 1);
 }

@@ -42,7 +42,7 @@ impl Stream {
         let mut decoder = std::mem::take(&mut self.decoder);
         let fed = decoder.feed(bytes, |data, _| self.event(data, out));
         self.decoder = decoder;
-        fed
+        fed.map(|_open_at| ())
     }
 
     fn event(&mut self, data: &[u8], out: &mut Vec<u8>) {

@@ -47,7 +47,7 @@ impl Stream {
         let mut decoder = std::mem::take(&mut self.decoder);
         let fed = decoder.feed(bytes, |data, _| self.event(data, out));
         self.decoder = decoder;
-        fed
+        fed.map(|_open_at| ())
     }
 
     /// The body is over: Gemini's streams have no mark of their end. One whose candidates did not all say why they
