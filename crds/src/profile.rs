@@ -25,6 +25,10 @@ pub struct CapabilitiesSpec {
     /// Keeps to a JSON schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub json_schema: Option<bool>,
+    /// Counts the tokens of a stream when asked (`stream_options.include_usage`). The gateway asks every backend that
+    /// speaks OpenAI's protocol, unless this is `false`: for those that refuse the member.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stream_usage: Option<bool>,
 }
 
 /// What a backend costs.

@@ -7,21 +7,22 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Response, StatusCode};
+use http::{HeaderMap, Request, Response, StatusCode};
 
 use crate::attempt::Answer;
 use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
 use crate::meter::{self, Cut};
-use crate::openai::DONE;
+use crate::openai::{DONE, Wire};
 use crate::process::Worker;
 use crate::provider::foreign::About;
 use crate::provider::{self, Route, Translator, Way};
 use crate::request::request;
 use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::stream::Begun;
-use crate::upstream::{BodyError, Conn, ConnectError, Exchange, SendError};
+use crate::stream_usage;
+use crate::upstream::{BodyError, Conn, ConnectError, Exchange, RequestBody, SendError};
 
 /// JSON answers up to this size are read whole before they go out; larger ones pass as they come.
 const MAX_WHOLE_BYTES: usize = 256 << 10;
@@ -47,31 +48,14 @@ pub(crate) async fn begin(
     let (route, translated) = job
         .route(candidate.backend.protocol, rule.rest)
         .map_err(|_| Failure::Broken)?;
+    let asking = stream_usage::asking(job, candidate, route);
     let last = job.started + rule.total;
-    let mut conn = match pooled(worker, endpoint).await {
-        Some(conn) => conn,
-        None => open(worker, endpoint, rule.connect, last).await?,
-    };
-    let (mut head, mut exchange) = loop {
-        let reused = conn.is_reused();
-        let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
+    let make = || {
+        let asking = asking.as_ref();
         let now = penstock_shell::clock::since_epoch();
-        let request = request(job, candidate, endpoint, route, translated, now);
-        match conn.send(request, endpoint, deadline).await {
-            Ok(answer) => break answer,
-            Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
-            Err(SendError::Handshake(failed)) => return Err(Failure::Handshake(failed)),
-            // The peer closed an idle connection just now: that says nothing about the peer.
-            Err(SendError::Broken { unsent }) if reused && (unsent || job.may_be_sent_again()) => {
-                conn = match open(worker, endpoint, rule.connect, last).await {
-                    // It read the request, broke off and is not there any more.
-                    Err(Failure::Connect) if !unsent => return Err(Failure::Broken),
-                    opened => opened?,
-                };
-            }
-            Err(SendError::Broken { .. }) => return Err(Failure::Broken),
-        }
+        request(job, candidate, endpoint, route, translated, asking, now)
     };
+    let (mut head, mut exchange) = send(job, rule, endpoint, last, make).await?;
     let about = About {
         created: penstock_shell::clock::since_epoch().as_secs(),
         id: job.id.to_str().unwrap_or_default(),
@@ -86,6 +70,7 @@ pub(crate) async fn begin(
         route,
         about,
         include_usage: translated.is_some_and(|translated| translated.include_usage),
+        counts_for_us: asking.is_some(),
     };
     endpoint.live.quota.hear(
         head.headers(),
@@ -107,6 +92,39 @@ pub(crate) async fn begin(
         reader.stream(head, exchange).await
     } else {
         reader.whole(head, exchange).await
+    }
+}
+
+/// Sends what `make` makes and reads the head of its answer.
+async fn send(
+    job: &Job<'_>,
+    rule: &Rule,
+    endpoint: &Endpoint,
+    last: Instant,
+    make: impl Fn() -> Request<RequestBody>,
+) -> Result<(Response<()>, Exchange), Failure> {
+    let worker = job.worker;
+    let mut conn = match pooled(worker, endpoint).await {
+        Some(conn) => conn,
+        None => open(worker, endpoint, rule.connect, last).await?,
+    };
+    loop {
+        let reused = conn.is_reused();
+        let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
+        match conn.send(make(), endpoint, deadline).await {
+            Ok(answer) => return Ok(answer),
+            Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
+            Err(SendError::Handshake(failed)) => return Err(Failure::Handshake(failed)),
+            // The peer closed an idle connection just now: that says nothing about the peer.
+            Err(SendError::Broken { unsent }) if reused && (unsent || job.may_be_sent_again()) => {
+                conn = match open(worker, endpoint, rule.connect, last).await {
+                    // It read the request, broke off and is not there any more.
+                    Err(Failure::Connect) if !unsent => return Err(Failure::Broken),
+                    opened => opened?,
+                };
+            }
+            Err(SendError::Broken { .. }) => return Err(Failure::Broken),
+        }
     }
 }
 
@@ -165,6 +183,8 @@ struct Reader<'a> {
     route: Route,
     about: About<'a>,
     include_usage: bool,
+    /// The count of tokens was asked for by the gateway.
+    counts_for_us: bool,
 }
 
 impl Reader<'_> {
@@ -174,7 +194,7 @@ impl Reader<'_> {
         // Made chunks always count.
         let is_made = self.route.foreign.is_some() && self.route.way == Way::Straight;
         let care = Care {
-            wants_count: !is_made || self.include_usage,
+            wants_count: !self.counts_for_us && (!is_made || self.include_usage),
             stands_gaps: !call.has_tools && !call.has_schema,
         };
         Events::new(self.route.api(self.job.api).wire(), care)
@@ -302,6 +322,9 @@ impl Reader<'_> {
                 }
             };
             if joined.len() > most && !exchange.is_over() {
+                if !self.may_be_answer(&joined) {
+                    return Err(Failure::GaveUp);
+                }
                 if !passes {
                     return Err(Failure::Broken);
                 }
@@ -312,6 +335,9 @@ impl Reader<'_> {
         }
         self.finish(exchange).await;
         let mut bytes = all.unwrap_or_default();
+        if !self.may_be_answer(&bytes) {
+            return Err(Failure::GaveUp);
+        }
         if let Some(foreign) = self.route.foreign {
             let answer = foreign.answer(&bytes, &self.about);
             bytes = answer.ok_or(Failure::Broken)?;
@@ -325,6 +351,12 @@ impl Reader<'_> {
             bytes = answer.ok_or(Failure::Broken)?;
         }
         Ok(Answer::Whole { head, bytes, usage })
+    }
+
+    /// Not so the page of a proxy that stands before the backend, with status 200.
+    fn may_be_answer(&self, bytes: &[u8]) -> bool {
+        let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
+        self.job.api.wire() == Wire::Plain || matches!(first, Some(b'{' | b'['))
     }
 
     /// Reads an answer that is none.

@@ -237,6 +237,7 @@ mod tests {
             let capabilities: Vec<Capabilities> = contexts.iter().map(|(tokens, lacks)| Capabilities {
                 context_tokens: *tokens,
                 lacks: lacks.then_some(Need::Tools).into_iter().collect(),
+                ..Capabilities::default()
             }).collect();
             let offered = if tools { r#"[{"type":"function"}]"# } else { "[]" };
             let text = "x".repeat(length);

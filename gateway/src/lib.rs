@@ -68,6 +68,7 @@ mod server;
 mod service;
 mod socket;
 mod stream;
+mod stream_usage;
 mod trust;
 mod upstream;
 mod worker;

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use bytes::buf::{Buf as _, Chain};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::edits::place;
@@ -214,6 +214,8 @@ pub struct Call<'a> {
     pub has_tools: bool,
     /// Whether the answer must keep to a JSON schema.
     pub has_schema: bool,
+    /// The JSON text of `stream_options`.
+    pub stream_options: Option<&'a str>,
     /// The conversation or user that the body names, as JSON text.
     pub session: Option<&'a str>,
     /// How many tokens its answer may have, where it says so.
@@ -230,6 +232,7 @@ impl Call<'_> {
         prompt: &[],
         has_tools: false,
         has_schema: false,
+        stream_options: None,
         session: None,
         max_tokens: None,
         wanted: Wanted::Now,
@@ -266,6 +269,8 @@ struct View<'a> {
     input: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "even_null")]
+    stream_options: Option<&'a RawValue>,
     #[serde(borrow, default)]
     tools: Option<&'a RawValue>,
     /// Where chat completions, Messages and Responses have the form of the answer.
@@ -291,6 +296,13 @@ struct View<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     #[serde(borrow, default)]
     max_output_tokens: Option<&'a RawValue>,
+}
+
+/// What is there as `null` is there: a second member of that name would be a mistake.
+fn even_null<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 impl View<'_> {
@@ -360,6 +372,7 @@ impl<'a> Call<'a> {
             has_tools: view.has_tools(),
             has_schema: view.has_schema(),
             max_tokens: view.max_tokens(),
+            stream_options: view.stream_options.map(RawValue::get),
             session: view
                 .prompt_cache_key
                 .or(view.user)
@@ -395,6 +408,7 @@ impl<'a> Call<'a> {
             prompt: &[],
             has_tools: false,
             has_schema: false,
+            stream_options: None,
             session: None,
             max_tokens: None,
         })

@@ -13,14 +13,17 @@ use crate::outbound::{self, Own};
 use crate::provider::{Route, Translated, bedrock};
 use crate::service;
 use crate::snapshot::{Candidate, Credential, Endpoint};
+use crate::stream_usage::{self, Asking};
 
-/// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's; `since_epoch` is now.
+/// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's; `asking` is what else changes in
+/// it; `since_epoch` is now.
 pub(crate) fn request(
     job: &Job<'_>,
     candidate: &Candidate,
     endpoint: &Endpoint,
     route: Route,
     translated: Option<&Translated>,
+    asking: Option<&Asking>,
     since_epoch: Duration,
 ) -> Request<Full<Pieces>> {
     if let Some(passing) = job.passing {
@@ -30,7 +33,7 @@ pub(crate) fn request(
     let target = endpoint
         .targets
         .of(route.api(job.api), job.call.stream, model);
-    let mut request = Request::new(Full::new(body(job, candidate, translated)));
+    let mut request = Request::new(Full::new(body(job, candidate, translated, asking)));
     *request.method_mut() = Method::POST;
     // There is one: else the candidate would not have been chosen.
     *request.uri_mut() = target.unwrap_or_default();
@@ -67,7 +70,18 @@ fn headers(job: &Job<'_>, candidate: &Candidate, endpoint: &Endpoint, route: Rou
     headers
 }
 
-fn body(job: &Job<'_>, candidate: &Candidate, translated: Option<&Translated>) -> Pieces {
+fn body(
+    job: &Job<'_>,
+    candidate: &Candidate,
+    translated: Option<&Translated>,
+    asking: Option<&Asking>,
+) -> Pieces {
+    if let Some(asking) = asking {
+        let at = job.call.model_at.clone();
+        let model = candidate.model.as_ref();
+        let model = model.map_or_else(|| job.body.slice(at.clone()), |model| model.json.clone());
+        return stream_usage::patched(job.body, at, model, asking);
+    }
     let (body, model_at) = match translated {
         Some(translated) => (&translated.body, translated.model_at.clone()),
         None => (job.body, Some(job.call.model_at.clone())),

@@ -1,6 +1,6 @@
 //! (IO) `AnswerBody`: what goes to the caller, piece by piece as it comes from the backend, with the request's record
-//! attached. Event streams pass by whole events (see [`Events`]); a stream that breaks ends in an error event, never in a clean
-//! `[DONE]`. Dropping the body closes the connection to the backend.
+//! attached. Event streams pass by whole events (see [`Events`]); a stream that breaks ends in an error event, never in
+//! a clean `[DONE]`. Dropping the body closes the connection to the backend.
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -35,6 +35,9 @@ pub struct Capabilities {
     /// What it cannot do.
     #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
     pub lacks: BTreeSet<Need>,
+    /// It refuses to be asked for the count of a stream's tokens.
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub lacks_stream_usage: bool,
 }
 
 /// What a million tokens cost, in micro-USD.

@@ -389,6 +389,57 @@ async fn a_caller_that_sends_in_two_segments_is_answered_without_delay() {
     assert!(times[3] < Duration::from_millis(35), "{times:?}");
 }
 
+#[tokio::test]
+async fn streams_are_counted_and_the_count_goes_to_who_asked() {
+    let count =
+        "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\n";
+    let events = vec![role(), word("one"), count.to_owned(), DONE.to_owned()];
+    let upstream = Upstream::always(move || Reply::Sse(events.clone())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let options = r#","stream_options":{"include_usage":true}"#;
+    let (plain, asking) = (
+        chat(true),
+        chat(true).replacen("\"chat\"", &format!("\"chat\"{options}"), 1),
+    );
+    assert_eq!(
+        gateway.post(&plain).await.body,
+        role() + &word("one") + DONE
+    );
+    assert_eq!(
+        gateway.post(&asking).await.body,
+        role() + &word("one") + count + DONE
+    );
+    let requests = upstream.requests();
+    assert_eq!([&requests[0].body, &requests[1].body], [&asking, &asking]);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_to_count_is_not_asked() {
+    let events = vec![role(), word("one"), DONE.to_owned()];
+    let upstream = Upstream::always(move || Reply::Sse(events.clone())).await;
+    let plan = Plan::chain(&[upstream.address]).profile("a", |profile| {
+        profile.capabilities.lacks_stream_usage = true;
+    });
+    let gateway = Gateway::start(&plan).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!(answer.body, role() + &word("one") + DONE);
+    assert_eq!(upstream.requests()[0].body, chat(true));
+}
+
+#[tokio::test]
+async fn a_page_is_no_answer() {
+    let bad = Upstream::always(|| Reply::Json(200, "<html>hello</html>".to_owned())).await;
+    let good = Upstream::always(|| Reply::Json(200, "{\"choices\":[]}".to_owned())).await;
+    let gateway = Gateway::start(&Plan::chain(&[bad.address, good.address])).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "{\"choices\":[]}")
+    );
+    let alone = Gateway::start(&Plan::chain(&[bad.address])).await;
+    assert_eq!(alone.post(&chat(false)).await.status, 502);
+}
+
 /// An event that breaks off inside its JSON.
 fn damaged() -> String {
     "data: {\"choices\":[{\"delta\":{\"content\":\"x\"}\n\n".to_owned()
