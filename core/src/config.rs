@@ -13,10 +13,12 @@ use crate::ids::{BackendId, Id};
 
 mod parameters;
 mod profile;
+mod prompts;
 mod transport;
 
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, Price, Profile};
+pub use prompts::{Part, Prompt, PromptMessage, PromptRef, Role, template};
 pub use transport::{BackendTls, ClientCertificate, Transport};
 
 /// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
@@ -36,6 +38,9 @@ pub struct GatewayConfig {
     pub backends: BTreeMap<BackendId, Backend>,
     /// Caches that rules refer to.
     pub caches: BTreeMap<Id, Cache>,
+    /// Prompts of the policies that keep some, by name and version.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub prompts: BTreeMap<Id, Vec<Prompt>>,
     /// In match order: the first rule that matches a request decides.
     pub rules: Vec<Rule>,
 }
@@ -191,6 +196,9 @@ pub struct Rule {
     /// What callers may ask of a model.
     #[serde(skip_serializing_if = "is_default", default)]
     pub parameters: Parameters,
+    /// Comes before the system prompts of callers: one of the policy's in [`GatewayConfig::prompts`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub prompt: Option<PromptRef>,
     /// What becomes of parts of a request that a backend's protocol cannot carry.
     #[serde(skip_serializing_if = "is_default", default)]
     pub on_unsupported: OnUnsupported,
@@ -537,6 +545,7 @@ mod tests {
             objects: BTreeMap::new(),
             backends: BTreeMap::new(),
             caches: BTreeMap::new(),
+            prompts: BTreeMap::new(),
             rules: Vec::new(),
         }
     }

@@ -5,13 +5,14 @@ mod backend;
 mod condition;
 mod parameters;
 mod profile;
+mod prompts;
 mod rule;
 mod service;
 mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::config::{self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion};
+use penstock_core::config::{self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion, Prompt};
 use penstock_core::ids::Id;
 use serde::Serialize;
 
@@ -79,15 +80,27 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
         })
         .collect();
 
+    let prompts: BTreeMap<&Id, Vec<Prompt>> = objects
+        .policies
+        .iter()
+        .map(|(id, policy)| {
+            (
+                id,
+                prompts::compile(id, &policy.spec.prompts, &mut problems),
+            )
+        })
+        .collect();
+
     let mut compiled = Compiled::default();
     for gateway in gateways {
         let known = rule::Known {
             objects,
             backends: &backends,
             caches: &caches,
+            prompts: &prompts,
         };
         let rules = rule::compile(&gateway, &known, &mut problems);
-        let config = assemble(gateway.clone(), objects, &backends, &caches, rules);
+        let config = assemble(gateway.clone(), &known, rules);
         for key in referenced(&config, objects) {
             compiled
                 .carried_by
@@ -150,13 +163,8 @@ fn compile_cache(
 }
 
 /// Puts together what the rules refer to, and nothing else.
-fn assemble(
-    gateway: Id,
-    objects: &Objects,
-    backends: &BTreeMap<&Id, Backend>,
-    caches: &BTreeMap<&Id, Cache>,
-    rules: Vec<config::Rule>,
-) -> GatewayConfig {
+fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> GatewayConfig {
+    let objects = known.objects;
     let used_backends: BTreeSet<&Id> = rules
         .iter()
         .flat_map(|rule| &rule.backends)
@@ -167,14 +175,15 @@ fn assemble(
         .filter_map(|rule| rule.cache.as_ref())
         .collect();
     let pick = |id: &&Id| {
-        backends
+        known
+            .backends
             .get(*id)
             .map(|backend| ((*id).clone(), backend.clone()))
     };
     let backends: BTreeMap<Id, Backend> = used_backends.iter().filter_map(pick).collect();
     let caches: BTreeMap<Id, Cache> = used_caches
         .iter()
-        .filter_map(|id| Some(((*id).clone(), caches.get(*id)?.clone())))
+        .filter_map(|id| Some(((*id).clone(), known.caches.get(*id)?.clone())))
         .collect();
 
     let mut versions = BTreeMap::new();
@@ -202,15 +211,15 @@ fn assemble(
             .and_then(|object| object.metadata.generation);
         note(Kind::SemanticCache, id, generation, fragment_hash(cache));
     }
+    let mut prompts = BTreeMap::new();
     for (id, policy) in &objects.policies {
         if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
             let own: Vec<_> = rules.iter().filter(|rule| rule.policy == *id).collect();
-            note(
-                Kind::RoutingPolicy,
-                id,
-                policy.metadata.generation,
-                fragment_hash(&own),
-            );
+            let said = known.prompts.get(id).filter(|said| !said.is_empty());
+            let hash =
+                said.map_or_else(|| fragment_hash(&own), |said| fragment_hash(&(&own, said)));
+            prompts.extend(said.map(|said| (id.clone(), said.clone())));
+            note(Kind::RoutingPolicy, id, policy.metadata.generation, hash);
         }
     }
     GatewayConfig {
@@ -219,6 +228,7 @@ fn assemble(
         objects: versions,
         backends,
         caches,
+        prompts,
         rules,
     }
 }

@@ -12,10 +12,12 @@ use crate::condition::Condition;
 use crate::text::DurationText;
 
 mod parameters;
+mod prompts;
 
 pub use parameters::{
     ChoiceLimitSpec, DecimalLimitSpec, OnExceedSpec, ParametersSpec, TokenLimitSpec,
 };
+pub use prompts::{PromptMessageSpec, PromptRefSpec, PromptSpec, RoleSpec};
 
 /// Rules of one gateway. All policies that name the same gateway in one namespace are merged: exact model names
 /// before prefixes before `*`, longer prefixes first, then rules with more conditions, then by policy name, then in the
@@ -50,6 +52,12 @@ pub struct RoutingPolicySpec {
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rules: Vec<RuleSpec>,
+    /// Prompts that rules add, or that callers ask for with OpenAI's member `prompt`. Several versions of one may be
+    /// used at a time.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "version".into()]))]
+    pub prompts: Vec<PromptSpec>,
 }
 
 fn default_gateway() -> String {
@@ -99,6 +107,9 @@ pub struct RuleSpec {
     /// Bounds of what callers may ask of a model, and what counts where they say nothing. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub parameters: Option<ParametersSpec>,
+    /// A prompt of this policy that comes before the system prompts of callers. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<PromptRefSpec>,
     /// What becomes of parts of a request that a backend's protocol cannot carry. Default `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unsupported: Option<OnUnsupportedSpec>,

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use serde::{Deserialize, Deserializer};
+use serde_json::value::RawValue;
 
 /// Changes to one body, in any order; they do not overlap.
 #[derive(Debug, Default)]
@@ -26,9 +28,27 @@ impl Edits {
         self.replace(inside..inside, format!("\"{name}\":{value},"));
     }
 
+    /// Takes the member whose value stands at `value` out of its object, which has others.
+    pub fn remove_member(&mut self, body: &[u8], value: Range<usize>) {
+        let before = body.get(..value.start).unwrap_or_default();
+        let quote = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte == b'"');
+        // No name of a member that the gateway knows has a quote in it, however it is escaped.
+        let name = quote(before).and_then(|end| quote(before.get(..end)?));
+        let start = name.unwrap_or(value.start);
+        let behind = body.get(value.end..).unwrap_or_default();
+        let next = behind.iter().position(|byte| !byte.is_ascii_whitespace());
+        if let Some(comma) = next.filter(|at| behind.get(*at) == Some(&b',')) {
+            self.replace(start..value.end + comma + 1, String::new());
+        } else {
+            let before = body.get(..start).unwrap_or_default();
+            let comma = before.iter().rposition(|byte| *byte == b',');
+            self.replace(comma.unwrap_or(start)..value.end, String::new());
+        }
+    }
+
     /// The body with all of them made.
     pub fn apply(mut self, body: &[u8]) -> Bytes {
-        self.0.sort_by_key(|(at, _)| at.start);
+        self.0.sort_by_key(|(at, _)| (at.start, at.end));
         let added: usize = self.0.iter().map(|(_, text)| text.len()).sum();
         let mut out = Vec::with_capacity(body.len() + added);
         let mut done = 0;
@@ -40,6 +60,13 @@ impl Edits {
         out.extend_from_slice(body.get(done..).unwrap_or_default());
         Bytes::from(out)
     }
+}
+
+/// The value of a member that is there. `null` is one too: it must be replaced where it stands.
+pub fn given<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// Where `part`, which was read of `body` without a copy, stands in it.
@@ -62,6 +89,34 @@ mod tests {
         edits.add_member(body, "a", "1");
         edits.add_member(body, "b", "[]");
         assert_eq!(edits.apply(body), r#" {"a":1,"b":[],"model":"m"} "#);
+    }
+
+    #[test]
+    fn a_member_goes_with_its_comma_wherever_it_stands() {
+        for (body, rest) in [
+            (r#"{ "x" : {"a":"}"} , "model":"m"}"#, r#"{  "model":"m"}"#),
+            (r#"{"model":"m", "x": 1 }"#, r#"{"model":"m" }"#),
+            (r#"{"a":1,"\u0078":[2,3],"b":2}"#, r#"{"a":1,"b":2}"#),
+        ] {
+            #[derive(Deserialize)]
+            struct View<'a> {
+                #[serde(borrow)]
+                x: &'a RawValue,
+            }
+            let view: View<'_> = serde_json::from_str(body).unwrap();
+            let mut edits = Edits::default();
+            edits.remove_member(body.as_bytes(), place(body.as_bytes(), view.x.get()));
+            assert_eq!(edits.apply(body.as_bytes()), rest);
+        }
+    }
+
+    #[test]
+    fn the_first_member_goes_where_another_one_comes() {
+        let body = br#"{"x":1,"model":"m"}"#;
+        let mut edits = Edits::default();
+        edits.remove_member(body, 5..6);
+        edits.add_member(body, "a", "2");
+        assert_eq!(edits.apply(body), r#"{"a":2,"model":"m"}"#);
     }
 
     proptest! {

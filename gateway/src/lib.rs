@@ -27,6 +27,7 @@ pub mod pace;
 pub mod parameters;
 pub mod patience;
 pub mod pick;
+pub mod prompts;
 pub mod provider;
 pub mod pulse;
 pub mod queue;

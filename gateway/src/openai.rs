@@ -208,6 +208,8 @@ pub struct Call<'a> {
     pub stream: bool,
     /// When the answer is wanted.
     pub wanted: Wanted,
+    /// The JSON text of `system` or `instructions`, which come before the prompt; empty if there is none.
+    pub system: &'a [u8],
     /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
     pub prompt: &'a [u8],
     /// Whether tools are offered.
@@ -229,6 +231,7 @@ impl Call<'_> {
         model_at: 0..0,
         encoding: Encoding::Json,
         stream: false,
+        system: &[],
         prompt: &[],
         has_tools: false,
         has_schema: false,
@@ -263,6 +266,11 @@ struct View<'a> {
     stream: Option<bool>,
     #[serde(default)]
     background: Option<bool>,
+    /// Where Messages and Responses have the system prompt.
+    #[serde(borrow, default)]
+    system: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    instructions: Option<&'a RawValue>,
     #[serde(borrow, default)]
     messages: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -386,6 +394,10 @@ impl<'a> Call<'a> {
                 Some(true) => Wanted::Later,
                 Some(false) | None => Wanted::Now,
             },
+            system: view
+                .system
+                .or(view.instructions)
+                .map_or(&[], |raw| raw.get().as_bytes()),
             prompt: view
                 .messages
                 .or(view.input)
@@ -405,6 +417,7 @@ impl<'a> Call<'a> {
             encoding: Encoding::Form,
             stream: form.stream,
             wanted: Wanted::Now,
+            system: &[],
             prompt: &[],
             has_tools: false,
             has_schema: false,
@@ -416,7 +429,7 @@ impl<'a> Call<'a> {
 
     /// About how many tokens the prompt has.
     pub fn prompt_tokens(&self) -> u32 {
-        u32::try_from(self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
+        u32::try_from(self.system.len() + self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
     }
 }
 
@@ -521,6 +534,17 @@ mod tests {
         assert!(call.stream);
         assert_eq!(&body[call.model_at], br#""chat""#);
         assert!(call.prompt.starts_with(br#"[{"role":"user""#) && call.prompt.ends_with(b"}]"));
+    }
+
+    #[test]
+    fn a_system_prompt_counts_where_it_is_a_member_of_its_own() {
+        for name in ["system", "instructions"] {
+            let text = "x".repeat(38);
+            let body = format!(r#"{{"model":"m","{name}":"{text}","input":"abcdefghijklmnopqr"}}"#);
+            let call = Call::parse(body.as_bytes()).unwrap();
+            assert_eq!(call.system, format!("\"{text}\"").as_bytes());
+            assert_eq!(call.prompt_tokens(), 15);
+        }
     }
 
     #[test]

@@ -2,10 +2,10 @@
 //! missing gets its default. Pure; see `edits` for what stays as it was.
 
 use penstock_core::config::{Bounds, OnExceed, Parameters};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::edits::{Edits, place};
+use crate::edits::{Edits, given, place};
 use crate::openai::{Api, CallError};
 use crate::reject::Reject;
 
@@ -29,11 +29,6 @@ struct View<'a> {
     n: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "given")]
     best_of: Option<&'a RawValue>,
-}
-
-/// `null` is a value too: it must be replaced where it stands.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 /// A member that says how much of something is wanted; `None` if it is not in the body.

@@ -9,7 +9,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
-use crate::openai::{CallError, Dialect, MAX_DEPTH, Wire};
+use crate::openai::{CallError, Dialect, MAX_DEPTH};
+
+mod broken;
+
+pub use broken::Broken;
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;
@@ -61,6 +65,13 @@ pub enum Reject {
         param: String,
         /// What it must be.
         expected: &'static str,
+    },
+    /// The stored prompt that the caller asks for cannot be used so.
+    InvalidPrompt {
+        /// The member that is wrong.
+        param: &'static str,
+        /// What is wrong with it.
+        message: String,
     },
     /// A parameter lies beyond a bound of the rule.
     ParameterOutOfRange {
@@ -275,6 +286,10 @@ impl Reject {
                     INVALID,
                     &format!("'{param}' must be {expected}."),
                 )
+            },
+            Self::InvalidPrompt { param, message } => Shape {
+                param: Some((*param).to_owned()),
+                ..shape(400, "invalid_prompt", INVALID, message)
             },
             Self::ParameterOutOfRange { param, bound } => Shape {
                 param: Some((*param).to_owned()),
@@ -535,66 +550,10 @@ pub fn anthropic_error(status: u16, message: &str) -> Value {
     json!({"type": "error", "error": {"type": kind, "message": message}})
 }
 
-/// Why an answer that has begun cannot be finished; becomes the event that ends its stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Broken {
-    /// The connection to the backend ended early, or the stream ended without `[DONE]`.
-    Cut,
-    /// The backend said `finish_reason: abort`.
-    Aborted,
-    /// The backend stopped sending.
-    Stalled,
-    /// The backend sent an event beyond all bounds.
-    Malformed,
-    /// The rule's limit for the whole request.
-    Deadline,
-}
-
-impl Broken {
-    /// The value of the `outcome` label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Cut => "cut",
-            Self::Aborted => "aborted",
-            Self::Stalled => "stalled",
-            Self::Malformed => "malformed",
-            Self::Deadline => "deadline",
-        }
-    }
-
-    /// The event, as the caller's stream has it. `inside` says that part of another event went out before, which must
-    /// be closed first.
-    pub fn event(self, wire: Wire, inside: bool) -> Vec<u8> {
-        let message = match self {
-            Self::Cut => "The backend broke off. The answer is incomplete.",
-            Self::Aborted => "The backend stopped and aborted the answer. It is incomplete.",
-            Self::Stalled => "The backend stopped sending. The answer is incomplete.",
-            Self::Malformed => {
-                "The backend sent an event that cannot be read. The answer is incomplete."
-            }
-            Self::Deadline => {
-                "The answer took longer than the rule of this model allows. It is incomplete."
-            }
-        };
-        let code = format!("stream_{}", self.label());
-        let error = json!({"message": message, "type": SERVER, "param": null, "code": code});
-        let event = match wire {
-            Wire::Chunks | Wire::Plain => format!("data: {}", json!({ "error": error })),
-            // The official SDK raises an error only for an event with a member `error`.
-            Wire::Responses => format!(
-                "event: error\ndata: {}",
-                json!({"type": "error", "code": code, "message": message, "param": null, "error": error})
-            ),
-            Wire::Messages => format!("event: error\ndata: {}", anthropic_error(500, message)),
-        };
-        let start = if inside { "\n\n" } else { "" };
-        format!("{start}{event}\n\n").into_bytes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::openai::Wire;
 
     fn all() -> Vec<Reject> {
         vec![
@@ -614,6 +573,10 @@ mod tests {
             Reject::InvalidField {
                 param: "stop".to_owned(),
                 expected: "a text or a list of texts",
+            },
+            Reject::InvalidPrompt {
+                param: "prompt.id",
+                message: "There is no prompt 'support'.".to_owned(),
             },
             Reject::ParameterOutOfRange {
                 param: "max_tokens",

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use crate::edits::Edits;
 use crate::openai::{Api, Call, Encoding};
 use crate::parameters;
+use crate::prompts;
 use crate::reject::Reject;
 use crate::snapshot::Rule;
 
@@ -14,7 +15,7 @@ use crate::snapshot::Rule;
 pub struct Reshaped {
     /// As it goes on.
     pub body: Bytes,
-    /// What is another: names of members.
+    /// What is another: prompts, and names of members.
     pub changes: Vec<String>,
 }
 
@@ -29,6 +30,8 @@ pub fn reshape(
         return Ok(None);
     }
     let (mut edits, mut changes) = (Edits::default(), Vec::new());
+    let own = rule.prompt.as_deref();
+    prompts::put_in(api, own, &rule.prompts, body, &mut edits, &mut changes)?;
     parameters::limit(api, &rule.parameters, body, &mut edits, &mut changes)?;
     Ok((!edits.is_empty()).then(|| Reshaped {
         body: edits.apply(body),

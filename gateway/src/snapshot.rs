@@ -33,6 +33,7 @@ use crate::metrics::{Metrics, RouteMetrics};
 use crate::outlier::Outlier;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
+use crate::prompts::{Library, Prompt};
 use crate::provider::Rest;
 use crate::provider::bedrock::Signer;
 use crate::provider::target::Targets;
@@ -140,6 +141,10 @@ pub struct Rule {
     pub total: Duration,
     /// What callers may ask of a model.
     pub parameters: Parameters,
+    /// Comes before the system prompts of callers.
+    pub prompt: Option<Arc<Prompt>>,
+    /// The prompts that callers may ask for.
+    pub prompts: Arc<Library>,
     /// Parts of a request that a backend's protocol cannot carry.
     pub rest: Rest,
     /// Whether streams are held until they are whole.
@@ -579,6 +584,7 @@ pub(crate) mod tests {
                 total_ms: 60_000,
             },
             parameters: config::Parameters::default(),
+            prompt: None,
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
             join_embeddings: None,
@@ -612,6 +618,7 @@ pub(crate) mod tests {
                 .map(|name| (Id::new("ns", *name), backend(name)))
                 .collect(),
             caches: BTreeMap::new(),
+            prompts: BTreeMap::new(),
             rules,
         }
     }

@@ -187,7 +187,9 @@ pub fn sharing(in_flight: u32) -> f32 {
 /// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
 pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
     match rule.strategy {
-        Strategy::PrefixAffinity | Strategy::Adaptive => prefix_affinity::blocks(call.prompt),
+        Strategy::PrefixAffinity | Strategy::Adaptive => {
+            prefix_affinity::blocks(&[call.system, call.prompt])
+        }
         _ => Vec::new(),
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, FailureClass, Hedge, JoinEmbeddings, NameMatch, OnUnsupported,
-    Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency, usual_failures,
+    Prompt, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency,
+    usual_failures,
 };
 use penstock_core::ids::Id;
 
-use super::{condition, parameters, service};
+use super::{condition, parameters, prompts, service};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -42,6 +43,8 @@ pub(super) struct Known<'a> {
     pub backends: &'a BTreeMap<&'a Id, Backend>,
     /// The caches that compiled.
     pub caches: &'a BTreeMap<&'a Id, Cache>,
+    /// Those that compiled, by policy.
+    pub prompts: &'a BTreeMap<&'a Id, Vec<Prompt>>,
 }
 
 /// Exact names first, then longer prefixes, then more conditions, then policy, then the order written.
@@ -194,6 +197,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             compile_candidate(policy, spec, &path, known, scope)
         })
         .collect();
+    let own_prompts = known.prompts.get(policy).map_or(&[][..], Vec::as_slice);
     let attempts = spec.retry.as_ref().map_or(Some(DEFAULT_ATTEMPTS), |retry| {
         number(retry.attempts, 1, 10, ".retry.attempts", scope)
     });
@@ -216,6 +220,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         parameters: parameters::compile(spec.parameters.as_ref(), scope),
+        prompt: prompts::of_rule(spec.prompt.as_ref(), own_prompts, scope),
         on_unsupported: match spec.on_unsupported {
             Some(OnUnsupportedSpec::Drop) => OnUnsupported::Drop,
             Some(OnUnsupportedSpec::Refuse) | None => OnUnsupported::Refuse,

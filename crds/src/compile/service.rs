@@ -73,6 +73,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         (".hedge", spec.hedge.is_some()),
         (".joinEmbeddings", spec.join_embeddings.is_some()),
         (".parameters", spec.parameters.is_some()),
+        (".prompt", spec.prompt.is_some()),
         (".onUnsupported", spec.on_unsupported.is_some()),
         (".streaming", spec.streaming.is_some()),
         (".cache", spec.cache.is_some()),

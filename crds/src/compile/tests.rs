@@ -5,6 +5,7 @@ use super::*;
 use crate::manifest::{self, File};
 
 mod parameters;
+mod prompts;
 
 fn objects(text: &str) -> Objects {
     let (manifests, problems) = manifest::read(&[File {

@@ -4,6 +4,7 @@
 //! Affinity holds until the endpoint is saturated (see [`has_room`]). Without that bound affinity is worse than chance
 //! under load.
 
+use std::borrow::Cow;
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -23,8 +24,19 @@ const MAX_OWNERS: usize = 4;
 /// Which endpoint of a process's life: see `EndpointLive::id`.
 pub type Owner = u32;
 
-/// A hash for each whole block at the beginning of `prompt`, of that block and all before it.
-pub fn blocks(prompt: &[u8]) -> Vec<u64> {
+/// A hash for each whole block at the beginning of a prompt, which comes in `pieces`, of that block and all before it.
+pub fn blocks(pieces: &[&[u8]]) -> Vec<u64> {
+    let filled: Vec<&[u8]> = pieces
+        .iter()
+        .copied()
+        .filter(|piece| !piece.is_empty())
+        .collect();
+    let prompt = if let [whole] = filled.as_slice() {
+        Cow::Borrowed(*whole)
+    } else {
+        let bytes = filled.iter().copied().flatten().copied();
+        Cow::Owned(bytes.take(MAX_BLOCKS * BLOCK_BYTES).collect())
+    };
     let blocks = prompt.chunks_exact(BLOCK_BYTES).take(MAX_BLOCKS);
     let hashes = blocks.scan(0, |before, block| {
         *before = xxh3_64_with_seed(block, *before);
@@ -178,6 +190,21 @@ mod tests {
 
     fn free(_: usize) -> f32 {
         0.0
+    }
+
+    /// Of a prompt in one piece.
+    fn blocks(prompt: &[u8]) -> Vec<u64> {
+        super::blocks(&[prompt])
+    }
+
+    #[test]
+    fn pieces_of_a_prompt_are_hashed_as_if_they_were_one() {
+        let whole: Vec<u8> = (0..40_000_u32).map(|at| at.to_le_bytes()[0]).collect();
+        for cut in [0, 1, 255, 700, 33_000] {
+            let (system, prompt) = whole.split_at(cut);
+            assert_eq!(super::blocks(&[system, prompt]), blocks(&whole), "{cut}");
+        }
+        assert!(super::blocks(&[]).is_empty());
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::{
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
+use crate::prompts::Library;
 use crate::provider::Rest;
 use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
@@ -57,7 +58,11 @@ impl Snapshot {
                 (id.clone(), built)
             })
             .collect();
-        let caches = build_caches(&config, previous);
+        let built = Built {
+            caches: build_caches(&config, previous),
+            libraries: build_libraries(&config),
+            backends,
+        };
         let old_rules: HashMap<&str, &Arc<Rule>> = previous
             .iter()
             .flat_map(|previous| &previous.rules)
@@ -75,7 +80,7 @@ impl Snapshot {
                         return Arc::clone(before);
                     }
                 }
-                let built = build_rule(label, rule, &config, &backends, &caches, before, parts);
+                let built = build_rule(label, rule, &config, &built, before, parts);
                 Arc::new(built)
             })
             .collect();
@@ -94,10 +99,18 @@ impl Snapshot {
             exact,
             prefixes,
             services,
-            backends,
-            caches,
+            backends: built.backends,
+            caches: built.caches,
         }
     }
+}
+
+/// What rules refer to.
+struct Built {
+    backends: BTreeMap<BackendId, Arc<Backend>>,
+    caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+    /// By policy.
+    libraries: BTreeMap<Id, Arc<Library>>,
 }
 
 /// A backend, or (as the error) a form of it that no request can use.
@@ -296,6 +309,14 @@ fn build_caches(
         .collect()
 }
 
+/// Prompts that cannot be read are missing; the compiler of configs lets none such through.
+fn build_libraries(config: &GatewayConfig) -> BTreeMap<Id, Arc<Library>> {
+    let libraries = config.prompts.iter();
+    let libraries = libraries
+        .filter_map(|(policy, prompts)| Some((policy.clone(), Arc::new(Library::new(prompts)?))));
+    libraries.collect()
+}
+
 /// Whether the config has all that a rule names. The compiler sees to that; a rule that names more is served in its
 /// last good form, or refuses.
 fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
@@ -307,19 +328,29 @@ fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
             .as_ref()
             .is_none_or(|cache| config.caches.contains_key(cache))
         && Conditions::new(&rule.conditions).is_some()
+        && rule.prompt.as_ref().is_none_or(|wanted| {
+            let of_policy = config.prompts.get(&rule.policy).into_iter().flatten();
+            of_policy
+                .clone()
+                .any(|prompt| prompt.name == wanted.name && prompt.version == wanted.version)
+        })
 }
 
 fn build_rule(
     label: String,
     rule: &config::Rule,
     config: &GatewayConfig,
-    backends: &BTreeMap<BackendId, Arc<Backend>>,
-    caches: &BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+    built: &Built,
     previous: Option<&Arc<Rule>>,
     parts: Parts<'_>,
 ) -> Rule {
+    let prompts = built.libraries.get(&rule.policy).cloned();
+    let prompts = prompts.unwrap_or_default();
+    let prompt = rule.prompt.as_ref().map(|prompt| prompts.find(prompt));
+    // A prompt may say what a model must not do: without it, nobody answers.
+    let is_whole = prompt.is_none_or(|found| found.is_some());
     let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
-    for candidate in &rule.backends {
+    for candidate in rule.backends.iter().filter(|_| is_whole) {
         by_priority
             .entry(candidate.priority)
             .or_default()
@@ -330,12 +361,13 @@ fn build_rule(
         .enumerate()
         .map(|(index, wanted)| {
             let before = previous.and_then(|previous| previous.tiers.get(index));
-            build_tier(&label, &wanted, config, backends, before, parts)
+            build_tier(&label, &wanted, config, &built.backends, before, parts)
         })
         .filter(|tier| !tier.candidates.is_empty())
         .collect();
     let cache = rule.cache.as_ref().and_then(|id| {
-        caches
+        built
+            .caches
             .get(id)
             .map(|(_, store)| (id.to_string(), Arc::clone(store)))
     });
@@ -373,6 +405,8 @@ fn build_rule(
         idle: Duration::from_millis(rule.timeouts.idle_ms),
         total: Duration::from_millis(rule.timeouts.total_ms),
         parameters: rule.parameters.clone(),
+        prompt: prompt.flatten().map(Arc::clone),
+        prompts,
         rest: match rule.on_unsupported {
             OnUnsupported::Refuse => Rest::Refuse,
             OnUnsupported::Drop => Rest::Drop,

@@ -21,6 +21,7 @@ mod join;
 mod limits;
 mod overload;
 mod parameters;
+mod prompts;
 mod protocols;
 mod providers;
 mod refusals;

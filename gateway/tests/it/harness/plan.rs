@@ -54,6 +54,7 @@ impl Plan {
                 total_ms: 60_000,
             },
             parameters: Parameters::default(),
+            prompt: None,
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
             join_embeddings: None,
@@ -66,6 +67,7 @@ impl Plan {
             objects: BTreeMap::new(),
             backends: BTreeMap::new(),
             caches: BTreeMap::new(),
+            prompts: BTreeMap::new(),
             rules: vec![rule],
         };
         Self {
