@@ -191,6 +191,9 @@ pub struct Rule {
     /// A second attempt beside one whose first token is slow to come.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub hedge: Option<Hedge>,
+    /// Requests go to several backends at once.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub fan_out: Option<FanOut>,
     /// Limits of waiting.
     pub timeouts: Timeouts,
     /// What callers may ask of a model.
@@ -445,6 +448,27 @@ pub struct Hedge {
     pub after_ms: u64,
     /// Prompt tokens that hedges may add, in percent of all prompts' tokens, 1..=100.
     pub extra_percent: u32,
+}
+
+/// Each request goes to several backends at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct FanOut {
+    /// What the caller gets.
+    pub mode: FanOutMode,
+    /// Backends that are asked at most, 2..=8.
+    pub max: u32,
+    /// How long answers are waited for with [`FanOutMode::All`], in ms.
+    pub within_ms: u64,
+}
+
+/// What the caller gets of several answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FanOutMode {
+    /// The one that begins first; the others are ended.
+    First,
+    /// All, in one JSON document.
+    All,
 }
 
 /// Limits of waiting, in ms.

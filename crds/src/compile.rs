@@ -3,6 +3,7 @@
 
 mod backend;
 mod condition;
+mod fan_out;
 mod parameters;
 mod profile;
 mod prompts;

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::text::DurationText;
 
+mod fan_out;
 mod parameters;
 mod prompts;
 
+pub use fan_out::{FanOutModeSpec, FanOutSpec};
 pub use parameters::{
     ChoiceLimitSpec, DecimalLimitSpec, OnExceedSpec, ParametersSpec, TokenLimitSpec,
 };
@@ -101,6 +103,9 @@ pub struct RuleSpec {
     /// A second attempt beside one whose first token is slow to come. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hedge: Option<HedgeSpec>,
+    /// Sends each request to several backends at once. Default: to one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fan_out: Option<FanOutSpec>,
     /// Limits of waiting.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeouts: Option<TimeoutsSpec>,

@@ -12,7 +12,8 @@ use rand::RngExt as _;
 use crate::choose::{Choice, Nowhere, Pass, choose};
 use crate::explain;
 use crate::failure::Failure;
-use crate::hedge::{Lane, Raced, race};
+use crate::fan_out;
+use crate::hedge::{self, Lane, Raced, race};
 use crate::hold;
 use crate::job::Job;
 use crate::load::Ticket;
@@ -21,7 +22,7 @@ use crate::metrics::Hedged;
 use crate::outcome;
 use crate::overload;
 use crate::provider::Misfit;
-use crate::record::{InFlight, Record};
+use crate::record::Record;
 use crate::reject::Reject;
 use crate::service;
 use crate::snapshot::{Candidate, Rule};
@@ -117,11 +118,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 );
             }
         };
-        let Some((tier, candidate)) = rule
-            .tiers
-            .get(choice.tier)
-            .and_then(|tier| Some((tier, tier.candidates.get(choice.candidate)?)))
-        else {
+        let Some(candidate) = candidate_of(&rule, &choice) else {
             return Err(Reject::NoEndpoint);
         };
         if let Some(why) = job.misfit(candidate, &choice, rule.rest, &mut unfit) {
@@ -136,12 +133,11 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             explain::log(job, &rule, &unfit, &choice, &record.changes);
         }
         let lane = Lane::new(job, &rule, choice);
-        if !job.blocks.is_empty() {
-            let owner = lane.choice.endpoint.live.id;
-            tier.prefixes.learn(&job.blocks, owner);
-        }
         enter(job, record, candidate, &lane);
-        let raced = race(job, &rule, lane, &record.tried, &unfit).await;
+        if rule.wants_all() {
+            return Box::pin(fan_out::all(job, record, &rule, lane, &unfit)).await;
+        }
+        let raced = race(job, &rule, lane, record, &unfit).await;
         unfit.backends.extend(refusers(&rule, &raced));
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
@@ -178,44 +174,51 @@ fn settle(
     let Raced {
         lane,
         result,
-        other,
-        in_flight,
+        others,
+        place,
     } = raced;
-    let Some((other, failure)) = other else {
-        return (lane, result);
-    };
-    record.attempts += 1;
-    let hedge = match (&in_flight, &result, &failure) {
-        (Some(_), Ok(_), _) => Hedged::Won,
-        (None, _, None) => Hedged::Lost,
-        _ => Hedged::Failed,
-    };
-    record.hedge = Some(hedge);
-    job.worker.process.metrics.hedged(hedge);
-    match failure {
-        Some(failure) => outcome::note(job, rule, &other.choice, &failure, record),
-        // It has taken that long at least.
-        None if in_flight.is_some() => outcome::observe(job, &other, None),
-        None => {}
+    record.attempts += others.len();
+    match (rule.fan_out, &others[..]) {
+        (Some(fan_out), [_, ..]) => record.fan_out = Some((fan_out.mode, others.len() + 1)),
+        (None, [(_, failure)]) => {
+            let hedge = match (&place, &result, failure) {
+                (Some(_), Ok(_), _) => Hedged::Won,
+                (None, _, None) => Hedged::Lost,
+                _ => Hedged::Failed,
+            };
+            record.hedge = Some(hedge);
+            job.worker.process.metrics.hedged(hedge);
+        }
+        _ => {}
     }
-    if in_flight.is_some() {
-        record.in_flight = in_flight;
-        record.foreseen = lane.foreseen;
+    for (other, failure) in &others {
+        match failure {
+            Some(failure) => outcome::note(job, rule, &other.choice, failure, record),
+            // It has taken that long at least.
+            None if place.is_some() => outcome::observe(job, other, None),
+            None => {}
+        }
+    }
+    if let Some(place) = place {
         let choice = &lane.choice;
         record.choose(choice.tier, choice.candidate, choice.pass);
-        if let Some(candidate) = candidate_of(rule, choice) {
+        record.in_flight = Some(place.in_flight);
+        record.foreseen = lane.foreseen;
+        if place.ticket.is_some() {
+            record.ticket = place.ticket;
+        } else if let Some(candidate) = candidate_of(rule, choice) {
             move_ticket(job, record, candidate, lane.entered);
         }
     }
     (lane, result)
 }
 
-/// The backends that refused the request, the hedge's included.
+/// The backends that refused the request, those that were asked beside the first one included.
 fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendId> {
     let first = raced.result.as_ref().err().map(|why| (&raced.lane, why));
-    let other = raced.other.as_ref();
-    let other = other.and_then(|(lane, why)| Some((lane, why.as_ref()?)));
-    let failed = first.into_iter().chain(other);
+    let others = raced.others.iter();
+    let others = others.filter_map(|(lane, why)| Some((lane, why.as_ref()?)));
+    let failed = first.into_iter().chain(others);
     let refused = failed.filter(|(_, why)| matches!(why, Failure::Refused { .. }));
     refused.filter_map(|(lane, _)| Some(candidate_of(rule, &lane.choice)?.backend.id.clone()))
 }
@@ -272,13 +275,7 @@ fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane)
     record.choose(choice.tier, choice.candidate, choice.pass);
     record.foreseen = lane.foreseen;
     record.in_flight = None;
-    record.in_flight = Some(InFlight::enter(
-        &choice.endpoint,
-        job.call.stream,
-        job.prompt_tokens(),
-        lane.entered,
-        job.worker.process.ms(lane.entered),
-    ));
+    record.in_flight = Some(hedge::enter(job, lane));
     move_ticket(job, record, candidate, lane.entered);
 }
 
@@ -288,13 +285,18 @@ fn move_ticket(job: &Job<'_>, record: &mut Record, candidate: &Candidate, now: I
         Some(ticket) if ticket.is_of(ledger) => ticket.release(),
         _ => {
             record.ticket = None;
-            record.ticket = Some(Ticket::enter(
-                ledger,
-                job.worker.index,
-                job.body.len(),
-                job.call.stream,
-                now,
-            ));
+            record.ticket = Some(ticket(job, candidate, now));
         }
     }
+}
+
+/// Counts the request in at a backend.
+pub(crate) fn ticket(job: &Job<'_>, candidate: &Candidate, now: Instant) -> Ticket {
+    Ticket::enter(
+        &candidate.backend.ledger,
+        job.worker.index,
+        job.body.len(),
+        job.call.stream,
+        now,
+    )
 }

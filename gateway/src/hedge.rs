@@ -1,23 +1,27 @@
-//! (IO) An attempt and, where the first token is slow to come and the rule allows it, a second one beside it at
-//! another endpoint. Whichever answers first is the answer; dropping the other one closes its connection, on which
-//! engines stop.
+//! (IO) An attempt and, where the rule says so, others beside it: at other backends at once (`fan_out`), or one at
+//! another endpoint where the first token is slow to come. Whichever answers first is the answer; dropping the others
+//! closes their connections, on which engines stop.
 
 use std::future::Future;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use penstock_core::config::Strategy;
 
-use crate::attempt::{Answer, candidate_of};
+use crate::attempt::{Answer, candidate_of, ticket};
 use crate::balance::adaptive::Foreseen;
 use crate::begin::begin;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
+use crate::fan_out;
 use crate::job::Job;
-use crate::record::InFlight;
-use crate::snapshot::Rule;
+use crate::load::Ticket;
+use crate::record::{InFlight, Record};
+use crate::snapshot::{Candidate, Hedge, Rule};
 use crate::wish::Unfit;
 
 /// An attempt under way.
@@ -31,18 +35,21 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// To be called before the endpoint is said to know the prompt.
+    /// The endpoint is said to know the prompt from then on.
     pub(crate) fn new(job: &Job<'_>, rule: &Rule, choice: Choice) -> Self {
         let entered = penstock_shell::clock::now();
         let nobody = Unfit::default();
         let wish = job.wish(entered, &nobody);
         let work = wish.work_at(&choice.endpoint);
         let is_learned = rule.strategy == Strategy::Adaptive && wish.stream;
-        let tier = rule.tiers.get(choice.tier).filter(|_| is_learned);
-        let foreseen = tier.map(|tier| {
+        let tier = rule.tiers.get(choice.tier);
+        let foreseen = tier.filter(|_| is_learned).map(|tier| {
             let matched = tier.prefixes.matched(wish.blocks);
             wish.foreseen_at(&choice.endpoint, &matched)
         });
+        if let Some(tier) = tier.filter(|_| !job.blocks.is_empty()) {
+            tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
+        }
         Self {
             choice,
             entered,
@@ -52,78 +59,147 @@ impl Lane {
     }
 }
 
-/// How an attempt and its hedge ended.
+/// An attempt under way beside the first one.
+pub(crate) struct Beside {
+    pub(crate) lane: Lane,
+    pub(crate) place: Place,
+}
+
+/// What an attempt beside the first one holds; the first one's is in the record.
+pub(crate) struct Place {
+    pub(crate) in_flight: InFlight,
+    /// `None` for a hedge, which is no demand.
+    pub(crate) ticket: Option<Ticket>,
+}
+
+impl Beside {
+    pub(crate) fn enter(
+        job: &Job<'_>,
+        rule: &Rule,
+        choice: Choice,
+        demand: Option<&Candidate>,
+    ) -> Self {
+        let lane = Lane::new(job, rule, choice);
+        let place = Place {
+            in_flight: enter(job, &lane),
+            ticket: demand.map(|candidate| ticket(job, candidate, lane.entered)),
+        };
+        Self { lane, place }
+    }
+}
+
+/// How an attempt and those beside it ended.
 pub(crate) struct Raced {
     /// The one that answered, or that failed last.
     pub(crate) lane: Lane,
     pub(crate) result: Result<Answer, Failure>,
-    /// The other one, and why it failed if it did.
-    pub(crate) other: Option<(Lane, Option<Failure>)>,
-    /// The hedge's place at its endpoint, if it was the hedge that answered or failed last.
-    pub(crate) in_flight: Option<InFlight>,
+    /// The other ones, and why they failed if they did.
+    pub(crate) others: Vec<(Lane, Option<Failure>)>,
+    /// The place of the one that answered or failed last, if it was not the first one.
+    pub(crate) place: Option<Place>,
 }
 
-/// Makes an attempt, hedged if the rule says so. `tried` and `unfit` are what the request knows already.
+/// Makes an attempt, and others beside it if the rule says so: at once, or after a time. `unfit` is what the request
+/// knows already.
 pub(crate) async fn race(
     job: &Job<'_>,
     rule: &Rule,
     lane: Lane,
-    tried: &[Tried],
+    record: &Record,
     unfit: &Unfit,
 ) -> Raced {
     let mut first = pin!(attempt(job, rule, &lane.choice));
-    let alone = |lane, result| Raced {
-        lane,
-        result,
-        other: None,
-        in_flight: None,
+    let hedge = rule.hedge.as_ref().filter(|_| job.call.stream);
+    // What follows a fan-out that failed goes to one at a time.
+    let others = match (rule.fan_out, hedge) {
+        (Some(_), _) if record.attempts == 1 => fan_out::beside(job, rule, record, &lane, unfit),
+        (None, Some(hedge)) => match tokio::time::timeout(hedge.after, first.as_mut()).await {
+            Ok(result) => return Raced::alone(lane, result),
+            Err(_) => second(job, rule, hedge, &record.tried, &lane, unfit)
+                .into_iter()
+                .collect(),
+        },
+        _ => Vec::new(),
     };
-    let Some(hedge) = rule.hedge.as_ref().filter(|_| job.call.stream) else {
+    if others.is_empty() {
         let result = first.await;
-        return alone(lane, result);
-    };
-    if let Ok(result) = tokio::time::timeout(hedge.after, first.as_mut()).await {
-        return alone(lane, result);
+        return Raced::alone(lane, result);
     }
-    let found =
-        second(job, rule, tried, &lane, unfit).filter(|_| hedge.budget.take(job.prompt_tokens()));
-    let Some(choice) = found else {
-        let result = first.await;
-        return alone(lane, result);
-    };
-    let hedged = Lane::new(job, rule, choice);
-    let in_flight = InFlight::enter(
-        &hedged.choice.endpoint,
-        true,
-        job.prompt_tokens(),
-        hedged.entered,
-        job.worker.process.ms(hedged.entered),
-    );
     // Rare, and as large as the first one: not on the stack of every request.
-    let mut second = Box::pin(attempt(job, rule, &hedged.choice));
-    tokio::select! {
-        result = &mut first => match result {
-            Err(failure) => {
-                let result = second.await;
-                Raced { lane: hedged, result, other: Some((lane, Some(failure))), in_flight: Some(in_flight) }
-            }
-            answer => Raced { lane, result: answer, other: Some((hedged, None)), in_flight: None },
-        },
-        result = &mut second => match result {
-            Err(failure) => {
-                drop(in_flight);
-                let result = first.await;
-                Raced { lane, result, other: Some((hedged, Some(failure))), in_flight: None }
-            }
-            answer => {
-                debug_assert!(!Arc::ptr_eq(&lane.choice.endpoint.live, &hedged.choice.endpoint.live));
-                Raced { lane: hedged, result: answer, other: Some((lane, None)), in_flight: Some(in_flight) }
-            }
-        },
+    Box::pin(first_good(job, rule, lane, first, others)).await
+}
+
+impl Raced {
+    fn alone(lane: Lane, result: Result<Answer, Failure>) -> Self {
+        Self {
+            lane,
+            result,
+            others: Vec::new(),
+            place: None,
+        }
     }
 }
 
-fn attempt<'a>(
+/// Waits for the first good answer. What is still under way then is ended.
+async fn first_good<'a>(
+    job: &'a Job<'_>,
+    rule: &'a Rule,
+    lane: Lane,
+    first: Pin<&mut (impl Future<Output = Result<Answer, Failure>> + Send)>,
+    others: Vec<Beside>,
+) -> Raced {
+    let beside = others.into_iter().map(|one| (one.lane, Some(one.place)));
+    let mut lanes: Vec<(Lane, Option<Place>)> = vec![(lane, None)];
+    lanes.extend(beside);
+    let mut failures: Vec<Option<Failure>> = lanes.iter().map(|_| None).collect();
+    let mut running = FuturesUnordered::new();
+    running.push(async move { (0, first.await) }.boxed());
+    for (index, (lane, _)) in lanes.iter().enumerate().skip(1) {
+        let attempt = attempt(job, rule, &lane.choice);
+        running.push(async move { (index, attempt.await) }.boxed());
+    }
+    // What one backend refuses another one may answer; a hedge goes to the same ones.
+    let mut refused = None;
+    let (index, result) = loop {
+        match running.next().await {
+            Some(ended @ (_, Ok(Answer::Refused { .. })))
+                if rule.fan_out.is_some() && !running.is_empty() =>
+            {
+                refused = Some(ended);
+            }
+            Some((index, Err(failure))) if refused.is_some() || !running.is_empty() => {
+                lanes[index].1 = None;
+                failures[index] = Some(failure);
+            }
+            Some(ended) => break ended,
+            // There is at least the first one.
+            None => break refused.unwrap_or((0, Err(Failure::Connect))),
+        }
+    };
+    drop(running);
+    let (lane, place) = lanes.swap_remove(index);
+    failures.swap_remove(index);
+    let others = lanes.into_iter().map(|(lane, _)| lane);
+    Raced {
+        lane,
+        result,
+        others: others.zip(failures).collect(),
+        place,
+    }
+}
+
+/// Counts an attempt in at its endpoint.
+pub(crate) fn enter(job: &Job<'_>, lane: &Lane) -> InFlight {
+    InFlight::enter(
+        &lane.choice.endpoint,
+        job.call.stream,
+        job.prompt_tokens(),
+        lane.entered,
+        job.worker.process.ms(lane.entered),
+    )
+}
+
+pub(crate) fn attempt<'a>(
     job: &'a Job<'_>,
     rule: &'a Rule,
     choice: &Choice,
@@ -138,14 +214,15 @@ fn attempt<'a>(
     }
 }
 
-/// Another endpoint that would begin at once: one with a queue would only be given more of it.
+/// Another endpoint that would begin at once, if the budget allows it: one with a queue would only be given more of it.
 fn second(
     job: &Job<'_>,
     rule: &Rule,
+    hedge: &Hedge,
     tried: &[Tried],
     first: &Lane,
     unfit: &Unfit,
-) -> Option<Choice> {
+) -> Option<Beside> {
     let mut taken = tried.to_vec();
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);
@@ -157,5 +234,9 @@ fn second(
         let misfit = job.misfit(candidate, &choice, rule.rest, &mut Unfit::default());
         misfit.is_none()
     };
-    (is_free && fits()).then_some(choice)
+    if is_free && fits() && hedge.budget.take(job.prompt_tokens()) {
+        Some(Beside::enter(job, rule, choice, None))
+    } else {
+        None
+    }
 }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
 
+use crate::attempt;
 use crate::job::Job;
-use crate::load::Ticket;
 use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
@@ -77,15 +77,7 @@ pub(crate) async fn until_open(
 
 /// Puts the request into the ledger as one that waits, so that the scaler sees the demand.
 pub(crate) fn held(job: &Job<'_>, first: &Candidate, record: &mut Record, now: Instant) {
-    let enter = || {
-        Ticket::enter(
-            &first.backend.ledger,
-            job.worker.index,
-            job.body.len(),
-            job.call.stream,
-            now,
-        )
-    };
+    let enter = || attempt::ticket(job, first, now);
     record.ticket.get_or_insert_with(enter).hold();
 }
 

@@ -50,6 +50,7 @@ mod begin;
 mod body;
 mod certificates;
 mod failure;
+mod fan_out;
 mod framing;
 mod guard;
 mod handle;

@@ -82,6 +82,10 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     };
     let live = &lane.choice.endpoint.live;
     let now_ms = job.worker.process.ms(now);
+    // Longer than a time that is below what is known anyway says nothing.
+    if answer.is_none() && sample_ms < live.latency(job.call.stream).at(now_ms) {
+        return;
+    }
     live.latency(job.call.stream).observe(sample_ms, now_ms);
     if let Some(foreseen) = &lane.foreseen {
         live.adaptive.begun(foreseen, took_ms, now_ms);

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use http::HeaderValue;
+use penstock_core::config::FanOutMode;
 
 use crate::balance::adaptive::Foreseen;
 use crate::choose::{Pass, Tried};
 use crate::guard::Watch;
 use crate::load::Ticket;
 use crate::meter::Usage;
-use crate::metrics::Hedged;
+use crate::metrics::{Hedged, Metrics};
 use crate::openai::Api;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
@@ -152,6 +153,8 @@ pub(crate) struct Record {
     pub(crate) attempts: usize,
     /// What became of the last attempt's hedge, if it had one.
     pub(crate) hedge: Option<Hedged>,
+    /// How many backends were asked at once, where more than one was, and for what.
+    pub(crate) fan_out: Option<(FanOutMode, usize)>,
     pub(crate) tried: Vec<Tried>,
     cache: Option<&'static str>,
     pub(crate) status: u16,
@@ -189,6 +192,7 @@ impl Record {
             ticket: None,
             attempts: 0,
             hedge: None,
+            fan_out: None,
             tried: Vec::new(),
             cache: None,
             status: 0,
@@ -368,6 +372,9 @@ impl Record {
             }
             text.push_str(tried.reason);
         }
+        if let Some((mode, asked)) = self.fan_out {
+            let _ = write!(text, "; {mode:?} of {asked}");
+        }
         if let Some(hedge) = self.hedge {
             let _ = write!(text, "; hedge {}", hedge.label());
         }
@@ -379,13 +386,7 @@ impl Record {
 
     /// What the answer cost, in pico-USD, if its backend has a price and said how many tokens there were.
     fn cost(&self) -> Option<u128> {
-        let price = self.candidate()?.backend.profile.price?;
-        let usage = self.usage?;
-        Some(price.of(
-            usage.prompt_tokens,
-            usage.cached_tokens,
-            usage.completion_tokens,
-        ))
+        cost(self.candidate()?, self.usage?)
     }
 
     fn log(&self, now: Instant) {
@@ -479,12 +480,7 @@ impl Record {
                 }
             }
             if let Some(usage) = self.usage {
-                call.input_tokens.observe(approximate(usage.prompt_tokens));
-                call.output_tokens
-                    .observe(approximate(usage.completion_tokens));
-                if let Some(pico_usd) = self.cost() {
-                    metrics.cost(&candidate.metrics, pico_usd);
-                }
+                count_usage(metrics, candidate, api, usage);
             }
         }
         if self.attempts > 1 {
@@ -492,6 +488,26 @@ impl Record {
                 .retries
                 .inc_by(u64::try_from(self.attempts - 1).unwrap_or(0));
         }
+    }
+}
+
+fn cost(candidate: &Candidate, usage: Usage) -> Option<u128> {
+    let price = candidate.backend.profile.price?;
+    Some(price.of(
+        usage.prompt_tokens,
+        usage.cached_tokens,
+        usage.completion_tokens,
+    ))
+}
+
+/// Counts what a backend says that an answer took.
+pub(crate) fn count_usage(metrics: &Metrics, candidate: &Candidate, api: Api, usage: Usage) {
+    let call = candidate.metrics.call(api);
+    call.input_tokens.observe(approximate(usage.prompt_tokens));
+    call.output_tokens
+        .observe(approximate(usage.completion_tokens));
+    if let Some(pico_usd) = cost(candidate, usage) {
+        metrics.cost(&candidate.metrics, pico_usd);
     }
 }
 

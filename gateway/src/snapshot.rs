@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
-    self, CallerCredentials, FailureClass, GatewayConfig, Parameters, Profile, Protocol, Repeat,
-    Slo, Strategy, Urgency,
+    self, CallerCredentials, FailureClass, FanOut, FanOutMode, GatewayConfig, Parameters, Profile,
+    Protocol, Repeat, Slo, Strategy, Urgency,
 };
 use penstock_core::ids::{BackendId, Id};
 
@@ -125,6 +125,8 @@ pub struct Rule {
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
     pub hedge: Option<Hedge>,
+    /// Whether requests go to several backends at once.
+    pub fan_out: Option<FanOut>,
     /// Whether small calls for embeddings are made together.
     pub join: Option<Join>,
     /// How long its callers wait, if that matters.
@@ -175,6 +177,12 @@ impl Rule {
     /// Those of all tiers.
     pub fn candidates(&self) -> impl Iterator<Item = &Candidate> {
         self.tiers.iter().flat_map(|tier| &tier.candidates)
+    }
+
+    /// Whether callers get the answers of several backends.
+    pub fn wants_all(&self) -> bool {
+        let wants_all = |fan_out: FanOut| fan_out.mode == FanOutMode::All;
+        self.fan_out.is_some_and(wants_all)
     }
 }
 
@@ -590,6 +598,7 @@ pub(crate) mod tests {
             join_embeddings: None,
             urgency: config::Urgency::Normal,
             hedge: None,
+            fan_out: None,
             cache: None,
         }
     }

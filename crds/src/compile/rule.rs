@@ -11,7 +11,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, parameters, prompts, service};
+use super::{condition, fan_out, parameters, prompts, service};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -217,6 +217,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             repeat: repeat(spec),
         },
         hedge: compile_hedge(spec, scope),
+        fan_out: fan_out::compile(spec, scope),
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         parameters: parameters::compile(spec.parameters.as_ref(), scope),
@@ -377,7 +378,7 @@ fn compile_join(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<JoinEmbeddings
 }
 
 /// A time to wait, in ms.
-fn ms(path: &str, text: &DurationText, scope: &mut Scope<'_>) -> Option<u64> {
+pub(super) fn ms(path: &str, text: &DurationText, scope: &mut Scope<'_>) -> Option<u64> {
     match text.parse() {
         Ok(value) if value.is_zero() || value > MAX_TIMEOUT => {
             let message = "out of range: use 1ms to 24h".to_owned();

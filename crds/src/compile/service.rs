@@ -71,6 +71,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         ),
         (".slo", spec.slo.is_some()),
         (".hedge", spec.hedge.is_some()),
+        (".fanOut", spec.fan_out.is_some()),
         (".joinEmbeddings", spec.join_embeddings.is_some()),
         (".parameters", spec.parameters.is_some()),
         (".prompt", spec.prompt.is_some()),

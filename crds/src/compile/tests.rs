@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::{self, File};
 
+mod fan_out;
 mod parameters;
 mod prompts;
 

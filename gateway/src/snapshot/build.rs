@@ -394,6 +394,7 @@ fn build_rule(
                 .and_then(|previous| previous.hedge.as_ref())
                 .map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
         }),
+        fan_out: rule.fan_out,
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
             within: Duration::from_millis(join.within_ms),

@@ -13,6 +13,7 @@ mod corpus;
 mod deadlines;
 mod drain;
 mod failover;
+mod fan_out;
 mod harness;
 mod hedge;
 mod http2;

@@ -47,6 +47,7 @@ impl Plan {
                 repeat: Repeat::Safe,
             },
             hedge: None,
+            fan_out: None,
             timeouts: Timeouts {
                 connect_ms: 2_000,
                 first_token_ms: 20_000,
