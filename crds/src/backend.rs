@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::condition::Condition;
 use crate::profile::{CapabilitiesSpec, PriceSpec};
 use crate::text::{DurationText, QuantityText};
-use crate::tls::BackendTlsSpec;
+use crate::tls::{AppProtocol, BackendTlsSpec};
 
 /// Exactly one of `pool`, `service` and `external`.
 #[derive(CustomResource, KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -213,6 +213,9 @@ pub struct ServiceTarget {
     /// Default `Drop`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caller_credentials: Option<CallerCredentialsSpec>,
+    /// What its pods speak in the clear. Over TLS, HTTP/2 is spoken if they offer it. Default `http`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app_protocol: Option<AppProtocol>,
     /// Its pods speak TLS, and this is whom to believe; `{}` will do for a public certificate. Default: they do not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTlsSpec>,

@@ -33,6 +33,18 @@ pub struct BackendTlsSpec {
     pub client_certificate_ref: Option<ClientCertificateRef>,
 }
 
+/// What pods speak in the clear, by the names of a Service's `appProtocol`. Over TLS, HTTP/2 is spoken if they offer
+/// it. Default `http`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AppProtocol {
+    /// HTTP/1.1.
+    #[serde(rename = "http")]
+    Http,
+    /// HTTP/2 in the clear, without asking first ("prior knowledge").
+    #[serde(rename = "kubernetes.io/h2c")]
+    H2c,
+}
+
 /// Where authorities are, in the backend's namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]

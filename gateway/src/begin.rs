@@ -36,6 +36,10 @@ const MAX_BUFFERED_BYTES: usize = 8 << 20;
 /// An error body beyond this is cut off: it is no error of any protocol.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 
+/// Connections of one endpoint that one attempt may find closed. Deploys of a backend close all that there are, one
+/// after another.
+const MAX_AGAIN: usize = 3;
+
 /// Sends the request and reads until the answer has begun.
 pub(crate) async fn begin(
     job: &Job<'_>,
@@ -99,7 +103,7 @@ pub(crate) async fn begin(
 async fn send(
     job: &Job<'_>,
     rule: &Rule,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     last: Instant,
     make: impl Fn() -> Request<RequestBody>,
 ) -> Result<(Response<()>, Exchange), Failure> {
@@ -108,6 +112,7 @@ async fn send(
         Some(conn) => conn,
         None => open(worker, endpoint, rule.connect, last).await?,
     };
+    let mut again = MAX_AGAIN;
     loop {
         let reused = conn.is_reused();
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
@@ -115,14 +120,19 @@ async fn send(
             Ok(answer) => return Ok(answer),
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
             Err(SendError::Handshake(failed)) => return Err(Failure::Handshake(failed)),
-            // The peer closed an idle connection just now: that says nothing about the peer.
-            Err(SendError::Broken { unsent }) if reused && (unsent || job.may_be_sent_again()) => {
+            // The peer closed an idle connection just now, or took no more requests on it: that says nothing about the
+            // peer.
+            Err(SendError::Broken { unsent })
+                if again > 0 && (unsent || reused && job.may_be_sent_again()) =>
+            {
+                again -= 1;
                 conn = match open(worker, endpoint, rule.connect, last).await {
                     // It read the request, broke off and is not there any more.
                     Err(Failure::Connect) if !unsent => return Err(Failure::Broken),
                     opened => opened?,
                 };
             }
+            Err(SendError::Broken { unsent: true }) => return Err(Failure::NotTaken),
             Err(SendError::Broken { .. }) => return Err(Failure::Broken),
         }
     }
@@ -148,7 +158,7 @@ fn late(last: Instant, otherwise: Failure) -> Failure {
 
 async fn open(
     worker: &Worker,
-    endpoint: &Endpoint,
+    endpoint: &Arc<Endpoint>,
     limit: Duration,
     last: Instant,
 ) -> Result<Conn, Failure> {
@@ -156,7 +166,7 @@ async fn open(
     worker
         .process
         .connector
-        .connect(endpoint, limit.min(left))
+        .connect(endpoint, Some(worker.index), &worker.tasks, limit.min(left))
         .await
         .map_err(|err| match err {
             ConnectError::Refused => Failure::Connect,

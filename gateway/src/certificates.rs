@@ -24,9 +24,9 @@ const KEY_FILE: &str = "tls.key";
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A Secret holds 1 MiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// What callers may choose from.
-const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
-/// What a caller who speaks HTTP/2 chooses.
+/// What the two sides of a connection may choose from.
+pub(crate) const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
+/// What is chosen by who speaks HTTP/2.
 pub(crate) const HTTP_2: &[u8] = b"h2";
 
 /// Where TLS for callers comes from.

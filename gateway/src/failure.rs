@@ -24,6 +24,8 @@ pub(crate) enum Failure {
     ConnectTimeout,
     /// A connection, but no TLS over it.
     Handshake(HandshakeError),
+    /// The backend took no request on any of several connections.
+    NotTaken,
     /// The connection ended before an answer began.
     Broken,
     /// No answer began in time.
@@ -45,7 +47,9 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Connect | Self::Handshake(_) | Self::Broken => FailureClass::Connection,
+            Self::Connect | Self::Handshake(_) | Self::NotTaken | Self::Broken => {
+                FailureClass::Connection
+            }
             Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => {
                 FailureClass::Timeout
             }
@@ -62,6 +66,7 @@ impl Failure {
             Self::Connect => "connect",
             Self::ConnectTimeout => "connect_timeout",
             Self::Handshake(failed) => failed.label(),
+            Self::NotTaken => "not_taken",
             Self::Broken => "broken",
             Self::FirstTokenTimeout => "first_token_timeout",
             Self::Deadline => "deadline",
@@ -92,7 +97,7 @@ impl Failure {
     /// Whether the same endpoint may be asked again when no other is left. Not where that would only wait again.
     pub(crate) fn again(&self) -> bool {
         match self {
-            Self::Connect | Self::Broken | Self::GaveUp => true,
+            Self::Connect | Self::NotTaken | Self::Broken | Self::GaveUp => true,
             Self::ConnectTimeout
             | Self::Handshake(_)
             | Self::FirstTokenTimeout
@@ -106,14 +111,16 @@ impl Failure {
     pub(crate) fn sent(&self) -> bool {
         !matches!(
             self,
-            Self::Connect | Self::ConnectTimeout | Self::Handshake(_)
+            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) | Self::NotTaken
         )
     }
 
     /// What the caller is told when this was the last attempt.
     pub(crate) fn conclude(self) -> Result<Answer, Reject> {
         match self {
-            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) => Err(Reject::Unreachable),
+            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) | Self::NotTaken => {
+                Err(Reject::Unreachable)
+            }
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
             Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
             Self::Deadline => Err(Reject::DeadlineExceeded),

@@ -17,7 +17,7 @@ use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
 use crate::suspects::Suspects;
 use crate::trust::Trust;
-use crate::upstream::Connector;
+use crate::upstream::{Connector, Tasks};
 
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
 /// `total_body_bytes`, so that usual requests touch no shared counter.
@@ -144,6 +144,8 @@ pub(crate) struct Worker {
     pub(crate) connections: AtomicUsize,
     /// Calls that are being joined.
     pub(crate) batches: Batches,
+    /// What drives its connections to backends.
+    pub(crate) tasks: Tasks,
     id_start: u64,
     ids: AtomicU64,
 }
@@ -156,6 +158,7 @@ impl Worker {
             clock: Arc::default(),
             connections: AtomicUsize::new(0),
             batches: Batches::default(),
+            tasks: Tasks::default(),
             id_start: rand::random(),
             ids: AtomicU64::new(0),
         })

@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::openai;
 use crate::process::Process;
 use crate::snapshot::Endpoint;
+use crate::upstream::Tasks;
 
 /// How often: as the scaler does.
 const EVERY: Duration = Duration::from_secs(1);
@@ -27,6 +28,7 @@ const AT_ONCE: usize = 32;
 
 /// Runs until it is dropped.
 pub(crate) async fn run(process: Arc<Process>) {
+    let tasks = Tasks::default();
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -40,27 +42,33 @@ pub(crate) async fn run(process: Arc<Process>) {
         };
         let pages = futures::stream::iter(engines.into_values());
         pages
-            .for_each_concurrent(AT_ONCE, |engine| read(&process, engine))
+            .for_each_concurrent(AT_ONCE, |engine| read(&process, &tasks, engine))
             .await;
     }
 }
 
-async fn read(process: &Process, engine: Arc<Endpoint>) {
-    if let Ok(Some(sample)) = tokio::time::timeout(LIMIT, page(process, &engine)).await {
+async fn read(process: &Process, tasks: &Tasks, engine: Arc<Endpoint>) {
+    if let Ok(Some(sample)) = tokio::time::timeout(LIMIT, page(process, tasks, &engine)).await {
         let now_ms = process.ms(penstock_shell::clock::now());
         engine.live.engine.hear(&sample, now_ms);
     }
 }
 
 /// Reads a page; `None` if there is none, or one that says nothing of an engine.
-async fn page(process: &Process, engine: &Endpoint) -> Option<Sample> {
+async fn page(process: &Process, tasks: &Tasks, engine: &Arc<Endpoint>) -> Option<Sample> {
     let deadline = penstock_shell::clock::now() + LIMIT;
-    let conn = process.connector.connect(engine, LIMIT).await.ok()?;
+    let conn = process
+        .connector
+        .connect(engine, None, tasks, LIMIT)
+        .await
+        .ok()?;
     let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
     *request.uri_mut() = Uri::from_static("/metrics");
     request.headers_mut().insert(HOST, engine.host.clone());
     let close = HeaderValue::from_static("close");
-    request.headers_mut().insert(CONNECTION, close);
+    if !engine.may_speak_http2() {
+        request.headers_mut().insert(CONNECTION, close);
+    }
     let (head, mut exchange) = conn.send(request, engine, deadline).await.ok()?;
     if head.status() != StatusCode::OK {
         return None;

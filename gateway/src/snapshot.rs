@@ -7,7 +7,7 @@ mod build;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -321,8 +321,20 @@ pub struct Endpoint {
     pub zone: Option<String>,
     /// TLS towards it; `None`: in the clear.
     pub secured: Option<Arc<Secured>>,
+    /// Whether it speaks HTTP/2 in the clear.
+    pub speaks_h2c: bool,
     /// What outlives snapshots.
     pub live: Arc<EndpointLive>,
+}
+
+impl Endpoint {
+    /// Whether a connection to it is one of HTTP/2, or becomes one if the other side likes.
+    pub(crate) fn may_speak_http2(&self) -> bool {
+        match &self.secured {
+            Some(_) => !self.live.speaks_http1.load(Ordering::Relaxed),
+            None => self.speaks_h2c,
+        }
+    }
 }
 
 /// State of one address.
@@ -349,6 +361,10 @@ pub struct EndpointLive {
     pub cooldown: Cooldown,
     /// Whether TLS could be agreed on.
     pub handshake: LastHandshake,
+    /// Whether it chose HTTP/1.1 when it was asked last.
+    pub speaks_http1: AtomicBool,
+    /// How many streams of HTTP/2 it allowed on a connection when it was asked last; 0: it was not asked.
+    pub http2_streams: AtomicUsize,
     /// What its engine says of itself.
     pub engine: EngineLoad,
     /// When it became ready, in the process's ms.
@@ -365,7 +381,7 @@ pub struct EndpointLive {
     to_end: PeakEwma,
     /// What `Adaptive` has learned of its streams.
     pub adaptive: Adaptive,
-    /// Idle connections, one list a worker.
+    /// Connections, by worker.
     pub pool: Pool,
 }
 
@@ -384,6 +400,8 @@ impl EndpointLive {
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
             handshake: LastHandshake::default(),
+            speaks_http1: AtomicBool::new(false),
+            http2_streams: AtomicUsize::new(0),
             engine: EngineLoad::default(),
             ready_ms: AtomicU64::new(0),
             quota: Quota::default(),

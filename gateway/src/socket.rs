@@ -8,6 +8,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::certificates::HTTP_2;
+
 /// A TCP connection, with TLS or without.
 #[derive(Debug)]
 pub(crate) enum Socket {
@@ -16,6 +18,14 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
+    /// Whether HTTP/2 was agreed on.
+    pub(crate) fn speaks_http2(&self) -> bool {
+        match self {
+            Self::Plain(_) => false,
+            Self::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(HTTP_2),
+        }
+    }
+
     pub(crate) fn tcp(&self) -> &TcpStream {
         match self {
             Self::Plain(tcp) => tcp,

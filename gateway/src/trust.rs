@@ -19,6 +19,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::certificates::PROTOCOLS;
 use crate::pem;
 use crate::socket::Socket;
 use crate::source::{Credential, Credentials};
@@ -155,10 +156,12 @@ fn client(
     let builder = ClientConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()?
         .with_webpki_verifier(verifier);
-    match shown {
-        None => Ok(builder.with_no_client_auth()),
-        Some((certificates, key)) => builder.with_client_auth_cert(certificates, key),
-    }
+    let mut config = match shown {
+        None => builder.with_no_client_auth(),
+        Some((certificates, key)) => builder.with_client_auth_cert(certificates, key)?,
+    };
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    Ok(config)
 }
 
 /// A value and what it is called.

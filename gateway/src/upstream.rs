@@ -1,12 +1,14 @@
 //! (IO) Connections to backends: connecting, pooling, one request and its answer.
 //!
-//! A connection is driven by the request that uses it and by nobody else: there is no task behind it, so dropping a
-//! request closes its connection at once and an idle connection costs no wake-ups. That a peer closed an idle
-//! connection is seen when it is taken out or swept.
+//! One of HTTP/1.1 is driven by the request that uses it and by nobody else ([`http1`]); one of HTTP/2 has many
+//! requests and a task of its own on their worker ([`http2`]). Which one it is, is said by the backend's object, or
+//! agreed on with the other side by ALPN.
+
+mod http1;
+mod http2;
 
 use std::error::Error;
-use std::fmt;
-use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -14,12 +16,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
-use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::Sleep;
+use tokio::task::JoinSet;
 use tower_service::Service as _;
 
 use crate::openai::Pieces;
@@ -28,17 +27,31 @@ use crate::snapshot::{Address, Endpoint, EndpointLive};
 use crate::socket::Socket;
 use crate::trust::{HandshakeError, Secured};
 
-/// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
-const MAX_IDLE: Duration = Duration::from_secs(4);
-/// Idle connections for each endpoint and worker: bursts beyond it connect anew.
+/// Idle connections of HTTP/1.1 for each endpoint and worker: bursts beyond it connect anew.
 const MAX_IDLE_CONNECTIONS: usize = 128;
-/// Read buffer of a connection, and so the largest frame and the largest answer head.
+/// Read buffer of a connection, and so the largest answer head.
 const BUFFER_BYTES: usize = 64 << 10;
 
 /// What goes upstream.
 pub(crate) type RequestBody = Full<Pieces>;
 
-type Io = TokioIo<Socket>;
+/// The tasks of a worker's connections of HTTP/2. They end with it.
+#[derive(Debug, Default)]
+pub(crate) struct Tasks(Mutex<JoinSet<()>>);
+
+impl Tasks {
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(task);
+    }
+
+    /// Ends all of them.
+    pub(crate) fn abort(&self) {
+        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tasks.abort_all();
+    }
+}
 
 /// Makes connections.
 #[derive(Clone)]
@@ -74,10 +87,11 @@ impl Connector {
         }
     }
 
-    async fn open(&self, endpoint: &Endpoint) -> Result<Io, ConnectError> {
+    /// A connection without HTTP over it yet.
+    async fn socket(&self, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
         let tcp = self.tcp(&endpoint.address).await?;
         let Some(secured) = &endpoint.secured else {
-            return Ok(TokioIo::new(Socket::Plain(tcp)));
+            return Ok(Socket::Plain(tcp));
         };
         match secured.connect(tcp).await {
             Ok(socket) => {
@@ -85,7 +99,7 @@ impl Connector {
                 if endpoint.live.handshake.failed() != Some(HandshakeError::ClientCertificate) {
                     endpoint.live.handshake.note(None);
                 }
-                Ok(TokioIo::new(socket))
+                Ok(socket)
             }
             Err(err) => {
                 let failed = HandshakeError::find(&err).unwrap_or(HandshakeError::Handshake);
@@ -95,31 +109,56 @@ impl Connector {
         }
     }
 
-    /// A new connection, within `limit`. Cancel safe.
+    /// A connection for one request, within `limit`: a new one, or a place on one of HTTP/2 that the worker has or
+    /// opens. Without a worker it is used by nobody else. Cancel safe.
     pub(crate) async fn connect(
         &self,
-        endpoint: &Endpoint,
+        endpoint: &Arc<Endpoint>,
+        worker: Option<usize>,
+        tasks: &Tasks,
         limit: Duration,
     ) -> Result<Conn, ConnectError> {
-        let io = match tokio::time::timeout(limit, self.open(endpoint)).await {
-            Ok(opened) => opened?,
-            Err(_) => return Err(ConnectError::TimedOut),
+        let alone = http2::Lines::default();
+        let lines = worker.and_then(|worker| endpoint.live.pool.lines(worker));
+        let lines = lines.unwrap_or(&alone);
+        let opened = async {
+            while endpoint.may_speak_http2() {
+                let (place, is_new) = lines.reserve(endpoint);
+                if is_new {
+                    let line = place.line();
+                    tasks.spawn(http2::drive(
+                        self.clone(),
+                        Arc::clone(endpoint),
+                        line,
+                        limit,
+                    ));
+                }
+                match place.opened().await? {
+                    http2::Opened::Place(place) => return Ok(Conn::Many(place)),
+                    http2::Opened::Full => {}
+                    http2::Opened::Http1(socket) => return one(endpoint, socket, limit).await,
+                }
+            }
+            let socket = self.socket(endpoint).await?;
+            if socket.speaks_http2() {
+                // It did not when it was asked last. This one is lost, the next request gets another.
+                endpoint.live.speaks_http1.store(false, Ordering::Relaxed);
+                return Err(ConnectError::Refused);
+            }
+            one(endpoint, socket, limit).await
         };
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(BUFFER_BYTES)
-            .handshake(io)
-            .await
-            .map_err(|_| ConnectError::Refused)?;
-        Ok(Conn {
-            sender,
-            connection: Box::new(connection),
-            deadline: Box::pin(tokio::time::sleep(limit)),
-            idle_since: penstock_shell::clock::now(),
-            reused: false,
-            closed: false,
-            secured: endpoint.secured.clone(),
-        })
+        match tokio::time::timeout(limit, opened).await {
+            Ok(opened) => opened,
+            Err(_) => Err(ConnectError::TimedOut),
+        }
     }
+}
+
+async fn one(endpoint: &Endpoint, socket: Socket, limit: Duration) -> Result<Conn, ConnectError> {
+    let secured = endpoint.secured.clone();
+    http1::Conn::new(socket, secured, limit)
+        .await
+        .map(Conn::One)
 }
 
 /// Says why TLS cannot be spoken with an endpoint, once for each reason.
@@ -146,100 +185,53 @@ pub(crate) enum ConnectError {
     Handshake(HandshakeError),
 }
 
-/// A connection that is ready for a request.
-pub(crate) struct Conn {
-    sender: SendRequest<RequestBody>,
-    connection: Box<Connection<Io, RequestBody>>,
-    /// One timer for all waits on this connection: moving it is cheaper than making another.
-    deadline: Pin<Box<Sleep>>,
-    idle_since: Instant,
-    reused: bool,
-    closed: bool,
-    /// What its handshake was made with.
-    secured: Option<Arc<Secured>>,
+/// Whether a connection was made as a new one to `endpoint` would be.
+fn is_of(secured: Option<&Arc<Secured>>, endpoint: &Endpoint) -> bool {
+    match (secured, &endpoint.secured) {
+        (Some(made), Some(wanted)) => Arc::ptr_eq(made, wanted),
+        (made, wanted) => made.is_none() && wanted.is_none(),
+    }
 }
 
-impl fmt::Debug for Conn {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Conn")
-            .field("reused", &self.reused)
-            .finish_non_exhaustive()
-    }
+/// A connection that is ready for a request.
+#[derive(Debug)]
+pub(crate) enum Conn {
+    /// One request at a time.
+    One(http1::Conn),
+    /// A place for one request among others.
+    Many(http2::Place),
 }
 
 impl Conn {
-    /// Whether it carried a request before: then it may have been closed by the peer in the meantime.
+    /// Whether the peer may have closed it while nobody looked.
     pub(crate) fn is_reused(&self) -> bool {
-        self.reused
-    }
-
-    /// Whether it was made as a new one to `endpoint` would be.
-    fn is_of(&self, endpoint: &Endpoint) -> bool {
-        match (&self.secured, &endpoint.secured) {
-            (Some(made), Some(wanted)) => Arc::ptr_eq(made, wanted),
-            (made, wanted) => made.is_none() && wanted.is_none(),
+        match self {
+            Self::One(conn) => conn.is_reused(),
+            Self::Many(_) => false,
         }
     }
 
-    fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
-        now.saturating_duration_since(self.idle_since) < MAX_IDLE
-            && !self.is_closed(cx)
-            && self.sender.is_ready()
-    }
-
-    /// Does what the socket allows and says whether the connection has ended.
-    fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
-        self.closed = self.closed || Pin::new(&mut *self.connection).poll(cx).is_ready();
-        self.closed
-    }
-
-    fn set_deadline(&mut self, deadline: Instant) {
-        self.deadline.as_mut().reset(deadline.into());
-    }
-
     /// Sends a request to `endpoint` and waits for the head of its answer until `deadline`, which stays in force for
-    /// the first frame of the body. Dropping the future closes the connection.
+    /// the first frame of the body. Dropping the future closes the connection, or resets the stream.
     pub(crate) async fn send(
-        mut self,
+        self,
         request: Request<RequestBody>,
         endpoint: &Endpoint,
         deadline: Instant,
     ) -> Result<(Response<()>, Exchange), SendError> {
-        self.set_deadline(deadline);
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
-        let answer = std::future::poll_fn(|cx| {
-            let closed = self.is_closed(cx);
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer.map_err(|err| {
-                    // In TLS 1.3 the other side looks at certificates when this one is done.
-                    if let Some(failed) = HandshakeError::find(err.error()) {
-                        note(endpoint, failed, err.error());
-                        return SendError::Handshake(failed);
-                    }
-                    // hyper hands the request back when not a byte of it was written.
-                    let unsent = err.message().is_some();
-                    SendError::Broken { unsent }
-                }));
+        let (head, body) = match self {
+            Self::One(conn) => {
+                let (head, body) = conn.send(request, endpoint, deadline).await?;
+                (head, Body::One(body))
             }
-            if closed {
-                return Poll::Ready(Err(SendError::Broken { unsent: false }));
+            Self::Many(place) => {
+                let (head, body) = place.send(request, endpoint, deadline).await?;
+                (head, Body::Many(Box::new(body)))
             }
-            self.deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(SendError::TimedOut))
-        })
-        .await?;
+        };
         endpoint.live.handshake.note(None);
-        let (parts, body) = answer.into_parts();
-        Ok((
-            Response::from_parts(parts, ()),
-            Exchange {
-                conn: Some(self),
-                body,
-                foreign: None,
-            },
-        ))
+        let foreign = None;
+        Ok((head, Exchange { body, foreign }))
     }
 }
 
@@ -266,19 +258,33 @@ pub(crate) enum BodyError {
     TimedOut,
 }
 
-/// An answer whose head has come. Dropping it before its end closes the connection.
+/// An answer whose head has come. Dropping it before its end closes the connection, or resets the stream.
+#[derive(Debug)]
 pub(crate) struct Exchange {
-    conn: Option<Conn>,
-    body: Incoming,
+    body: Body,
     /// Makes chunks of a chat completion of a stream that is none.
     foreign: Option<foreign::Incoming>,
 }
 
-impl fmt::Debug for Exchange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Exchange")
-            .field("conn", &self.conn)
-            .finish_non_exhaustive()
+#[derive(Debug)]
+enum Body {
+    One(http1::Body),
+    Many(Box<http2::Body>),
+}
+
+impl Body {
+    fn is_over(&self) -> bool {
+        match self {
+            Self::One(body) => body.is_over(),
+            Self::Many(body) => body.is_over(),
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, BodyError>> {
+        match self {
+            Self::One(body) => body.poll_data(cx),
+            Self::Many(body) => body.poll_data(cx),
+        }
     }
 }
 
@@ -294,7 +300,7 @@ impl Exchange {
             return Ok(bytes);
         };
         let mut read = foreign.feed(&bytes).map_err(|_| BodyError::Broken)?;
-        if self.body.is_end_stream() {
+        if self.body.is_over() {
             read.extend(
                 self.foreign
                     .take()
@@ -312,39 +318,14 @@ impl Exchange {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, BodyError>> {
         loop {
-            let closed = match &mut self.conn {
-                Some(conn) => conn.is_closed(cx),
-                None => true,
+            let Some(bytes) = std::task::ready!(self.body.poll_data(cx))? else {
+                let last = self.foreign.take().map(foreign::Incoming::end);
+                let last = last.filter(|last| !last.is_empty()).map(Bytes::from);
+                return Poll::Ready(Ok(last));
             };
-            match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers mean nothing here.
-                    let Ok(bytes) = frame.into_data() else {
-                        continue;
-                    };
-                    let bytes = self.read(bytes)?;
-                    if bytes.is_empty() {
-                        continue;
-                    }
-                    return Poll::Ready(Ok(Some(bytes)));
-                }
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Ready(None) => {
-                    let last = self.foreign.take().map(foreign::Incoming::end);
-                    let last = last.filter(|last| !last.is_empty()).map(Bytes::from);
-                    return Poll::Ready(Ok(last));
-                }
-                Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Pending => {
-                    let Some(conn) = &mut self.conn else {
-                        return Poll::Ready(Err(BodyError::Broken));
-                    };
-                    return conn
-                        .deadline
-                        .as_mut()
-                        .poll(cx)
-                        .map(|()| Err(BodyError::TimedOut));
-                }
+            let bytes = self.read(bytes)?;
+            if !bytes.is_empty() {
+                return Poll::Ready(Ok(Some(bytes)));
             }
         }
     }
@@ -356,14 +337,15 @@ impl Exchange {
 
     /// Until when the next piece may take.
     pub(crate) fn set_deadline(&mut self, deadline: Instant) {
-        if let Some(conn) = &mut self.conn {
-            conn.set_deadline(deadline);
+        match &mut self.body {
+            Body::One(body) => body.set_deadline(deadline),
+            Body::Many(body) => body.set_deadline(deadline),
         }
     }
 
     /// Whether nothing is left of the body.
     pub(crate) fn is_over(&self) -> bool {
-        self.body.is_end_stream() && self.foreign.is_none()
+        self.body.is_over() && self.foreign.is_none()
     }
 
     /// The body was read to its end: gives the connection back, if it can carry another request.
@@ -374,32 +356,47 @@ impl Exchange {
         worker: usize,
         now: Instant,
     ) {
-        let Some(mut conn) = self.conn.take() else {
-            return;
-        };
-        conn.idle_since = now;
-        conn.reused = true;
-        if conn.is_usable(now, cx) {
+        if let Body::One(body) = &mut self.body
+            && let Some(conn) = body.take_conn(cx, now)
+        {
             to.pool.give(worker, conn);
         }
     }
 }
 
-/// Idle connections of one endpoint. A worker takes only what it gave: sockets and timers belong to its runtime.
+/// Connections of one endpoint. A worker takes only what it gave: sockets and timers belong to its runtime.
 #[derive(Debug)]
 pub struct Pool {
-    shards: Box<[Mutex<Vec<Conn>>]>,
+    shards: Box<[Shard]>,
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    /// Those of HTTP/1.1 that carry no request.
+    idle: Mutex<Vec<http1::Conn>>,
+    /// Those of HTTP/2.
+    lines: http2::Lines,
+}
+
+impl Shard {
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<http1::Conn>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Pool {
     /// An empty pool for `workers`.
     pub fn new(workers: usize) -> Self {
         Self {
-            shards: (0..workers.max(1)).map(|_| Mutex::default()).collect(),
+            shards: (0..workers.max(1)).map(|_| Shard::default()).collect(),
         }
     }
 
-    /// The connection to `endpoint` that was used last, if it is still good.
+    fn lines(&self, worker: usize) -> Option<&http2::Lines> {
+        Some(&self.shards.get(worker)?.lines)
+    }
+
+    /// The connection of HTTP/1.1 to `endpoint` that was used last, if it is still good.
     pub(crate) fn take(
         &self,
         endpoint: &Endpoint,
@@ -409,18 +406,18 @@ impl Pool {
     ) -> Option<Conn> {
         let shard = self.shards.get(worker)?;
         loop {
-            let mut conn = shard.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-            if conn.is_of(endpoint) && conn.is_usable(now, cx) {
-                return Some(conn);
+            let mut conn = shard.idle().pop()?;
+            if is_of(conn.secured(), endpoint) && conn.is_usable(now, cx) {
+                return Some(Conn::One(conn));
             }
         }
     }
 
-    fn give(&self, worker: usize, conn: Conn) {
+    fn give(&self, worker: usize, conn: http1::Conn) {
         let Some(shard) = self.shards.get(worker) else {
             return;
         };
-        let mut idle = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = shard.idle();
         if idle.len() < MAX_IDLE_CONNECTIONS {
             idle.push(conn);
         }
@@ -432,16 +429,15 @@ impl Pool {
             return;
         };
         let mut cx = Context::from_waker(Waker::noop());
-        shard
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain_mut(|conn| conn.is_usable(now, &mut cx));
+        shard.idle().retain_mut(|conn| conn.is_usable(now, &mut cx));
+        shard.lines.sweep(now);
     }
 
     /// Closes everything.
     pub fn clear(&self, worker: usize) {
         if let Some(shard) = self.shards.get(worker) {
-            shard.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            shard.idle().clear();
+            shard.lines.clear();
         }
     }
 }

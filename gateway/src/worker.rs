@@ -119,6 +119,7 @@ pub(crate) async fn run(
             live.pool.clear(worker.index);
         }
     }
+    worker.tasks.abort();
 }
 
 fn tick(worker: &Worker, watches: &mut Vec<Arc<Watch>>) {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::CredentialRef;
+use super::{CredentialRef, is_default};
 
 /// How a backend is connected to. All of it is optional.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,6 +12,9 @@ pub struct Transport {
     /// authorities say so that gateways trust anyway.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub tls: Option<BackendTls>,
+    /// HTTP/2 is spoken in the clear, without asking first ("prior knowledge").
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub h2c: bool,
 }
 
 /// TLS towards a backend. Its certificate is always verified.

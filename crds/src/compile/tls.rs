@@ -7,7 +7,7 @@ use super::Facts;
 use super::backend::Check;
 use crate::backend::LLMBackendSpec;
 use crate::problem::Reason;
-use crate::tls::{BackendTlsSpec, SourceKind, ValueRef};
+use crate::tls::{AppProtocol, BackendTlsSpec, SourceKind, ValueRef};
 
 /// References in one list; a chain of trust has one or two, and as many while one replaces another.
 const MAX_AUTHORITIES: usize = 8;
@@ -37,7 +37,19 @@ pub(super) fn compile(
         }),
         (None, None) => None,
     };
-    Transport { tls }
+    let spoken = service.and_then(|service| service.app_protocol);
+    if spoken.is_some() && tls.is_some() {
+        let message = "over TLS what is spoken is agreed on: leave out appProtocol, or tls";
+        check.refuse(
+            "spec.service.appProtocol",
+            Reason::InvalidValue,
+            message.to_owned(),
+        );
+    }
+    Transport {
+        tls,
+        h2c: spoken == Some(AppProtocol::H2c),
+    }
 }
 
 fn compile_tls(
@@ -212,6 +224,20 @@ mod tests {
                 [(format!("{path}{at}").as_str(), "InvalidValue")]
             );
         }
+    }
+
+    #[test]
+    fn http2_in_the_clear_is_said_and_not_beside_tls() {
+        let of = |fields: &str| {
+            let spec = format!("{{service: {{name: engine, port: 80, {fields}}}}}");
+            compiled(&spec, &Facts::default())
+        };
+        assert!(transport(&of("appProtocol: kubernetes.io/h2c")).h2c);
+        assert!(!transport(&of("appProtocol: http")).h2c);
+        assert_eq!(
+            problems(&of("appProtocol: kubernetes.io/h2c, tls: {}")),
+            [("spec.service.appProtocol", "InvalidValue")]
+        );
     }
 
     #[test]

@@ -159,6 +159,7 @@ fn build_backend(
                         targets,
                         zone: endpoint.zone.clone(),
                         secured: built.secured.clone(),
+                        speaks_h2c: backend.transport.h2c,
                         live,
                     }));
                 }
@@ -174,6 +175,7 @@ fn build_backend(
                     targets,
                     zone: None,
                     secured: built.secured.clone(),
+                    speaks_h2c: backend.transport.h2c,
                     live,
                 }));
             }

@@ -17,6 +17,7 @@ mod fan_out;
 mod harness;
 mod hedge;
 mod http2;
+mod http2_backends;
 mod jobs;
 mod join;
 mod limits;

@@ -1,4 +1,4 @@
-//! An upstream that speaks TLS: a real server, hyper's, that answers what a test says.
+//! An upstream that speaks TLS and HTTP/2: a real server, hyper's, that answers what a test says.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
 use super::{Authority, Signed, completion};
 
@@ -30,6 +31,10 @@ pub(crate) type ServedBody = UnsyncBoxBody<Bytes, Infallible>;
 /// A request as the server saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Served {
+    /// Number of the connection it came on, from 0.
+    pub(crate) connection: usize,
+    pub(crate) version: http::Version,
+    pub(crate) uri: http::Uri,
     pub(crate) headers: http::HeaderMap,
     pub(crate) body: Bytes,
     /// The name that was asked for.
@@ -40,12 +45,24 @@ pub(crate) struct Served {
 
 type Script = Arc<dyn Fn(usize, &Served) -> Response<ServedBody> + Send + Sync>;
 
+/// How the server speaks.
+#[derive(Clone)]
+pub(crate) struct Speaks {
+    /// `None`: in the clear.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// Streams at one time on one connection.
+    pub(crate) most_streams: u32,
+}
+
 /// What a server is told while it runs.
 struct Shared {
-    tls: Arc<ServerConfig>,
+    speaks: Speaks,
     script: Script,
     seen: Mutex<Vec<Served>>,
     connections: AtomicUsize,
+    open: AtomicUsize,
+    /// Ends connections after their streams, with GOAWAY.
+    leave: Mutex<CancellationToken>,
 }
 
 /// See the module.
@@ -58,16 +75,18 @@ pub(crate) struct HyperUpstream {
 impl HyperUpstream {
     /// `script` gets the request's number, from 0.
     pub(crate) async fn start(
-        tls: Arc<ServerConfig>,
+        speaks: Speaks,
         script: impl Fn(usize, &Served) -> Response<ServedBody> + Send + Sync + 'static,
     ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
-            tls,
+            speaks,
             script: Arc::new(script),
             seen: Mutex::default(),
             connections: AtomicUsize::new(0),
+            open: AtomicUsize::new(0),
+            leave: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         tasks.spawn({
@@ -78,17 +97,24 @@ impl HyperUpstream {
                     let (stream, _) = listener.accept().await.unwrap();
                     stream.set_nodelay(true).unwrap();
                     let shared = Arc::clone(&shared);
-                    shared.connections.fetch_add(1, Ordering::SeqCst);
+                    let number = shared.connections.fetch_add(1, Ordering::SeqCst);
                     connections.spawn(async move {
-                        let acceptor = TlsAcceptor::from(Arc::clone(&shared.tls));
-                        // One that the gateway refuses ends the connection, not the server.
-                        if let Ok(stream) = acceptor.accept(stream).await {
-                            let (_, tls) = stream.get_ref();
-                            let sni = tls.server_name().map(str::to_owned);
-                            let shown = tls.peer_certificates().and_then(|all| all.first());
-                            let shown = shown.map(|first| first.clone().into_owned());
-                            serve(stream, &shared, (sni, shown)).await;
+                        shared.open.fetch_add(1, Ordering::SeqCst);
+                        let tls = shared.speaks.tls.clone();
+                        match tls {
+                            None => serve(stream, number, &shared, (None, None)).await,
+                            Some(tls) => {
+                                // One that the gateway refuses ends the connection, not the server.
+                                if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
+                                    let (_, tls) = stream.get_ref();
+                                    let sni = tls.server_name().map(str::to_owned);
+                                    let shown = tls.peer_certificates().and_then(|c| c.first());
+                                    let shown = shown.map(|c| c.clone().into_owned());
+                                    serve(stream, number, &shared, (sni, shown)).await;
+                                }
+                            }
                         }
+                        shared.open.fetch_sub(1, Ordering::SeqCst);
                     });
                 }
             }
@@ -108,10 +134,22 @@ impl HyperUpstream {
     pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
+
+    /// Those that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.shared.open.load(Ordering::SeqCst)
+    }
+
+    /// Tells all connections to end when their streams have.
+    pub(crate) fn leave(&self) {
+        let token = std::mem::take(&mut *self.shared.leave.lock().unwrap());
+        token.cancel();
+    }
 }
 
 async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    number: usize,
     shared: &Arc<Shared>,
     (sni, shown): (Option<String>, Option<CertificateDer<'static>>),
 ) {
@@ -121,6 +159,9 @@ async fn serve(
             let (head, body) = request.into_parts();
             let body = body.collect().await?.to_bytes();
             let served = Served {
+                connection: number,
+                version: head.version,
+                uri: head.uri,
                 headers: head.headers,
                 body,
                 sni,
@@ -134,18 +175,34 @@ async fn serve(
             Ok::<_, hyper::Error>((shared.script)(number, &served))
         }
     });
-    // How a connection ends matters to no test.
-    let _ended = auto::Builder::new(TokioExecutor::new())
-        .serve_connection(TokioIo::new(io), service)
-        .await;
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let most_streams = shared.speaks.most_streams;
+    builder.http2().max_concurrent_streams(most_streams);
+    let leave = shared.leave.lock().unwrap().clone();
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut left = false;
+    loop {
+        tokio::select! {
+            _ended = connection.as_mut() => return,
+            () = leave.cancelled(), if !left => {
+                left = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// In the clear.
+pub(crate) fn clear() -> Speaks {
+    Speaks {
+        tls: None,
+        most_streams: 128,
+    }
 }
 
 /// Over TLS with this certificate; `callers` must show one of this authority's.
-pub(crate) fn over_tls(
-    signed: &Signed,
-    callers: Option<&Authority>,
-    protocols: &[&str],
-) -> Arc<ServerConfig> {
+pub(crate) fn over_tls(signed: &Signed, callers: Option<&Authority>, protocols: &[&str]) -> Speaks {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -163,7 +220,10 @@ pub(crate) fn over_tls(
         .unwrap();
     let protocols = protocols.iter().map(|name| name.as_bytes().to_vec());
     config.alpn_protocols = protocols.collect();
-    Arc::new(config)
+    Speaks {
+        tls: Some(Arc::new(config)),
+        most_streams: 128,
+    }
 }
 
 /// A whole answer.

@@ -1,0 +1,193 @@
+//! (IO) A connection of HTTP/1.1. It is driven by the request that uses it and by nobody else: there is no task behind
+//! it, so dropping a request closes its connection at once and an idle connection costs no wake-ups. That a peer closed
+//! an idle connection is seen when it is taken out or swept.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::time::Sleep;
+
+use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, note};
+use crate::snapshot::Endpoint;
+use crate::socket::Socket;
+use crate::trust::{HandshakeError, Secured};
+
+/// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
+const MAX_IDLE: Duration = Duration::from_secs(4);
+
+/// A connection that is ready for a request.
+pub(crate) struct Conn {
+    sender: SendRequest<RequestBody>,
+    connection: Box<Connection<TokioIo<Socket>, RequestBody>>,
+    /// One timer for all waits on this connection: moving it is cheaper than making another.
+    deadline: Pin<Box<Sleep>>,
+    idle_since: Instant,
+    reused: bool,
+    closed: bool,
+    /// What its handshake was made with.
+    secured: Option<Arc<Secured>>,
+}
+
+impl fmt::Debug for Conn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("reused", &self.reused)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Conn {
+    /// Over `socket`.
+    pub(super) async fn new(
+        socket: Socket,
+        secured: Option<Arc<Secured>>,
+        limit: Duration,
+    ) -> Result<Self, ConnectError> {
+        let (sender, connection) = http1::Builder::new()
+            .max_buf_size(BUFFER_BYTES)
+            .handshake(TokioIo::new(socket))
+            .await
+            .map_err(|_| ConnectError::Refused)?;
+        Ok(Self {
+            sender,
+            connection: Box::new(connection),
+            deadline: Box::pin(tokio::time::sleep(limit)),
+            idle_since: penstock_shell::clock::now(),
+            reused: false,
+            closed: false,
+            secured,
+        })
+    }
+
+    /// Whether it carried a request before: then it may have been closed by the peer in the meantime.
+    pub(super) fn is_reused(&self) -> bool {
+        self.reused
+    }
+
+    pub(super) fn secured(&self) -> Option<&Arc<Secured>> {
+        self.secured.as_ref()
+    }
+
+    pub(super) fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+        now.saturating_duration_since(self.idle_since) < MAX_IDLE
+            && !self.is_closed(cx)
+            && self.sender.is_ready()
+    }
+
+    /// Does what the socket allows and says whether the connection has ended.
+    fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
+        self.closed = self.closed || Pin::new(&mut *self.connection).poll(cx).is_ready();
+        self.closed
+    }
+
+    fn set_deadline(&mut self, deadline: Instant) {
+        self.deadline.as_mut().reset(deadline.into());
+    }
+
+    /// See [`super::Conn::send`].
+    pub(super) async fn send(
+        mut self,
+        request: Request<RequestBody>,
+        endpoint: &Endpoint,
+        deadline: Instant,
+    ) -> Result<(Response<()>, Body), SendError> {
+        self.set_deadline(deadline);
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let answer = std::future::poll_fn(|cx| {
+            let closed = self.is_closed(cx);
+            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
+                return Poll::Ready(answer.map_err(|err| {
+                    // In TLS 1.3 the other side looks at certificates when this one is done.
+                    if let Some(failed) = HandshakeError::find(err.error()) {
+                        note(endpoint, failed, err.error());
+                        return SendError::Handshake(failed);
+                    }
+                    // hyper hands the request back when not a byte of it was written.
+                    let unsent = err.message().is_some();
+                    SendError::Broken { unsent }
+                }));
+            }
+            if closed {
+                return Poll::Ready(Err(SendError::Broken { unsent: false }));
+            }
+            self.deadline
+                .as_mut()
+                .poll(cx)
+                .map(|()| Err(SendError::TimedOut))
+        })
+        .await?;
+        let (parts, body) = answer.into_parts();
+        let conn = Some(self);
+        Ok((Response::from_parts(parts, ()), Body { conn, body }))
+    }
+}
+
+/// The body of an answer. Dropping it before its end closes the connection.
+#[derive(Debug)]
+pub(crate) struct Body {
+    conn: Option<Conn>,
+    body: Incoming,
+}
+
+impl Body {
+    /// The next piece; `None` at its proper end. Cancel safe.
+    pub(super) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, BodyError>> {
+        loop {
+            let closed = match &mut self.conn {
+                Some(conn) => conn.is_closed(cx),
+                None => true,
+            };
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    // Trailers mean nothing here.
+                    if let Ok(bytes) = frame.into_data() {
+                        return Poll::Ready(Ok(Some(bytes)));
+                    }
+                }
+                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
+                Poll::Ready(None) => return Poll::Ready(Ok(None)),
+                Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
+                Poll::Pending => {
+                    let Some(conn) = &mut self.conn else {
+                        return Poll::Ready(Err(BodyError::Broken));
+                    };
+                    return conn
+                        .deadline
+                        .as_mut()
+                        .poll(cx)
+                        .map(|()| Err(BodyError::TimedOut));
+                }
+            }
+        }
+    }
+
+    pub(super) fn set_deadline(&mut self, deadline: Instant) {
+        if let Some(conn) = &mut self.conn {
+            conn.set_deadline(deadline);
+        }
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn is_over(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    /// The connection, if the body was read to its end and it can carry another request.
+    pub(super) fn take_conn(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Conn> {
+        let mut conn = self.conn.take()?;
+        conn.idle_since = now;
+        conn.reused = true;
+        conn.is_usable(now, cx).then_some(conn)
+    }
+}
