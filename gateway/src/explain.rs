@@ -134,10 +134,7 @@ pub(crate) fn ask(
         unfit: &unfit,
     };
     let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
-    Explanation {
-        changes: changes.to_vec(),
-        ..explanation(snapshot, rule, wish, &misfits, choice.as_ref())
-    }
+    explanation(snapshot, rule, wish, &misfits, choice.as_ref(), changes)
 }
 
 /// Why a backend of this protocol cannot carry the request.
@@ -158,10 +155,7 @@ pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice, ch
     }
     if let Some(snapshot) = process.snapshot.load().as_deref() {
         let wish = job.wish(penstock_shell::clock::now(), unfit);
-        let told = Explanation {
-            changes: changes.to_vec(),
-            ..explanation(snapshot, rule, wish, &[], Some(choice))
-        };
+        let told = explanation(snapshot, rule, wish, &[], Some(choice), changes);
         let id = job.id.to_str().unwrap_or("");
         // One text: a log's field holds no structure.
         let told = serde_json::to_string(&told).unwrap_or_default();
@@ -176,6 +170,7 @@ fn explanation(
     wish: Wish<'_>,
     misfits: &[(Protocol, Misfit)],
     choice: Option<&Choice>,
+    changes: &[String],
 ) -> Explanation {
     let policy = rule.label.rsplit_once('/').map_or("", |(policy, _)| policy);
     let version = snapshot
@@ -189,7 +184,7 @@ fn explanation(
         strategy: format!("{:?}", rule.strategy),
         stream: wish.stream,
         prompt_tokens: wish.prompt_tokens,
-        changes: Vec::new(),
+        changes: changes.to_vec(),
         candidates: rule
             .tiers
             .iter()

@@ -57,12 +57,10 @@ pub(crate) async fn until_open(
         return false;
     };
     let now_ms = job.worker.process.ms(now);
-    let endpoints = rule
+    let per_s = rule
         .candidates()
-        .flat_map(|candidate| &candidate.backend.endpoints);
-    let per_s: u32 = endpoints
-        .map(|endpoint| endpoint.live.pace.per_s(now_ms))
-        .sum();
+        .map(|candidate| candidate.backend.per_s(now_ms));
+    let per_s: u32 = per_s.sum();
     // More than that would be a herd when the time has come.
     let most = i64::from(per_s / 4).max(MIN_WAITING);
     let waiting = job.worker.process.metrics.held.get();

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use bytes::buf::{Buf as _, Chain};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::edits::place;
+use crate::edits::{given, place};
 use crate::load::BYTES_PER_TOKEN;
 use crate::multipart;
 
@@ -277,7 +277,7 @@ struct View<'a> {
     input: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt: Option<&'a RawValue>,
-    #[serde(borrow, default, deserialize_with = "even_null")]
+    #[serde(borrow, default, deserialize_with = "given")]
     stream_options: Option<&'a RawValue>,
     #[serde(borrow, default)]
     tools: Option<&'a RawValue>,
@@ -304,13 +304,6 @@ struct View<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     #[serde(borrow, default)]
     max_output_tokens: Option<&'a RawValue>,
-}
-
-/// What is there as `null` is there: a second member of that name would be a mistake.
-fn even_null<'de, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<&'de RawValue>, D::Error> {
-    Deserialize::deserialize(deserializer).map(Some)
 }
 
 impl View<'_> {
@@ -416,14 +409,7 @@ impl<'a> Call<'a> {
             model_at: form.model_at,
             encoding: Encoding::Form,
             stream: form.stream,
-            wanted: Wanted::Now,
-            system: &[],
-            prompt: &[],
-            has_tools: false,
-            has_schema: false,
-            stream_options: None,
-            session: None,
-            max_tokens: None,
+            ..Call::NONE
         })
     }
 

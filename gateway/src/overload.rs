@@ -114,10 +114,8 @@ fn fitting<'a>(rule: &'a Rule, wish: Wish<'a>) -> impl Iterator<Item = &'a Candi
 
 /// How long `ahead` others take, by what the endpoints answer.
 fn expected(rule: &Rule, wish: Wish<'_>, ahead: usize) -> Duration {
-    let endpoints = fitting(rule, wish).flat_map(|candidate| &candidate.backend.endpoints);
-    let per_s: u32 = endpoints
-        .map(|endpoint| endpoint.live.pace.per_s(wish.now_ms))
-        .sum();
+    let per_s = fitting(rule, wish).map(|candidate| candidate.backend.per_s(wish.now_ms));
+    let per_s: u32 = per_s.sum();
     let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
     Duration::from_secs(1).mul_f64(f64::from(ahead) / f64::from(per_s.max(1)))
 }

@@ -80,7 +80,7 @@ fn body(
         let at = job.call.model_at.clone();
         let model = candidate.model.as_ref();
         let model = model.map_or_else(|| job.body.slice(at.clone()), |model| model.json.clone());
-        return stream_usage::patched(job.body, at, model, asking);
+        return stream_usage::patched(job.body, at, &model, asking);
     }
     let (body, model_at) = match translated {
         Some(translated) => (&translated.body, translated.model_at.clone()),

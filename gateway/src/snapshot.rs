@@ -518,6 +518,12 @@ impl Snapshot {
 }
 
 impl Backend {
+    /// Answers that its endpoints begin a second.
+    pub fn per_s(&self, now_ms: u64) -> u32 {
+        let paces = self.endpoints.iter();
+        paces.map(|endpoint| endpoint.live.pace.per_s(now_ms)).sum()
+    }
+
     /// Compares its endpoints with each other.
     pub fn compare(&self, now_ms: u64) {
         let peers: Vec<Means> = self

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 
-use crate::edits::place;
+use crate::edits::{Edits, place};
 use crate::job::Job;
 use crate::openai::{self, Api, Call, Encoding, Pieces};
 use crate::provider::Route;
@@ -21,7 +21,7 @@ pub(crate) enum Asking {
     /// It has no `stream_options`.
     Insert,
     /// It has other ones, there.
-    Replace(Range<usize>, Bytes),
+    Replace(Range<usize>, String),
 }
 
 /// What has to change; `None` where the caller asks for the count, or the backend is not to be asked.
@@ -49,7 +49,7 @@ fn of_call(body: &[u8], call: &Call<'_>) -> Option<Asking> {
         return None;
     }
     members.insert("include_usage".to_owned(), Value::Bool(true));
-    let value = Bytes::from(Value::Object(members).to_string());
+    let value = Value::Object(members).to_string();
     Some(Asking::Replace(place(body, options), value))
 }
 
@@ -57,25 +57,19 @@ fn of_call(body: &[u8], call: &Call<'_>) -> Option<Asking> {
 pub(crate) fn patched(
     body: &Bytes,
     model_at: Range<usize>,
-    model: Bytes,
+    model: &Bytes,
     asking: &Asking,
 ) -> Pieces {
     match asking {
         Asking::Insert => {
-            let value = [&model, OPTIONS].concat();
+            let value = [model, OPTIONS].concat();
             openai::patched(body, model_at, Bytes::from(value))
         }
         Asking::Replace(at, value) => {
-            let before = body.get(..at.start).unwrap_or_default();
-            let behind = body.get(at.end..).unwrap_or_default();
-            let asked = Bytes::from([before, value, behind].concat());
-            let moved = if at.start < model_at.start {
-                let moved = |place: usize| place + value.len() - at.len();
-                moved(model_at.start)..moved(model_at.end)
-            } else {
-                model_at
-            };
-            openai::patched(&asked, moved, model)
+            let mut edits = Edits::default();
+            edits.replace(model_at, String::from_utf8_lossy(model).into_owned());
+            edits.replace(at.clone(), value.clone());
+            openai::unpatched(edits.apply(body))
         }
     }
 }
@@ -93,7 +87,7 @@ mod tests {
         let call = Call::parse(&body).unwrap();
         let asking = of_call(&body, &call)?;
         let model = Bytes::from_static(b"\"other\"");
-        let mut pieces = patched(&body, call.model_at.clone(), model, &asking);
+        let mut pieces = patched(&body, call.model_at.clone(), &model, &asking);
         let sent = pieces.copy_to_bytes(pieces.remaining());
         Some(String::from_utf8(sent.to_vec()).unwrap())
     }
