@@ -22,7 +22,7 @@ use crate::request::request;
 use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::stream::Begun;
 use crate::stream_usage;
-use crate::upstream::{BodyError, Conn, ConnectError, Exchange, RequestBody, SendError};
+use crate::upstream::{self, BodyError, Conn, ConnectError, Exchange, RequestBody, SendError};
 
 /// JSON answers up to this size are read whole before they go out; larger ones pass as they come.
 const MAX_WHOLE_BYTES: usize = 256 << 10;
@@ -163,10 +163,7 @@ async fn open(
     last: Instant,
 ) -> Result<Conn, Failure> {
     let left = last.saturating_duration_since(penstock_shell::clock::now());
-    worker
-        .process
-        .connector
-        .connect(endpoint, Some(worker.index), &worker.tasks, limit.min(left))
+    upstream::connect(endpoint, Some(worker.index), &worker.tasks, limit.min(left))
         .await
         .map_err(|err| match err {
             ConnectError::Refused => Failure::Connect,

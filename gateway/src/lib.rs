@@ -20,6 +20,7 @@ pub mod load;
 pub mod meter;
 pub mod metrics;
 pub mod multipart;
+pub mod name;
 pub mod openai;
 pub mod outbound;
 pub mod outlier;

@@ -17,7 +17,7 @@ use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
 use crate::suspects::Suspects;
 use crate::trust::Trust;
-use crate::upstream::{Connector, Tasks};
+use crate::upstream::Tasks;
 
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
 /// `total_body_bytes`, so that usual requests touch no shared counter.
@@ -36,7 +36,6 @@ pub(crate) struct Process {
     /// Requests that ended their backends.
     pub(crate) suspects: Suspects,
     pub(crate) metrics: Metrics,
-    pub(crate) connector: Connector,
     /// Whom backends are believed to be by.
     trust: Trust,
     pub(crate) jobs: Jobs,
@@ -64,7 +63,6 @@ impl Process {
             queue: Arc::default(),
             suspects: Suspects::default(),
             metrics,
-            connector: Connector::new(),
             trust,
             jobs,
             draining: AtomicBool::new(false),

@@ -17,7 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::openai;
 use crate::process::Process;
 use crate::snapshot::Endpoint;
-use crate::upstream::Tasks;
+use crate::upstream::{self, Tasks};
 
 /// How often: as the scaler does.
 const EVERY: Duration = Duration::from_secs(1);
@@ -48,20 +48,16 @@ pub(crate) async fn run(process: Arc<Process>) {
 }
 
 async fn read(process: &Process, tasks: &Tasks, engine: Arc<Endpoint>) {
-    if let Ok(Some(sample)) = tokio::time::timeout(LIMIT, page(process, tasks, &engine)).await {
+    if let Ok(Some(sample)) = tokio::time::timeout(LIMIT, page(tasks, &engine)).await {
         let now_ms = process.ms(penstock_shell::clock::now());
         engine.live.engine.hear(&sample, now_ms);
     }
 }
 
 /// Reads a page; `None` if there is none, or one that says nothing of an engine.
-async fn page(process: &Process, tasks: &Tasks, engine: &Arc<Endpoint>) -> Option<Sample> {
+async fn page(tasks: &Tasks, engine: &Arc<Endpoint>) -> Option<Sample> {
     let deadline = penstock_shell::clock::now() + LIMIT;
-    let conn = process
-        .connector
-        .connect(engine, None, tasks, LIMIT)
-        .await
-        .ok()?;
+    let conn = upstream::connect(engine, None, tasks, LIMIT).await.ok()?;
     let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
     *request.uri_mut() = Uri::from_static("/metrics");
     request.headers_mut().insert(HOST, engine.host.clone());

@@ -30,6 +30,7 @@ use crate::engine_load::EngineLoad;
 use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
+use crate::name::Name;
 use crate::outlier::Outlier;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
@@ -343,6 +344,8 @@ pub struct EndpointLive {
     pub id: Owner,
     /// The backend whose address it is.
     pub backend: BackendId,
+    /// What leads to it.
+    pub name: Name,
     /// Requests in flight from this gateway.
     pub in_flight: AtomicU32,
     /// Those among them whose answer has not begun: streams without a first token, and all others.
@@ -386,11 +389,21 @@ pub struct EndpointLive {
 }
 
 impl EndpointLive {
-    fn new(workers: usize, backend: BackendId, patience: Arc<Patience>, queue: Arc<Queue>) -> Self {
+    fn new(
+        workers: usize,
+        backend: BackendId,
+        address: &Address,
+        patience: Arc<Patience>,
+        queue: Arc<Queue>,
+    ) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             backend,
+            name: match address {
+                Address::Socket(_) => Name::NONE,
+                Address::Origin(origin) => Name::of(origin),
+            },
             in_flight: AtomicU32::new(0),
             waiting: AtomicU32::new(0),
             waiting_tokens: AtomicU32::new(0),

@@ -4,28 +4,26 @@
 //! requests and a task of its own on their worker ([`http2`]). Which one it is, is said by the backend's object, or
 //! agreed on with the other side by ALPN.
 
+mod connect;
 mod http1;
 mod http2;
 
-use std::error::Error;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Request, Response};
 use http_body_util::Full;
-use hyper_util::client::legacy::connect::HttpConnector;
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
-use tower_service::Service as _;
 
+use self::connect::Made;
 use crate::openai::Pieces;
 use crate::provider::foreign;
-use crate::snapshot::{Address, Endpoint, EndpointLive};
+use crate::snapshot::{Endpoint, EndpointLive};
 use crate::socket::Socket;
-use crate::trust::{HandshakeError, Secured};
+use crate::trust::HandshakeError;
 
 /// Idle connections of HTTP/1.1 for each endpoint and worker: bursts beyond it connect anew.
 const MAX_IDLE_CONNECTIONS: usize = 128;
@@ -53,125 +51,48 @@ impl Tasks {
     }
 }
 
-/// Makes connections.
-#[derive(Clone)]
-pub(crate) struct Connector {
-    names: HttpConnector,
-}
-
-impl Connector {
-    pub(crate) fn new() -> Self {
-        let mut names = HttpConnector::new();
-        names.set_nodelay(true);
-        names.enforce_http(false);
-        Self { names }
-    }
-
-    async fn tcp(&self, address: &Address) -> Result<TcpStream, ConnectError> {
-        match address {
-            Address::Socket(address) => {
-                let stream = TcpStream::connect(address)
-                    .await
-                    .map_err(|_| ConnectError::Refused)?;
-                stream
-                    .set_nodelay(true)
-                    .map_err(|_| ConnectError::Refused)?;
-                Ok(stream)
+/// A connection for one request, within `limit`: a new one, or a place on one of HTTP/2 that the worker has or
+/// opens. Without a worker it is used by nobody else. Cancel safe.
+pub(crate) async fn connect(
+    endpoint: &Arc<Endpoint>,
+    worker: Option<usize>,
+    tasks: &Tasks,
+    limit: Duration,
+) -> Result<Conn, ConnectError> {
+    let alone = http2::Lines::default();
+    let lines = worker.and_then(|worker| endpoint.live.pool.lines(worker));
+    let lines = lines.unwrap_or(&alone);
+    let opened = async {
+        while endpoint.may_speak_http2() {
+            let (place, is_new) = lines.reserve(endpoint);
+            if is_new {
+                let line = place.line();
+                tasks.spawn(http2::drive(Arc::clone(endpoint), line, limit));
             }
-            Address::Origin(origin) => {
-                let uri: Uri = origin.parse().map_err(|_| ConnectError::Refused)?;
-                let opened = self.names.clone().call(uri).await;
-                let opened = opened.map_err(|_| ConnectError::Refused)?;
-                Ok(opened.into_inner())
+            match place.opened().await? {
+                http2::Opened::Place(place) => return Ok(Conn::Many(place)),
+                http2::Opened::Full => {}
+                http2::Opened::Http1(socket) => return one(endpoint, socket, limit).await,
             }
         }
-    }
-
-    /// A connection without HTTP over it yet.
-    async fn socket(&self, endpoint: &Endpoint) -> Result<Socket, ConnectError> {
-        let tcp = self.tcp(&endpoint.address).await?;
-        let Some(secured) = &endpoint.secured else {
-            return Ok(Socket::Plain(tcp));
-        };
-        match secured.connect(tcp).await {
-            Ok(socket) => {
-                // A backend that does not take the gateway's certificate says so later.
-                if endpoint.live.handshake.failed() != Some(HandshakeError::ClientCertificate) {
-                    endpoint.live.handshake.note(None);
-                }
-                Ok(socket)
-            }
-            Err(err) => {
-                let failed = HandshakeError::find(&err).unwrap_or(HandshakeError::Handshake);
-                note(endpoint, failed, &err);
-                Err(ConnectError::Handshake(failed))
-            }
+        let socket = connect::socket(endpoint, limit).await?;
+        if socket.speaks_http2() {
+            // It did not when it was asked last. This one is lost, the next request gets another.
+            endpoint.live.speaks_http1.store(false, Ordering::Relaxed);
+            return Err(ConnectError::Refused);
         }
-    }
-
-    /// A connection for one request, within `limit`: a new one, or a place on one of HTTP/2 that the worker has or
-    /// opens. Without a worker it is used by nobody else. Cancel safe.
-    pub(crate) async fn connect(
-        &self,
-        endpoint: &Arc<Endpoint>,
-        worker: Option<usize>,
-        tasks: &Tasks,
-        limit: Duration,
-    ) -> Result<Conn, ConnectError> {
-        let alone = http2::Lines::default();
-        let lines = worker.and_then(|worker| endpoint.live.pool.lines(worker));
-        let lines = lines.unwrap_or(&alone);
-        let opened = async {
-            while endpoint.may_speak_http2() {
-                let (place, is_new) = lines.reserve(endpoint);
-                if is_new {
-                    let line = place.line();
-                    tasks.spawn(http2::drive(
-                        self.clone(),
-                        Arc::clone(endpoint),
-                        line,
-                        limit,
-                    ));
-                }
-                match place.opened().await? {
-                    http2::Opened::Place(place) => return Ok(Conn::Many(place)),
-                    http2::Opened::Full => {}
-                    http2::Opened::Http1(socket) => return one(endpoint, socket, limit).await,
-                }
-            }
-            let socket = self.socket(endpoint).await?;
-            if socket.speaks_http2() {
-                // It did not when it was asked last. This one is lost, the next request gets another.
-                endpoint.live.speaks_http1.store(false, Ordering::Relaxed);
-                return Err(ConnectError::Refused);
-            }
-            one(endpoint, socket, limit).await
-        };
-        match tokio::time::timeout(limit, opened).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ConnectError::TimedOut),
-        }
+        one(endpoint, socket, limit).await
+    };
+    match tokio::time::timeout(limit, opened).await {
+        Ok(opened) => opened,
+        Err(_) => Err(ConnectError::TimedOut),
     }
 }
 
 async fn one(endpoint: &Endpoint, socket: Socket, limit: Duration) -> Result<Conn, ConnectError> {
-    let secured = endpoint.secured.clone();
-    http1::Conn::new(socket, secured, limit)
-        .await
-        .map(Conn::One)
-}
-
-/// Says why TLS cannot be spoken with an endpoint, once for each reason.
-fn note(endpoint: &Endpoint, failed: HandshakeError, err: &(dyn Error + 'static)) {
-    if endpoint.live.handshake.note(Some(failed)) {
-        tracing::warn!(
-            backend.id = %endpoint.live.backend,
-            endpoint = %endpoint.address,
-            reason = failed.label(),
-            error = err,
-            "no TLS with this endpoint: {failed}"
-        );
-    }
+    let made = Made::new(endpoint);
+    made.open(endpoint, &socket);
+    http1::Conn::new(socket, made, limit).await.map(Conn::One)
 }
 
 /// Why there is no connection.
@@ -183,14 +104,6 @@ pub(crate) enum ConnectError {
     TimedOut,
     /// TLS could not be agreed on.
     Handshake(HandshakeError),
-}
-
-/// Whether a connection was made as a new one to `endpoint` would be.
-fn is_of(secured: Option<&Arc<Secured>>, endpoint: &Endpoint) -> bool {
-    match (secured, &endpoint.secured) {
-        (Some(made), Some(wanted)) => Arc::ptr_eq(made, wanted),
-        (made, wanted) => made.is_none() && wanted.is_none(),
-    }
 }
 
 /// A connection that is ready for a request.
@@ -407,7 +320,7 @@ impl Pool {
         let shard = self.shards.get(worker)?;
         loop {
             let mut conn = shard.idle().pop()?;
-            if is_of(conn.secured(), endpoint) && conn.is_usable(now, cx) {
+            if conn.made().is_of(endpoint, now) && conn.is_usable(now, cx) {
                 return Some(Conn::One(conn));
             }
         }

@@ -125,11 +125,12 @@ fn build_backend(
     let mut built = without_endpoints(id, backend, credentials, previous, parts);
     let may_connect = secure(backend, &mut built, credentials, previous, parts);
     let patience = Arc::clone(&built.patience);
-    let fresh = || {
+    let fresh = |address: &Address| {
         let (patience, queue) = (Arc::clone(&patience), Arc::clone(parts.queue));
         Arc::new(EndpointLive::new(
             parts.workers,
             id.clone(),
+            address,
             patience,
             queue,
         ))
@@ -137,7 +138,7 @@ fn build_backend(
     let mut live = |address: &Address| {
         let live = previous
             .and_then(|previous| previous.lives.get(address))
-            .map_or_else(fresh, Arc::clone);
+            .map_or_else(|| fresh(address), Arc::clone);
         built.lives.insert(address.clone(), Arc::clone(&live));
         live
     };

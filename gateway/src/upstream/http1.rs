@@ -4,7 +4,6 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -15,10 +14,11 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 
-use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, note};
+use super::connect::{Made, note};
+use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError};
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
-use crate::trust::{HandshakeError, Secured};
+use crate::trust::HandshakeError;
 
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
 const MAX_IDLE: Duration = Duration::from_secs(4);
@@ -32,8 +32,7 @@ pub(crate) struct Conn {
     idle_since: Instant,
     reused: bool,
     closed: bool,
-    /// What its handshake was made with.
-    secured: Option<Arc<Secured>>,
+    made: Made,
 }
 
 impl fmt::Debug for Conn {
@@ -48,7 +47,7 @@ impl Conn {
     /// Over `socket`.
     pub(super) async fn new(
         socket: Socket,
-        secured: Option<Arc<Secured>>,
+        made: Made,
         limit: Duration,
     ) -> Result<Self, ConnectError> {
         let (sender, connection) = http1::Builder::new()
@@ -63,7 +62,7 @@ impl Conn {
             idle_since: penstock_shell::clock::now(),
             reused: false,
             closed: false,
-            secured,
+            made,
         })
     }
 
@@ -72,8 +71,8 @@ impl Conn {
         self.reused
     }
 
-    pub(super) fn secured(&self) -> Option<&Arc<Secured>> {
-        self.secured.as_ref()
+    pub(super) fn made(&self) -> &Made {
+        &self.made
     }
 
     pub(super) fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {

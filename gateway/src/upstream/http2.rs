@@ -25,13 +25,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-use super::{
-    BUFFER_BYTES, BodyError, ConnectError, Connector, RequestBody, SendError, is_of, note,
-};
+use super::connect::{self, Made, note};
+use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError};
 use crate::openai::Pieces;
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
-use crate::trust::{HandshakeError, LastHandshake, Secured};
+use crate::trust::{HandshakeError, LastHandshake};
 
 /// Requests at one time on one connection, if the other side allows as many.
 const MAX_STREAMS: u32 = 100;
@@ -63,7 +62,8 @@ impl Lines {
     /// A place on the first connection that has one. Whether it is a new one, which somebody must drive.
     pub(super) fn reserve(&self, endpoint: &Endpoint) -> (Place, bool) {
         let mut lines = self.lock();
-        lines.retain(|line| line.takes_requests() && is_of(line.secured.as_ref(), endpoint));
+        let now = penstock_shell::clock::now();
+        lines.retain(|line| line.takes_requests() && line.made.is_of(endpoint, now));
         let allowed = endpoint.live.http2_streams.load(Ordering::Relaxed);
         let room = lines
             .iter()
@@ -72,11 +72,11 @@ impl Lines {
             return (Place::new(Arc::clone(line)), false);
         }
         let line = Arc::new(Line {
-            secured: endpoint.secured.clone(),
+            made: Made::new(endpoint),
             state: watch::Sender::new(State::Opening),
             taken: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
-            idle_since: Mutex::new(penstock_shell::clock::now()),
+            idle_since: Mutex::new(now),
         });
         lines.push(Arc::clone(&line));
         (Place::new(line), true)
@@ -101,8 +101,7 @@ impl Lines {
 
 /// One connection. It closes when nobody has it and its streams have ended.
 pub(super) struct Line {
-    /// What its handshake was made with.
-    secured: Option<Arc<Secured>>,
+    made: Made,
     state: watch::Sender<State>,
     /// Requests that have a place, or wait for it to open.
     taken: AtomicUsize,
@@ -349,13 +348,8 @@ impl Body {
 }
 
 /// Opens a connection and drives it until it ends.
-pub(super) async fn drive(
-    connector: Connector,
-    endpoint: Arc<Endpoint>,
-    line: Arc<Line>,
-    limit: Duration,
-) {
-    let opened = tokio::time::timeout(limit, open(&connector, &endpoint)).await;
+pub(super) async fn drive(endpoint: Arc<Endpoint>, line: Arc<Line>, limit: Duration) {
+    let opened = tokio::time::timeout(limit, open(&endpoint, &line, limit)).await;
     let connection = match opened.unwrap_or(Err(ConnectError::TimedOut)) {
         Err(err) => {
             line.state.send_replace(State::Failed(err));
@@ -420,8 +414,9 @@ enum Spoken {
 }
 
 /// Connects, and waits for what the other side allows.
-async fn open(connector: &Connector, endpoint: &Endpoint) -> Result<Spoken, ConnectError> {
-    let socket = connector.socket(endpoint).await?;
+async fn open(endpoint: &Endpoint, line: &Line, limit: Duration) -> Result<Spoken, ConnectError> {
+    let socket = connect::socket(endpoint, limit).await?;
+    line.made.open(endpoint, &socket);
     if endpoint.secured.is_some() && !socket.speaks_http2() {
         return Ok(Spoken::Http1(socket));
     }
