@@ -17,7 +17,7 @@ mod prompts;
 mod transport;
 
 pub use parameters::{Bounds, OnExceed, Parameters};
-pub use profile::{Capabilities, Price, Profile};
+pub use profile::{Capabilities, HealthCheck, Price, Profile};
 pub use prompts::{Part, Prompt, PromptMessage, PromptRef, Role, template};
 pub use transport::{BackendTls, ClientCertificate, Transport};
 

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::condition::Condition;
-use crate::profile::{CapabilitiesSpec, PriceSpec};
+use crate::profile::{CapabilitiesSpec, HealthCheckSpec, PriceSpec};
 use crate::text::{DurationText, QuantityText};
 use crate::tls::{AppProtocol, BackendTlsSpec};
 
@@ -56,6 +56,9 @@ pub struct LLMBackendSpec {
     /// time. Not with one endpoint, and not when all have just come. At most `1h`. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<DurationText>,
+    /// Asks endpoints whether they are well. Default: none; what requests meet tells enough where there are some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheckSpec>,
     /// Where it is, such as `eu-west-1`, for the strategy `Region`. Default: where the gateway is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::text::DurationText;
+
 /// What a backend can take. What is not said, it can: a request goes there, and its own refusal is what the caller
 /// sees.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +31,51 @@ pub struct CapabilitiesSpec {
     /// speaks OpenAI's protocol, unless this is `false`: for those that refuse the member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_usage: Option<bool>,
+}
+
+/// How endpoints are asked whether they are well, by each gateway replica. Without a credential.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct HealthCheckSpec {
+    /// Where a GET request is answered with a status from 200 to 399 by an endpoint that is well. Default `/health`, as
+    /// vLLM and SGLang have it.
+    #[serde(default = "health")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^/"))]
+    pub path: String,
+    /// Between two checks, `1s` to `10m`. Default `10s`.
+    #[serde(default = "ten_seconds")]
+    pub interval: DurationText,
+    /// For an answer, `100ms` to `interval`. Default `1s`.
+    #[serde(default = "one_second")]
+    pub timeout: DurationText,
+    /// Failed checks in a row after which an endpoint comes after all others. Default 3.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_threshold: i32,
+    /// Good checks in a row after which it comes back. Default 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_threshold: i32,
+}
+
+fn health() -> String {
+    "/health".to_owned()
+}
+
+fn ten_seconds() -> DurationText {
+    "10s".into()
+}
+
+fn one_second() -> DurationText {
+    "1s".into()
+}
+
+fn three() -> i32 {
+    3
+}
+
+fn one() -> i32 {
+    1
 }
 
 /// What a backend costs.

@@ -175,6 +175,8 @@ pub enum Standing {
     Silent,
     /// It failed several times in a row: after all others.
     Failing,
+    /// It fails its health check: after all others.
+    Down,
     /// It is over a limit: after all others for a moment.
     Aside,
     /// More wait there than it answers in time: never, others are waited for.
@@ -191,6 +193,8 @@ impl Standing {
             Self::Closed
         } else if live.outlier.is_away(now_ms) {
             Self::Failing
+        } else if live.health.is_down() {
+            Self::Down
         } else if live.cooldown.is_aside(now_ms) {
             Self::Aside
         } else if silence_ms > SILENT_MS {
@@ -217,6 +221,7 @@ impl Standing {
             Self::Quiet => "quiet",
             Self::Silent => "silent",
             Self::Failing => "failing",
+            Self::Down => "failing its health check",
             Self::Aside => "over a limit",
             Self::Full => "full",
             Self::Closed => "closed by its Retry-After",
@@ -249,7 +254,11 @@ fn fits(
         | (Pass::Again, Some(Tried { again: true, .. }), _) => true,
         (Pass::Fresh, None, Standing::Worse) => quiet_too || draw < share,
         (Pass::Fresh, None, Standing::Quiet) => quiet_too,
-        (Pass::Failing, None, Standing::Silent | Standing::Failing | Standing::Aside) => true,
+        (
+            Pass::Failing,
+            None,
+            Standing::Silent | Standing::Failing | Standing::Down | Standing::Aside,
+        ) => true,
         _ => false,
     }
 }

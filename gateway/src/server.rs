@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::certificates::Certificates;
 use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
+use crate::probe;
 use crate::process::{Process, Worker};
 use crate::record::ROUTE_OUTCOMES;
 use crate::scrape;
@@ -109,6 +110,13 @@ pub async fn run(
         let process = Arc::clone(&process);
         async move {
             scrape::run(process).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let process = Arc::clone(&process);
+        async move {
+            probe::run(process).await;
             Ok(())
         }
     });

@@ -14,8 +14,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
-    self, CallerCredentials, FailureClass, FanOut, FanOutMode, GatewayConfig, Parameters, Profile,
-    Protocol, Repeat, Slo, Strategy, Urgency,
+    self, CallerCredentials, FailureClass, FanOut, FanOutMode, GatewayConfig, HealthCheck,
+    Parameters, Profile, Protocol, Repeat, Slo, Strategy, Urgency,
 };
 use penstock_core::ids::{BackendId, Id};
 
@@ -27,6 +27,7 @@ use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::{Asked, Conditions};
 use crate::cooldown::Cooldown;
 use crate::engine_load::EngineLoad;
+use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Metrics, RouteMetrics};
@@ -362,6 +363,8 @@ pub struct EndpointLive {
     pub outlier: Outlier,
     /// Whether it asked to be left alone.
     pub cooldown: Cooldown,
+    /// What health checks found.
+    pub health: Health,
     /// Whether TLS could be agreed on.
     pub handshake: LastHandshake,
     /// Whether it chose HTTP/1.1 when it was asked last.
@@ -401,7 +404,7 @@ impl EndpointLive {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             backend,
             name: match address {
-                Address::Socket(_) => Name::NONE,
+                Address::Socket(_) => Name::default(),
                 Address::Origin(origin) => Name::of(origin),
             },
             in_flight: AtomicU32::new(0),
@@ -412,6 +415,7 @@ impl EndpointLive {
             queue,
             outlier: Outlier::default(),
             cooldown: Cooldown::default(),
+            health: Health::default(),
             handshake: LastHandshake::default(),
             speaks_http1: AtomicBool::new(false),
             http2_streams: AtomicUsize::new(0),
@@ -517,6 +521,15 @@ impl Snapshot {
             .flat_map(|candidate| &candidate.backend.endpoints)
             // Providers have no such page, and would not like to be asked.
             .filter(|endpoint| matches!(endpoint.address, Address::Socket(_)))
+    }
+
+    /// All endpoints, and how they are to be asked whether they are well.
+    pub fn health_checks(&self) -> impl Iterator<Item = (&Arc<Endpoint>, Option<&HealthCheck>)> {
+        self.backends.values().flat_map(|backend| {
+            let check = backend.profile.health_check.as_ref();
+            let endpoints = backend.endpoints.iter();
+            endpoints.map(move |endpoint| (endpoint, check))
+        })
     }
 
     /// Rule and backend labels that belong together.

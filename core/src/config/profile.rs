@@ -23,6 +23,25 @@ pub struct Profile {
     /// Where it is; `None` is where the gateway is.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub region: Option<String>,
+    /// How its endpoints are asked whether they are well; `None`: they are not.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub health_check: Option<HealthCheck>,
+}
+
+/// How endpoints are asked whether they are well.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct HealthCheck {
+    /// Of a GET request: a path, perhaps with a query.
+    pub path: String,
+    /// Between two checks, in ms.
+    pub interval_ms: u64,
+    /// For an answer, in ms; at most the interval.
+    pub timeout_ms: u64,
+    /// Failed checks in a row after which an endpoint is down.
+    pub unhealthy_threshold: u32,
+    /// Good ones in a row after which it is well again.
+    pub healthy_threshold: u32,
 }
 
 /// What a backend can take. What is not said, it can.

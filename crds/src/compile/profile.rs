@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
-use penstock_core::config::{Capabilities, Need, Price, Profile};
+use penstock_core::config::{Capabilities, HealthCheck, Need, Price, Profile};
 
 use super::backend::Check;
 use crate::backend::LLMBackendSpec;
 use crate::problem::Reason;
-use crate::profile::{CapabilitiesSpec, PriceSpec};
+use crate::profile::{CapabilitiesSpec, HealthCheckSpec, PriceSpec};
+use crate::text::DurationText;
 
 /// A USD for each token: dearer ones do not exist, and sums of them stay far below what integers hold.
 const MAX_MICRO_USD: i64 = 1_000_000_000_000;
 const MAX_SLOW_START: Duration = Duration::from_hours(1);
+const MAX_INTERVAL: Duration = Duration::from_mins(10);
 
 pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
     let capabilities = spec.capabilities.as_ref();
@@ -31,6 +33,10 @@ pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
         }),
         region: spec.region.clone(),
         price: price.and_then(|spec| compile_price(spec, check)),
+        health_check: spec
+            .health_check
+            .as_ref()
+            .map(|spec| compile_health_check(spec, check)),
     }
 }
 
@@ -49,6 +55,47 @@ fn compile_capabilities(spec: &CapabilitiesSpec, check: &mut Check<'_>) -> Capab
         context_tokens: spec.context_tokens.and_then(|n| u32::try_from(n).ok()),
         lacks: lacks.map(|(need, _)| need).collect(),
         lacks_stream_usage: spec.stream_usage == Some(false),
+    }
+}
+
+fn compile_health_check(spec: &HealthCheckSpec, check: &mut Check<'_>) -> HealthCheck {
+    let is_plain = spec
+        .path
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if !spec.path.starts_with('/') || !is_plain {
+        let message = format!(
+            "'{}' is no path: it begins with '/', as '/health'",
+            spec.path
+        );
+        check.refuse("spec.healthCheck.path", Reason::InvalidValue, message);
+    }
+    let interval = "spec.healthCheck.interval";
+    check.duration(
+        interval,
+        &spec.interval,
+        Duration::from_secs(1),
+        MAX_INTERVAL,
+    );
+    let most = spec.interval.parse().unwrap_or(MAX_INTERVAL);
+    let least = Duration::from_millis(100);
+    check.duration("spec.healthCheck.timeout", &spec.timeout, least, most);
+    let mut times = |name: &str, value: i32| {
+        check.within(&format!("spec.healthCheck.{name}"), value, 1, 100);
+        u32::try_from(value).unwrap_or(1)
+    };
+    let ms = |text: &DurationText| {
+        let ms = text.parse().map(|duration: Duration| duration.as_millis());
+        ms.ok()
+            .and_then(|ms| u64::try_from(ms).ok())
+            .unwrap_or(1000)
+    };
+    HealthCheck {
+        path: spec.path.clone(),
+        interval_ms: ms(&spec.interval),
+        timeout_ms: ms(&spec.timeout),
+        unhealthy_threshold: times("unhealthyThreshold", spec.unhealthy_threshold),
+        healthy_threshold: times("healthyThreshold", spec.healthy_threshold),
     }
 }
 

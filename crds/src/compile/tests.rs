@@ -5,6 +5,7 @@ use super::*;
 use crate::manifest::{self, File};
 
 mod fan_out;
+mod health;
 mod parameters;
 mod prompts;
 

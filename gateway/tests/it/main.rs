@@ -15,6 +15,7 @@ mod drain;
 mod failover;
 mod fan_out;
 mod harness;
+mod health;
 mod hedge;
 mod http2;
 mod http2_backends;
