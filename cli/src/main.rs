@@ -45,7 +45,7 @@ enum Command {
     /// Print or write the CustomResourceDefinitions.
     Crds(crds::Args),
     /// Run the operator (in a cluster, or with a kubeconfig).
-    Operator(penstock_operator::Args),
+    Operator(Box<penstock_operator::Args>),
     /// Run a gateway.
     Gateway(Box<penstock_gateway::Args>),
     /// Run KEDA's external scaler.
@@ -87,7 +87,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => process::run(|_stop| explain::run(args)),
         Command::Load(args) => process::run(|stop| load::run(*args, stop)),
         Command::Up(args) => process::run(|stop| up::run(*args, stop)),
-        Command::Operator(args) => process::run(|stop| process::operator(args, stop)),
+        Command::Operator(args) => process::run(|stop| process::operator(*args, stop)),
         Command::Gateway(args) => process::run(|stop| process::gateway(*args, stop)),
         Command::Scaler(args) => process::run(|stop| process::scaler(*args, stop)),
         Command::Engine(args) => process::run(|stop| process::engine(*args, stop)),

@@ -267,6 +267,8 @@ pub enum Condition {
     Needs(BTreeSet<Need>),
     /// An event stream is asked for, or is not.
     Stream(bool),
+    /// The region that it came from is one like this.
+    Region(NameMatch),
     /// The last message of the user matches this regular expression.
     Text(String),
 }

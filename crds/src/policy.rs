@@ -168,6 +168,11 @@ pub struct MatchSpec {
     /// `true`: only requests for a stream; `false`: only others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<bool>,
+    /// The caller's region: exact (`eu-west-1`), by prefix (`eu-*`), or any that is known (`*`). What a trusted proxy
+    /// says in a header (docs/routing.md), else the gateway's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub region: Option<String>,
     /// A regular expression that the user's last message must match somewhere, upper and lower case alike, such as
     /// `\b(sql|join|index)\b`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -271,7 +276,7 @@ pub enum StrategySpec {
     /// As `PeakEwma`, with what engines say of themselves every second (`/metrics` of vLLM): requests of others
     /// there, and the fill of their KV cache.
     KvAware,
-    /// The nearest endpoint: in the gateway's zone, then its region, then elsewhere. One that is farther is taken
+    /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One that is farther is taken
     /// when it is expected to answer sooner by `regionPenalty`.
     Region,
     /// The endpoint that the hash of `hashOn` falls to, however busy it is, for as long as it is there and works;

@@ -2,6 +2,7 @@
 //! what every backend has to do, `POST /explain` where a request would go and why.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -91,6 +93,9 @@ fn explained(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<String, Reject> {
+    // Who asks here stands for the proxy in front.
+    let peer = process.settings.origins.trusted.first();
+    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpNet::addr);
     let api = Api::of_path(path).ok_or(Reject::PathNotFound)?;
     let call = Call::parse(body).map_err(Reject::from)?;
     let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
@@ -98,6 +103,7 @@ fn explained(
         method: &http::Method::POST,
         path,
         headers,
+        region: process.region_of(peer, headers),
         call: &call,
     };
     let rule = match_rule(Some(&snapshot), &asked)?;

@@ -6,11 +6,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use http::HeaderName;
+use ipnet::IpNet;
 use penstock_core::duration;
 use penstock_core::ids::Id;
 use penstock_core::names::{ADMIN_PORT, GATEWAY_PORT, GATEWAY_TLS_PORT};
 
 use crate::certificates::TlsSettings;
+use crate::origin::Origins;
 use crate::settings::{JobLimits, Limits, Place, Settings};
 use crate::source::cluster::ClusterSettings;
 use crate::store::Spec;
@@ -27,6 +30,12 @@ pub struct Args {
     /// Zone of this gateway's node, for the same.
     #[arg(long, env = "PENSTOCK_ZONE", default_value = "")]
     pub zone: String,
+    /// Header in which trusted proxies say which region a caller is in.
+    #[arg(long, value_name = "NAME", requires = "trusted_proxies")]
+    pub region_header: Option<HeaderName>,
+    /// Addresses of proxies that are believed, such as 10.0.0.0/8. May be repeated, or a list with commas.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub trusted_proxies: Vec<IpNet>,
     /// Address for requests.
     #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], GATEWAY_PORT)))]
     pub listen: SocketAddr,
@@ -263,6 +272,10 @@ impl Args {
             region: Some(self.region).filter(|region| !region.is_empty()),
             zone: Some(self.zone).filter(|zone| !zone.is_empty()),
         };
+        settings.origins = Origins {
+            header: self.region_header,
+            trusted: self.trusted_proxies,
+        };
         settings.upstream_ca = self.upstream_ca;
         let tls_listen = (!self.tls_dir.is_empty()).then_some(self.tls_listen);
         settings.tls = TlsSettings {
@@ -323,6 +336,21 @@ mod tests {
         for wrong in ["-0.1", "1.5", "NaN"] {
             let flag = format!("--decision-log-share={wrong}");
             assert!(settings(&[&flag]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_region_is_believed_of_those_who_are_named() {
+        let named = [
+            "--region-header=X-Region",
+            "--trusted-proxies=10.0.0.0/8,::1/128",
+        ];
+        let origins = settings(&named).unwrap().settings.origins;
+        assert_eq!(origins.header.unwrap(), "x-region");
+        assert_eq!(origins.trusted.len(), 2);
+        for refused in [&named[..1], &["--trusted-proxies=10.0.0"]] {
+            let flags = ["gateway"].iter().chain(refused);
+            assert!(Command::try_parse_from(flags).is_err(), "{refused:?}");
         }
     }
 

@@ -334,6 +334,7 @@ mod tests {
         answer_tokens: 100,
         blocks: &[],
         key: None,
+        region: None,
         unfit: &NOBODY,
     };
 

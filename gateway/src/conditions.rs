@@ -24,6 +24,8 @@ pub struct Asked<'a> {
     pub path: &'a str,
     /// As the caller sent them.
     pub headers: &'a HeaderMap,
+    /// Where it came from.
+    pub region: Option<&'a str>,
     /// Its body.
     pub call: &'a Call<'a>,
 }
@@ -40,6 +42,7 @@ enum Test {
     PromptTokens { min: u32, max: u32 },
     Needs(BTreeSet<Need>),
     Stream(bool),
+    Region(NameMatch),
     Text(Regex),
 }
 
@@ -70,6 +73,7 @@ impl Test {
             },
             Condition::Needs(needs) => Self::Needs(needs.clone()),
             Condition::Stream(stream) => Self::Stream(*stream),
+            Condition::Region(region) => Self::Region(region.clone()),
             Condition::Text(text) => Self::Text(config::pattern(text).ok()?),
         })
     }
@@ -87,6 +91,7 @@ impl Test {
             Self::PromptTokens { min, max } => (*min..=*max).contains(&asked.call.prompt_tokens()),
             Self::Needs(needs) => needs.iter().all(|need| is_needed(*need, asked.call)),
             Self::Stream(stream) => asked.call.stream == *stream,
+            Self::Region(wanted) => asked.region.is_some_and(|region| wanted.matches(region)),
             Self::Text(pattern) => pattern.is_match(&last_text(asked.call.prompt)),
         }
     }
@@ -166,6 +171,7 @@ mod tests {
             method: &Method::POST,
             path,
             headers,
+            region: Some("eu-west-1"),
             call: &call,
         };
         Conditions::new(&[condition]).unwrap().hold(&asked)
@@ -201,6 +207,14 @@ mod tests {
         assert!(header("x-team", NameMatch::Prefix(String::new())));
         assert!(!header("x-team", NameMatch::Exact("research".into())));
         assert!(!header("x-other", NameMatch::Prefix(String::new())));
+    }
+
+    #[test]
+    fn a_region_is_matched_whole_or_by_its_beginning() {
+        let region = |wanted| of_body(Condition::Region(wanted), r#"{"model":"m"}"#);
+        assert!(region(NameMatch::Exact("eu-west-1".into())));
+        assert!(region(NameMatch::Prefix("eu-".into())));
+        assert!(!region(NameMatch::Exact("eu-west".into())));
     }
 
     #[test]

@@ -131,6 +131,7 @@ pub(crate) fn ask(
         answer_tokens: wish::answer_tokens(call),
         blocks: &blocks,
         key: wish::key(rule, asked.headers, call),
+        region: process.elsewhere(asked.region),
         unfit: &unfit,
     };
     let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
@@ -272,7 +273,7 @@ fn figures(
             ])
         }
         Strategy::Region => {
-            let distance = slot.distance;
+            let distance = wish.distance_to(slot, candidate);
             let penalty_ms = region::penalty(distance, rule.region_penalty_ms).into();
             let expected_ms = wish.known_ms(endpoint).into();
             BTreeMap::from([("expectedMs", expected_ms), ("penaltyMs", penalty_ms)])

@@ -222,10 +222,12 @@ async fn call(
     let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
     let call = read_call(&head.headers, &body)?;
     record.set_model(&call.model);
+    let from = process.region_of(watch.caller.address, &head.headers);
     let asked = Asked {
         method: &head.method,
         path: head.uri.path(),
         headers: &head.headers,
+        region: from,
         call: &call,
     };
     let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
@@ -255,6 +257,7 @@ async fn call(
         started: record.started,
         api,
         headers: &head.headers,
+        region: process.elsewhere(from),
         body,
         call: &call,
         blocks,

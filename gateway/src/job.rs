@@ -28,6 +28,8 @@ pub(crate) struct Job<'a> {
     pub(crate) started: Instant,
     pub(crate) api: Api,
     pub(crate) headers: &'a HeaderMap,
+    /// Where its caller is, if that is another region than the gateway's.
+    pub(crate) region: Option<&'a str>,
     pub(crate) body: &'a Bytes,
     pub(crate) call: &'a Call<'a>,
     /// Hashes of the prompt's leading blocks, if the rule's strategy asks for them.
@@ -49,6 +51,7 @@ impl Job<'_> {
             answer_tokens: wish::answer_tokens(self.call),
             blocks: &self.blocks,
             key: self.key,
+            region: self.region,
             unfit,
         }
     }

@@ -181,6 +181,7 @@ async fn lead(
         started: job.started,
         api: job.api,
         headers: job.headers,
+        region: job.region,
         body: &body,
         call: &call,
         blocks: Vec::new(),

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod multipart;
 pub mod name;
 pub mod openai;
+pub mod origin;
 pub mod outbound;
 pub mod outlier;
 pub mod pace;

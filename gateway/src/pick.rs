@@ -155,7 +155,7 @@ impl<'a> Place<'a> {
 
     fn spot(&self, wish: Wish<'_>) -> Spot {
         Spot {
-            distance: self.slot.distance,
+            distance: wish.distance_to(self.slot, self.candidate),
             expected_ms: wish.known_ms(self.endpoint),
             cost_ms: wish.cost_at(self.slot, self.endpoint),
         }

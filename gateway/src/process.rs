@@ -1,11 +1,12 @@
 //! (IO) `Process`: the state that all workers of a gateway share, and what each worker has for itself.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
 
 use crate::jobs::Jobs;
@@ -96,6 +97,17 @@ impl Process {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The region that a request of `peer` came from, if that is known.
+    pub(crate) fn region_of<'a>(&'a self, peer: IpAddr, headers: &'a HeaderMap) -> Option<&'a str> {
+        let told = self.settings.origins.told(peer, headers);
+        told.or(self.settings.place.region.as_deref())
+    }
+
+    /// That, if it is another region than this gateway's.
+    pub(crate) fn elsewhere<'a>(&self, region: Option<&'a str>) -> Option<&'a str> {
+        region.filter(|region| self.settings.place.region.as_deref() != Some(region))
     }
 
     /// Room for a body of this many bytes, if there is any.

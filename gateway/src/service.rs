@@ -54,6 +54,7 @@ pub(crate) async fn serve(
         method: &head.method,
         path,
         headers: &head.headers,
+        region: process.region_of(watch.caller.address, &head.headers),
         call: &Call::NONE,
     };
     let rule = match process.snapshot.load().as_deref() {
@@ -86,6 +87,7 @@ pub(crate) async fn serve(
         started: record.started,
         api: Api::Http,
         headers: &head.headers,
+        region: process.elsewhere(asked.region),
         body: &body,
         call: &Call::NONE,
         blocks: Vec::new(),

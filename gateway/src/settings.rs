@@ -7,8 +7,8 @@ use std::time::Duration;
 use penstock_core::ids::Id;
 
 use crate::balance::region::Distance;
-
 use crate::certificates::TlsSettings;
+use crate::origin::Origins;
 use crate::store;
 
 /// What a gateway is told at start. Nothing here changes while it runs.
@@ -32,6 +32,8 @@ pub struct Settings {
     pub decision_log_share: f64,
     /// Where this gateway is.
     pub place: Place,
+    /// Who may say where callers are.
+    pub origins: Origins,
     /// PEM file with certificate authorities that https backends may be signed by, besides the public ones.
     pub upstream_ca: Option<PathBuf>,
     /// Certificates of the listener with TLS, if there is one.
@@ -71,6 +73,15 @@ pub struct Place {
 }
 
 impl Place {
+    /// How far a backend of `region` is from a caller that came from the region `from`, which is not this one.
+    pub fn between(from: &str, region: Option<&str>) -> Distance {
+        if region.is_some_and(|region| region != from) {
+            Distance::Elsewhere
+        } else {
+            Distance::Region
+        }
+    }
+
     /// How far a backend of `region` is, or an endpoint of it in `zone`. Nobody is far who does not say where.
     pub fn to(&self, region: Option<&str>, zone: Option<&str>) -> Distance {
         let differ = |own: &Option<String>, other: Option<&str>| {
@@ -155,6 +166,7 @@ impl Settings {
             drain: Duration::from_mins(10),
             decision_log_share: 0.0,
             place: Place::default(),
+            origins: Origins::default(),
             upstream_ca: None,
             tls: TlsSettings::default(),
             store: None,

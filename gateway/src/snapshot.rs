@@ -662,6 +662,7 @@ pub(crate) mod tests {
             method: &http::Method::POST,
             path: "/v1/chat/completions",
             headers: &headers,
+            region: None,
             call: &call,
         };
         snapshot.rule_for(&asked).ok().map(Arc::clone)

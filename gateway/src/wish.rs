@@ -12,10 +12,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::balance::adaptive::{Aim, Forecast, Foreseen, Situation};
 use crate::balance::peak_ewma::{self, Work};
 use crate::balance::prefix_affinity::{BLOCK_BYTES, Owner};
+use crate::balance::region::Distance;
 use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
 use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
+use crate::settings::Place;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
 
 /// What an answer is taken to have where its request bounds it higher or not at all: the mean of conversations in
@@ -37,6 +39,8 @@ pub struct Wish<'a> {
     pub blocks: &'a [u64],
     /// Hash of what the rule's strategy keeps together; `None` where it keeps nothing, or the request names none.
     pub key: Option<u64>,
+    /// Where its caller is, if that is another region than the gateway's.
+    pub region: Option<&'a str>,
     /// Who cannot carry it.
     pub unfit: &'a Unfit,
 }
@@ -60,6 +64,13 @@ impl Wish<'_> {
         !self.unfit.protocols.contains(&backend.protocol)
             && !self.unfit.backends.contains(&backend.id)
             && needed.lack(&backend.profile.capabilities).is_none()
+    }
+
+    /// How far an endpoint is from the caller.
+    pub fn distance_to(&self, slot: &Slot, candidate: &Candidate) -> Distance {
+        let region = candidate.backend.profile.region.as_deref();
+        let from = self.region;
+        from.map_or(slot.distance, |from| Place::between(from, region))
     }
 
     /// What an average of the endpoint's latency is to be multiplied with.

@@ -44,6 +44,14 @@ pub struct Args {
     #[arg(long, value_name = "REGION", default_value = "")]
     pub gateway_region: String,
 
+    /// Header in which trusted proxies tell gateways which region a caller is in.
+    #[arg(long, value_name = "NAME", requires = "gateway_trusted_proxies")]
+    pub gateway_region_header: Option<String>,
+
+    /// Addresses of proxies that gateways believe, such as 10.0.0.0/8. May be repeated.
+    #[arg(long, value_name = "CIDR")]
+    pub gateway_trusted_proxies: Vec<String>,
+
     /// When nodes pull the images of gateways and engines: Always, IfNotPresent or Never.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
     pub image_pull_policy: String,
@@ -90,6 +98,10 @@ pub struct PlanSettings {
     pub gateway_replicas: i32,
     /// Region that gateways are in; empty: what their pods' labels say.
     pub gateway_region: String,
+    /// Header in which trusted proxies say which region a caller is in.
+    pub gateway_region_header: Option<String>,
+    /// Addresses of these proxies, in CIDR notation.
+    pub gateway_trusted_proxies: Vec<String>,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
     /// Where gateways keep jobs.
@@ -164,6 +176,8 @@ impl Args {
                 vllm_image: self.vllm_image,
                 gateway_replicas: self.gateway_replicas,
                 gateway_region: self.gateway_region,
+                gateway_region_header: self.gateway_region_header,
+                gateway_trusted_proxies: self.gateway_trusted_proxies,
                 image_pull_policy: self.image_pull_policy,
                 store,
             },

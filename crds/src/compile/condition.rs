@@ -45,6 +45,12 @@ pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition>
         conditions.push(Condition::Needs(needs));
     }
     conditions.extend(spec.stream.map(Condition::Stream));
+    if let Some(region) = &spec.region {
+        match name_match(region) {
+            Some(region) => conditions.push(Condition::Region(region)),
+            None => refuse_star(".match.region", region, scope),
+        }
+    }
     if let Some(text) = &spec.text {
         match config::pattern(text) {
             Ok(_) => conditions.push(Condition::Text(text.clone())),

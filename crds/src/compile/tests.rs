@@ -8,6 +8,7 @@ mod fan_out;
 mod health;
 mod parameters;
 mod prompts;
+mod region;
 
 fn objects(text: &str) -> Objects {
     let (manifests, problems) = manifest::read(&[File {

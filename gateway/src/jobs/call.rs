@@ -1,6 +1,6 @@
 //! (IO) One call of a job: a request as a caller would send it, by the same path, and what to make of its answer.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ use crate::outbound::{self, REQUEST_ID};
 use crate::process::Worker;
 use crate::reject::Reject;
 use crate::stream::AnswerBody;
+
+/// Where jobs come from: no proxy says where their callers were.
+const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Answers of jobs up to this size are kept.
 pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -72,13 +75,14 @@ pub(super) fn place(
     head: &Parts,
     call: &Call<'_>,
 ) -> Result<Option<Place>, Reject> {
+    let process = &worker.process;
     let asked = Asked {
         method: &http::Method::POST,
         path: head.uri.path(),
         headers: &head.headers,
+        region: process.region_of(NOBODY, &head.headers),
         call,
     };
-    let process = &worker.process;
     let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
     Ok(room::take(process, &rule))
 }
@@ -86,7 +90,7 @@ pub(super) fn place(
 /// Sends the call and returns the beginning of its answer.
 pub(super) async fn send(worker: &Arc<Worker>, head: Parts, body: Bytes) -> Response<AnswerBody> {
     let nobody = Caller {
-        address: Ipv4Addr::UNSPECIFIED.into(),
+        address: NOBODY,
         is_tls: false,
     };
     let watch = Arc::new(Watch::new(&worker.clock, nobody));

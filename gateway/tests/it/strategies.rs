@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_core::config::{Price, Strategy};
+use penstock_core::config::{Condition, NameMatch, Price, Strategy};
 
 use crate::harness::*;
 
@@ -118,6 +118,58 @@ async fn callers_stay_in_the_region_until_its_endpoints_are_slower_than_the_way(
         (6, 4),
         "one shows that it is slow"
     );
+}
+
+/// The gateway is in eu-west-1 and believes who is in `trusted`.
+async fn told_by(plan: &Plan, trusted: &str) -> Gateway {
+    let mut settings = settings();
+    settings.place.region = Some("eu-west-1".into());
+    settings.origins.header = Some("x-region".parse().unwrap());
+    settings.origins.trusted = vec![trusted.parse().unwrap()];
+    Gateway::start_with(plan, settings).await
+}
+
+#[tokio::test]
+async fn a_trusted_proxy_says_where_a_caller_is_and_nobody_else_does() {
+    let (eu, us) = (Upstream::always(hello).await, Upstream::always(hello).await);
+    let plan = Plan::new()
+        .backend("eu", &[eu.address], 1, 0)
+        .backend("us", &[us.address], 1, 0)
+        .profile("eu", |profile| profile.region = Some("eu-west-1".into()))
+        .profile("us", |profile| profile.region = Some("us-east-1".into()))
+        .rule(|rule| {
+            rule.strategy = Strategy::Region;
+            rule.region_penalty_ms = Some(10_000);
+        });
+    let mut elsewhere = plan.config.rules[0].clone();
+    elsewhere.name = "asia".to_owned();
+    elsewhere.conditions = vec![Condition::Region(NameMatch::Prefix("ap-".to_owned()))];
+    elsewhere
+        .backends
+        .retain(|backend| backend.backend == id("us"));
+    let mut plan = plan;
+    plan.config.rules.insert(0, elsewhere);
+    let ask = async |gateway: &Gateway, region: &str| {
+        let mut client = gateway.client().await;
+        let header = format!("x-region: {region}\r\nx-penstock-explain: 1\r\n");
+        client.post(&header, &chat(true)).await;
+        let answer = client.answer().await;
+        answer.header("x-penstock-backend").to_owned()
+    };
+    let trusting = told_by(&plan, "127.0.0.0/8").await;
+    for (region, backend) in [
+        ("us-east-1", "ns/us"),
+        ("eu-west-1", "ns/eu"),
+        ("us-east-1", "ns/us"),
+        ("ap-south-1", "ns/us"),
+        ("", "ns/eu"),
+    ] {
+        assert_eq!(ask(&trusting, region).await, backend, "{region}");
+    }
+    let wary = told_by(&plan, "10.0.0.0/8").await;
+    for region in ["us-east-1", "ap-south-1"] {
+        assert_eq!(ask(&wary, region).await, "ns/eu", "{region}");
+    }
 }
 
 #[tokio::test]

@@ -238,6 +238,12 @@ fn arguments(settings: &PlanSettings, gateway: &str) -> Vec<String> {
     let mut arguments = ["gateway", "--gateway", gateway, "--drain-timeout", &drain]
         .map(str::to_owned)
         .to_vec();
+    if let Some(header) = &settings.gateway_region_header {
+        arguments.extend(["--region-header".to_owned(), header.clone()]);
+    }
+    for proxies in &settings.gateway_trusted_proxies {
+        arguments.extend(["--trusted-proxies".to_owned(), proxies.clone()]);
+    }
     if let Some(store) = &settings.store {
         arguments.extend(["--store".to_owned(), store.url.clone()]);
     }

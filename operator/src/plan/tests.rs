@@ -20,6 +20,8 @@ pub(crate) fn settings() -> PlanSettings {
         vllm_image: "registry.example/vllm:1".into(),
         gateway_replicas: 3,
         gateway_region: String::new(),
+        gateway_region_header: Some("x-region".into()),
+        gateway_trusted_proxies: vec!["10.0.0.0/8".into()],
         image_pull_policy: "Never".into(),
         store: None,
     }
