@@ -14,11 +14,13 @@ use crate::ids::{BackendId, Id};
 mod parameters;
 mod profile;
 mod prompts;
+mod tasks;
 mod transport;
 
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, HealthCheck, Price, Profile};
 pub use prompts::{Part, Prompt, PromptMessage, PromptRef, Role, template};
+pub use tasks::{Task, Tasks};
 pub use transport::{BackendTls, ClientCertificate, Transport};
 
 /// The format that this build writes and reads. A gateway refuses a newer one and keeps its last good config.
@@ -41,6 +43,9 @@ pub struct GatewayConfig {
     /// Prompts of the policies that keep some, by name and version.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub prompts: BTreeMap<Id, Vec<Prompt>>,
+    /// The tasks of the policies that tell some apart.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub tasks: BTreeMap<Id, Tasks>,
     /// In match order: the first rule that matches a request decides.
     pub rules: Vec<Rule>,
 }
@@ -271,6 +276,8 @@ pub enum Condition {
     Region(NameMatch),
     /// The last message of the user matches this regular expression.
     Text(String),
+    /// It is about this one of a policy's tasks.
+    Task(Id, String),
 }
 
 /// What a request needs of a model.
@@ -572,6 +579,7 @@ mod tests {
             backends: BTreeMap::new(),
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
+            tasks: BTreeMap::new(),
             rules: Vec::new(),
         }
     }

@@ -9,11 +9,14 @@ mod profile;
 mod prompts;
 mod rule;
 mod service;
+mod tasks;
 mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_core::config::{self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion, Prompt};
+use penstock_core::config::{
+    self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion, Prompt, Tasks,
+};
 use penstock_core::ids::Id;
 use serde::Serialize;
 
@@ -92,6 +95,12 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
         })
         .collect();
 
+    let tasks: BTreeMap<&Id, Tasks> = objects
+        .policies
+        .iter()
+        .filter_map(|(id, policy)| Some((id, tasks::compile(id, &policy.spec, &mut problems)?)))
+        .collect();
+
     let mut compiled = Compiled::default();
     for gateway in gateways {
         let known = rule::Known {
@@ -99,6 +108,7 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
             backends: &backends,
             caches: &caches,
             prompts: &prompts,
+            tasks: &tasks,
         };
         let rules = rule::compile(&gateway, &known, &mut problems);
         let config = assemble(gateway.clone(), &known, rules);
@@ -212,14 +222,15 @@ fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> G
             .and_then(|object| object.metadata.generation);
         note(Kind::SemanticCache, id, generation, fragment_hash(cache));
     }
-    let mut prompts = BTreeMap::new();
+    let (mut prompts, mut tasks) = (BTreeMap::new(), BTreeMap::new());
     for (id, policy) in &objects.policies {
         if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
             let own: Vec<_> = rules.iter().filter(|rule| rule.policy == *id).collect();
             let said = known.prompts.get(id).filter(|said| !said.is_empty());
-            let hash =
-                said.map_or_else(|| fragment_hash(&own), |said| fragment_hash(&(&own, said)));
+            let told = known.tasks.get(id);
+            let hash = fragment_hash(&(&own, said, told));
             prompts.extend(said.map(|said| (id.clone(), said.clone())));
+            tasks.extend(told.map(|told| (id.clone(), told.clone())));
             note(Kind::RoutingPolicy, id, policy.metadata.generation, hash);
         }
     }
@@ -230,6 +241,7 @@ fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> G
         backends,
         caches,
         prompts,
+        tasks,
         rules,
     }
 }

@@ -14,12 +14,14 @@ use crate::text::DurationText;
 mod fan_out;
 mod parameters;
 mod prompts;
+mod tasks;
 
 pub use fan_out::{FanOutModeSpec, FanOutSpec};
 pub use parameters::{
     ChoiceLimitSpec, DecimalLimitSpec, OnExceedSpec, ParametersSpec, TokenLimitSpec,
 };
 pub use prompts::{PromptMessageSpec, PromptRefSpec, PromptSpec, RoleSpec};
+pub use tasks::{TaskEmbeddingSpec, TaskSpec};
 
 /// Rules of one gateway. All policies that name the same gateway in one namespace are merged: exact model names
 /// before prefixes before `*`, longer prefixes first, then rules with more conditions, then by policy name, then in the
@@ -60,6 +62,14 @@ pub struct RoutingPolicySpec {
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "version".into()]))]
     pub prompts: Vec<PromptSpec>,
+    /// What requests may be about, for `match.task`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub tasks: Vec<TaskSpec>,
+    /// How a request's task is found: by the embedding of the user's last message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task_embedding: Option<TaskEmbeddingSpec>,
 }
 
 fn default_gateway() -> String {
@@ -178,6 +188,10 @@ pub struct MatchSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub text: Option<String>,
+    /// One of this policy's `tasks`, which the user's last message is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub task: Option<String>,
 }
 
 /// A header that a request must have.
@@ -276,8 +290,8 @@ pub enum StrategySpec {
     /// As `PeakEwma`, with what engines say of themselves every second (`/metrics` of vLLM): requests of others
     /// there, and the fill of their KV cache.
     KvAware,
-    /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One that is farther is taken
-    /// when it is expected to answer sooner by `regionPenalty`.
+    /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One
+    /// that is farther is taken when it is expected to answer sooner by `regionPenalty`.
     Region,
     /// The endpoint that the hash of `hashOn` falls to, however busy it is, for as long as it is there and works;
     /// `PeakEwma` for requests without it.

@@ -21,7 +21,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::conditions::Asked;
 use crate::explain;
-use crate::handle::match_rule;
+use crate::handle::{NoMatch, match_rule};
 use crate::load::Demand;
 use crate::openai::{Api, Call};
 use crate::process::Process;
@@ -78,7 +78,7 @@ async fn explain(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match explained(&process, &target.path, &headers, &body) {
+    match explained(&process, &target.path, &headers, &body).await {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(reject) => {
             let (status, headers, body) = reject.parts(crate::openai::Dialect::OpenAi);
@@ -87,7 +87,7 @@ async fn explain(
     }
 }
 
-fn explained(
+async fn explained(
     process: &Process,
     path: &str,
     headers: &HeaderMap,
@@ -105,8 +105,22 @@ fn explained(
         headers,
         region: process.region_of(peer, headers),
         call: &call,
+        tasks: &[],
     };
-    let rule = match_rule(Some(&snapshot), &asked)?;
+    let mut tasks = Vec::new();
+    let rule = loop {
+        let asked = Asked {
+            tasks: &tasks,
+            ..asked
+        };
+        match match_rule(Some(&snapshot), &asked) {
+            Ok(rule) => break rule,
+            Err(NoMatch::Reject(reject)) => return Err(reject),
+            Err(NoMatch::Unclassified(set)) => {
+                tasks.push(process.desk.ask(&set, call.prompt).await);
+            }
+        }
+    };
     let reshaped = reshape(&rule, api, &call, body)?;
     let (body, changes) = reshaped
         .as_ref()
@@ -114,6 +128,7 @@ fn explained(
     let call = Call::parse(body).map_err(Reject::from)?;
     let asked = Asked {
         call: &call,
+        tasks: &tasks,
         ..asked
     };
     let explanation = explain::ask(process, &snapshot, &rule, api, &asked, body, changes);

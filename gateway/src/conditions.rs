@@ -1,16 +1,19 @@
 //! Whether what a rule's `match` says, besides model names, holds of a request. Pure.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Method};
 use memchr::memmem;
 use penstock_core::config::{self, Condition, NameMatch, Need};
+use penstock_core::ids::Id;
 use regex::Regex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::openai::Call;
+use crate::openai::{Api, Call};
+use crate::tasks::{TaskSet, Told};
 
 /// Patterns are looked for in the beginning of the user's last message: what it is about stands there.
 const MAX_TEXT_BYTES: usize = 64 << 10;
@@ -28,11 +31,35 @@ pub struct Asked<'a> {
     pub region: Option<&'a str>,
     /// Its body.
     pub call: &'a Call<'a>,
+    /// What it is about, as far as anybody asked.
+    pub tasks: &'a [Told],
 }
 
 /// Conditions of one rule, ready for use.
 #[derive(Debug, Default)]
-pub struct Conditions(Vec<Test>);
+pub struct Conditions {
+    tests: Vec<Test>,
+    task: Option<Task>,
+}
+
+/// What a request must be about.
+#[derive(Debug)]
+struct Task {
+    /// `None`, and it never is: the config has no such tasks.
+    set: Option<Arc<TaskSet>>,
+    name: String,
+}
+
+/// Whether conditions hold.
+#[derive(Debug)]
+pub enum Held<'a> {
+    /// All of them.
+    Yes,
+    /// Not all of them.
+    No,
+    /// All others do; it depends on which of these tasks the request is about.
+    Unclassified(&'a Arc<TaskSet>),
+}
 
 #[derive(Debug)]
 enum Test {
@@ -48,18 +75,50 @@ enum Test {
 
 impl Conditions {
     /// `None` if one of them cannot be used; the compiler of configs lets none such through.
-    pub fn new(conditions: &[Condition]) -> Option<Self> {
-        let tests: Option<Vec<Test>> = conditions.iter().map(Test::new).collect();
-        tests.map(Self)
+    pub fn new(conditions: &[Condition], sets: &BTreeMap<Id, Arc<TaskSet>>) -> Option<Self> {
+        let mut all = Self::default();
+        for condition in conditions {
+            if let Condition::Task(policy, name) = condition {
+                all.task = Some(Task {
+                    set: sets.get(policy).cloned(),
+                    name: name.clone(),
+                });
+            } else {
+                all.tests.push(Test::new(condition)?);
+            }
+        }
+        Some(all)
     }
 
     /// Whether all of them hold.
-    pub fn hold(&self, asked: &Asked<'_>) -> bool {
-        self.0.iter().all(|test| test.holds(asked))
+    pub fn hold(&self, asked: &Asked<'_>) -> Held<'_> {
+        if !self.tests.iter().all(|test| test.holds(asked)) {
+            return Held::No;
+        }
+        self.task
+            .as_ref()
+            .map_or(Held::Yes, |task| task.holds(asked))
+    }
+}
+
+impl Task {
+    fn holds(&self, asked: &Asked<'_>) -> Held<'_> {
+        // Calls for embeddings are what finds tasks.
+        let is_asked = Api::of_path(asked.path).is_some_and(Api::has_user);
+        let Some(set) = self.set.as_ref().filter(|_| is_asked) else {
+            return Held::No;
+        };
+        let told = asked.tasks.iter().find(|told| told.policy == set.policy);
+        match told.map(|told| told.task.as_ref()) {
+            None => Held::Unclassified(set),
+            Some(task) if task == Some(&self.name) => Held::Yes,
+            Some(_) => Held::No,
+        }
     }
 }
 
 impl Test {
+    /// `None` for what is no test, or cannot be used.
     fn new(condition: &Condition) -> Option<Self> {
         Some(match condition {
             Condition::Paths(paths) => Self::Paths(paths.clone()),
@@ -75,6 +134,7 @@ impl Test {
             Condition::Stream(stream) => Self::Stream(*stream),
             Condition::Region(region) => Self::Region(region.clone()),
             Condition::Text(text) => Self::Text(config::pattern(text).ok()?),
+            Condition::Task(..) => return None,
         })
     }
 
@@ -111,7 +171,7 @@ pub(crate) fn is_needed(need: Need, call: &Call<'_>) -> bool {
 }
 
 /// The text of the user's last message, or a prompt that is no list of messages.
-fn last_text(prompt: &[u8]) -> Cow<'_, str> {
+pub(crate) fn last_text(prompt: &[u8]) -> Cow<'_, str> {
     #[derive(Deserialize)]
     struct Message<'a> {
         #[serde(borrow, default)]
@@ -173,8 +233,10 @@ mod tests {
             headers,
             region: Some("eu-west-1"),
             call: &call,
+            tasks: &[],
         };
-        Conditions::new(&[condition]).unwrap().hold(&asked)
+        let conditions = Conditions::new(&[condition], &BTreeMap::new()).unwrap();
+        matches!(conditions.hold(&asked), Held::Yes)
     }
 
     fn of_body(condition: Condition, body: &str) -> bool {

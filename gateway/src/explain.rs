@@ -19,6 +19,7 @@ use crate::pick::has_credential;
 use crate::process::Process;
 use crate::provider::{Misfit, Rest, Route};
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
+use crate::tasks::Told;
 use crate::wish::{self, Unfit, Wish};
 
 /// What is known about one request before it is sent.
@@ -40,6 +41,9 @@ pub struct Explanation {
     /// What the rule makes another in the request: names of members.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub changes: Vec<String>,
+    /// What it is about, where rules depend on that.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tasks: Vec<Told>,
     /// By priority, then in the order written.
     pub candidates: Vec<CandidateView>,
     /// Where it would go; `None` if it would be held or refused.
@@ -135,7 +139,9 @@ pub(crate) fn ask(
         unfit: &unfit,
     };
     let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
-    explanation(snapshot, rule, wish, &misfits, choice.as_ref(), changes)
+    let mut told = explanation(snapshot, rule, wish, &misfits, choice.as_ref(), changes);
+    told.tasks = asked.tasks.to_vec();
+    told
 }
 
 /// Why a backend of this protocol cannot carry the request.
@@ -186,6 +192,7 @@ fn explanation(
         stream: wish.stream,
         prompt_tokens: wish.prompt_tokens,
         changes: changes.to_vec(),
+        tasks: Vec::new(),
         candidates: rule
             .tiers
             .iter()

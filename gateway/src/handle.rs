@@ -17,6 +17,7 @@ use crate::attempt::{self, Answer};
 use crate::begin::is_event_stream;
 use crate::body::{self, Source};
 use crate::cache::exact::{self, Entry, Key};
+use crate::classifier;
 use crate::conditions::Asked;
 use crate::failure;
 use crate::guard::Watch;
@@ -34,6 +35,7 @@ use crate::reshape::{Reshaped, reshape};
 use crate::service;
 use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
+use crate::tasks::TaskSet;
 use crate::wish;
 
 const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
@@ -229,8 +231,9 @@ async fn call(
         headers: &head.headers,
         region: from,
         call: &call,
+        tasks: &[],
     };
-    let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
+    let rule = classifier::rule(worker, &asked).await?;
     record.rule = Some(Arc::clone(&rule));
     let reshaped = reshape(&rule, api, &call, &body)?;
     if call.wanted == Wanted::Later && api == Api::Responses {
@@ -325,11 +328,24 @@ fn check_headers(
     Ok(())
 }
 
-/// The rule that takes a request.
+/// Why no rule takes a request, or none yet.
+pub(crate) enum NoMatch {
+    Reject(Reject),
+    /// It depends on which of these tasks the request is about.
+    Unclassified(Arc<TaskSet>),
+}
+
+impl From<Reject> for NoMatch {
+    fn from(reject: Reject) -> Self {
+        Self::Reject(reject)
+    }
+}
+
+/// The rule that takes a request, as far as is known what it is about.
 pub(crate) fn match_rule(
     snapshot: Option<&Snapshot>,
     asked: &Asked<'_>,
-) -> Result<Arc<Rule>, Reject> {
+) -> Result<Arc<Rule>, NoMatch> {
     let snapshot = snapshot.ok_or(Reject::NotConfigured)?;
     let model = &asked.call.model;
     let rule = if model.len() > MAX_MODEL_BYTES {
@@ -337,13 +353,11 @@ pub(crate) fn match_rule(
     } else {
         snapshot.rule_for(asked)
     };
+    let model = || model.to_string();
     rule.cloned().map_err(|none| match none {
-        NoRule::Model => Reject::ModelNotFound {
-            model: model.to_string(),
-        },
-        NoRule::Conditions => Reject::NoRule {
-            model: model.to_string(),
-        },
+        NoRule::Model => Reject::ModelNotFound { model: model() }.into(),
+        NoRule::Conditions => Reject::NoRule { model: model() }.into(),
+        NoRule::Unclassified(set) => NoMatch::Unclassified(set),
     })
 }
 

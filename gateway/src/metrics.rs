@@ -120,6 +120,7 @@ pub struct Metrics {
     costs: Family<CostLabels, Counter<f64, AtomicU64>>,
     calls: CallFamilies,
     cache: Family<ResultLabels, Counter>,
+    tasks: Family<ResultLabels, Counter>,
     hedges: Family<ResultLabels, Counter>,
     config: Family<ConfigLabels, Gauge>,
     /// Requests in progress.
@@ -211,6 +212,7 @@ impl Metrics {
                 tokens: Family::new_with_constructor(|| Histogram::new(TOKEN_BUCKETS)),
             },
             cache: Family::default(),
+            tasks: Family::default(),
             hedges: Family::default(),
             config: Family::default(),
             in_flight: Gauge::default(),
@@ -277,6 +279,11 @@ impl Metrics {
             "penstock_gateway_events_left_out",
             "Events left out of streams because they cannot be read",
             metrics.events_left_out.clone(),
+        );
+        registry.register(
+            "penstock_gateway_task_lookups",
+            "Requests whose rule depends on what they are about, by what was found",
+            metrics.tasks.clone(),
         );
         registry.register(
             "penstock_gateway_cache_lookups",
@@ -416,6 +423,11 @@ impl Metrics {
                 reason,
             })
             .inc();
+    }
+
+    /// Counts a request whose rule depends on its task.
+    pub fn task_found(&self, result: &'static str) {
+        self.tasks.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Counts a request of a rule with a cache.

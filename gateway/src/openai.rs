@@ -83,6 +83,15 @@ impl Api {
         calls.find(|api| api.path() == below)
     }
 
+    /// Whether it carries what a user says.
+    pub fn has_user(self) -> bool {
+        use Api::{Chat, Completions, CountTokens, Messages, Responses};
+        matches!(
+            self,
+            Chat | Completions | Responses | Messages | CountTokens
+        )
+    }
+
     /// Position in tables that hold something for each call.
     pub fn index(self) -> usize {
         self as usize

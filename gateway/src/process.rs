@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
 
+use crate::classifier::Desk;
 use crate::jobs::Jobs;
 use crate::join::Batches;
 use crate::load::Ledger;
@@ -40,6 +41,8 @@ pub(crate) struct Process {
     /// Whom backends are believed to be by.
     trust: Trust,
     pub(crate) jobs: Jobs,
+    /// Who wants to know what a text is about asks there.
+    pub(crate) desk: Desk,
     pub(crate) draining: AtomicBool,
     body_bytes: AtomicUsize,
     /// `1.1 <token>`, added to each request that goes upstream.
@@ -66,6 +69,7 @@ impl Process {
             metrics,
             trust,
             jobs,
+            desk: Desk::default(),
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
             via: HeaderValue::from_str(&format!("1.1 {via_token}"))

@@ -56,6 +56,7 @@ pub(crate) async fn serve(
         headers: &head.headers,
         region: process.region_of(watch.caller.address, &head.headers),
         call: &Call::NONE,
+        tasks: &[],
     };
     let rule = match process.snapshot.load().as_deref() {
         None => return Err(Reject::NotConfigured),

@@ -24,7 +24,7 @@ use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::balance::region::Distance;
 use crate::cache::exact::{ExactCache, Maker};
-use crate::conditions::{Asked, Conditions};
+use crate::conditions::{Asked, Conditions, Held};
 use crate::cooldown::Cooldown;
 use crate::engine_load::EngineLoad;
 use crate::health::Health;
@@ -44,6 +44,7 @@ use crate::queue::Queue;
 use crate::quota::Quota;
 use crate::retry_budget::RetryBudget;
 use crate::settings::Place;
+use crate::tasks::TaskSet;
 use crate::trust::{LastHandshake, Secured, Trust, Unsecured};
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
@@ -89,6 +90,8 @@ pub struct Snapshot {
     services: Vec<usize>,
     backends: BTreeMap<BackendId, Arc<Backend>>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
+    /// By policy.
+    tasks: BTreeMap<Id, Arc<TaskSet>>,
 }
 
 type ExactRules = HashMap<String, Vec<usize>>;
@@ -458,12 +461,14 @@ impl EndpointLive {
 }
 
 /// Why no rule takes a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum NoRule {
     /// None names its model.
     Model,
     /// Those that do have conditions that do not hold.
     Conditions,
+    /// It depends on which of these tasks it is about.
+    Unclassified(Arc<TaskSet>),
 }
 
 impl Snapshot {
@@ -485,11 +490,14 @@ impl Snapshot {
                 (Some(_), None) => exact.next(),
                 _ => prefixes.next(),
             };
-            let rule = self.rules.get(next.ok_or(none)?).ok_or(none)?;
-            if rule.conditions.hold(asked) {
-                return Ok(rule);
+            let Some(rule) = next.and_then(|next| self.rules.get(next)) else {
+                return Err(none);
+            };
+            match rule.conditions.hold(asked) {
+                Held::Yes => return Ok(rule),
+                Held::No => none = NoRule::Conditions,
+                Held::Unclassified(set) => return Err(NoRule::Unclassified(Arc::clone(set))),
             }
-            none = NoRule::Conditions;
         }
     }
 
@@ -499,12 +507,17 @@ impl Snapshot {
             .services
             .iter()
             .filter_map(|index| self.rules.get(*index));
-        rules.find(|rule| rule.conditions.hold(asked))
+        rules.find(|rule| matches!(rule.conditions.hold(asked), Held::Yes))
     }
 
     /// The rule of this label.
     pub fn rule_named(&self, label: &str) -> Option<&Arc<Rule>> {
         self.rules.iter().find(|rule| rule.label == label)
+    }
+
+    /// The tasks that policies tell apart.
+    pub fn task_sets(&self) -> impl Iterator<Item = &Arc<TaskSet>> {
+        self.tasks.values()
     }
 
     /// Every backend.
@@ -664,6 +677,7 @@ pub(crate) mod tests {
             headers: &headers,
             region: None,
             call: &call,
+            tasks: &[],
         };
         snapshot.rule_for(&asked).ok().map(Arc::clone)
     }
@@ -679,6 +693,7 @@ pub(crate) mod tests {
                 .collect(),
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
+            tasks: BTreeMap::new(),
             rules,
         }
     }

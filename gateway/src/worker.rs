@@ -17,6 +17,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::certificates::HTTP_2;
+use crate::classifier;
 use crate::guard::{self, Caller, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::jobs;
@@ -77,6 +78,10 @@ pub(crate) async fn run(
         .min(limits.write_timeout);
     let mut ticks = tokio::time::interval((shortest / 4).clamp(SHORTEST_TICK, LONGEST_TICK));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    if worker.index == 0 {
+        let run = classifier::run(Arc::clone(&worker), signals.drain.clone());
+        connections.spawn(run);
+    }
     if worker.index == 0 && worker.process.jobs.has_store() {
         connections.spawn(jobs::runner::run(
             Arc::clone(&worker),

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use penstock_core::config::{self, Condition, NameMatch, Need};
+use penstock_core::config::{self, Condition, NameMatch, Need, Tasks};
+use penstock_core::ids::Id;
 
 use super::rule::Scope;
 use crate::policy::{MatchSpec, NeedSpec, TokenRangeSpec};
@@ -11,7 +12,12 @@ use crate::problem::Reason;
 /// Lists are bounded here too: files are not checked against the schema's maxima.
 const MAX_LIST: usize = 16;
 
-pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition> {
+pub(super) fn compile(
+    policy: &Id,
+    spec: &MatchSpec,
+    tasks: Option<&Tasks>,
+    scope: &mut Scope<'_>,
+) -> Vec<Condition> {
     let mut conditions = Vec::new();
     for (path, length) in [
         (".match.paths", spec.paths.len()),
@@ -59,6 +65,16 @@ pub(super) fn compile(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition>
                 scope.refuse(".match.text", Reason::InvalidValue, message);
             }
         }
+    }
+    if let Some(name) = &spec.task {
+        let mut known = tasks.iter().flat_map(|tasks| &tasks.tasks);
+        if !known.any(|task| task.name == *name) {
+            let message = format!(
+                "there is no task '{name}' that can be used in spec.tasks: write it there or correct the name"
+            );
+            scope.refuse(".match.task", Reason::InvalidValue, message);
+        }
+        conditions.push(Condition::Task(policy.clone(), name.clone()));
     }
     conditions
 }

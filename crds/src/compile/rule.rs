@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use penstock_core::config::{
     Backend, Cache, Condition, FailureClass, Hedge, JoinEmbeddings, NameMatch, OnUnsupported,
-    Prompt, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Timeouts, Urgency,
+    Prompt, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Tasks, Timeouts, Urgency,
     usual_failures,
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, service};
+use super::{condition, fan_out, parameters, prompts, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -45,6 +45,8 @@ pub(super) struct Known<'a> {
     pub caches: &'a BTreeMap<&'a Id, Cache>,
     /// Those that compiled, by policy.
     pub prompts: &'a BTreeMap<&'a Id, Vec<Prompt>>,
+    /// The same.
+    pub tasks: &'a BTreeMap<&'a Id, Tasks>,
 }
 
 /// Exact names first, then longer prefixes, then more conditions, then policy, then the order written.
@@ -96,6 +98,12 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
     services.sort_by(|a, b| a.0.cmp(&b.0));
     let mut rules = drop_unreachable(entries, "models", problems);
     let services = drop_unreachable(services, "paths", problems);
+    let told = known.tasks.iter().filter(|(id, _)| {
+        let policy = known.objects.policies.get(id);
+        id.namespace == gateway.namespace
+            && policy.is_some_and(|policy| policy.spec.gateway == gateway.name)
+    });
+    tasks::check_models(told.map(|(id, tasks)| (*id, tasks)), &rules, problems);
     rules.extend(services.into_iter().map(service::by_path));
     rules
 }
@@ -205,7 +213,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         policy: policy.clone(),
         name: spec.name.clone(),
         models: Vec::new(),
-        conditions: condition::compile(&spec.matches, scope),
+        conditions: condition::compile(policy, &spec.matches, known.tasks.get(policy), scope),
         backends,
         strategy: strategy(spec.strategy),
         hash_on: compile_hash_on(spec, scope),

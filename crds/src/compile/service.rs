@@ -61,6 +61,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         (".match.needs", !matches.needs.is_empty()),
         (".match.stream", matches.stream.is_some()),
         (".match.text", matches.text.is_some()),
+        (".match.task", matches.task.is_some()),
         (".backends", overrides),
         (
             ".strategy",

@@ -9,6 +9,7 @@ mod health;
 mod parameters;
 mod prompts;
 mod region;
+mod tasks;
 
 fn objects(text: &str) -> Objects {
     let (manifests, problems) = manifest::read(&[File {

@@ -1,32 +1,21 @@
-//! (IO) One call of a job: a request as a caller would send it, by the same path, and what to make of its answer.
+//! (IO) One call of a job: its head, whether there is room for it, and what to make of its answer.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::BodyExt as _;
-use penstock_core::names::REASON_HEADER;
+use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::room::{self, Place};
-use crate::body::Source;
+use crate::classifier;
 use crate::conditions::Asked;
-use crate::guard::{Caller, Watch};
-use crate::handle::{answer, match_rule};
 use crate::openai::Call;
 use crate::outbound::{self, REQUEST_ID};
+use crate::own_call;
 use crate::process::Worker;
 use crate::reject::Reject;
-use crate::stream::AnswerBody;
 
-/// Where jobs come from: no proxy says where their callers were.
-const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-
-/// Answers of jobs up to this size are kept.
-pub(super) const MAX_ANSWER_BYTES: usize = 8 << 20;
 /// Calls of a job that failed in a way that may pass.
 pub(super) const MAX_ATTEMPTS: u32 = 4;
 /// Before the second attempt; doubled for each further one.
@@ -51,18 +40,12 @@ impl Headers {
 
 /// The head of a job's call.
 pub(super) fn head(path: &str, headers: &Headers, id: &str) -> Parts {
-    let (mut head, ()) = Request::new(()).into_parts();
-    head.method = Method::POST;
-    head.uri = Uri::try_from(path).unwrap_or_default();
+    let mut head = own_call::head(path);
     for (name, value) in &headers.0 {
         if let (Ok(name), Ok(value)) = (HeaderName::try_from(name), HeaderValue::try_from(value)) {
             head.headers.append(name, value);
         }
     }
-    head.headers.insert(
-        http::header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
     if let Ok(id) = HeaderValue::try_from(id) {
         head.headers.insert(REQUEST_ID, id);
     }
@@ -70,8 +53,8 @@ pub(super) fn head(path: &str, headers: &Headers, id: &str) -> Parts {
 }
 
 /// A place at the rule that takes the call now; `None` while there is no room.
-pub(super) fn place(
-    worker: &Worker,
+pub(super) async fn place(
+    worker: &Arc<Worker>,
     head: &Parts,
     call: &Call<'_>,
 ) -> Result<Option<Place>, Reject> {
@@ -80,68 +63,12 @@ pub(super) fn place(
         method: &http::Method::POST,
         path: head.uri.path(),
         headers: &head.headers,
-        region: process.region_of(NOBODY, &head.headers),
+        region: process.region_of(own_call::NOBODY, &head.headers),
         call,
+        tasks: &[],
     };
-    let rule = match_rule(process.snapshot.load().as_deref(), &asked)?;
+    let rule = classifier::rule(worker, &asked).await?;
     Ok(room::take(process, &rule))
-}
-
-/// Sends the call and returns the beginning of its answer.
-pub(super) async fn send(worker: &Arc<Worker>, head: Parts, body: Bytes) -> Response<AnswerBody> {
-    let nobody = Caller {
-        address: NOBODY,
-        is_tls: false,
-    };
-    let watch = Arc::new(Watch::new(&worker.clock, nobody));
-    Box::pin(answer(
-        Arc::clone(worker),
-        watch,
-        head,
-        Source::Here(Some(body)),
-    ))
-    .await
-}
-
-/// An answer as a whole.
-pub(super) struct Outcome {
-    pub(super) status: u16,
-    pub(super) reason: Option<String>,
-    pub(super) body: Bytes,
-}
-
-/// Reads an answer to its end. One that breaks off, or is too large, is a failure of the backend.
-pub(super) async fn collect(response: Response<AnswerBody>) -> Outcome {
-    let (head, mut body) = response.into_parts();
-    let reason = head.headers.get(REASON_HEADER);
-    let reason = reason.and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
-    let mut all = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        match frame.map(hyper::body::Frame::into_data) {
-            Ok(Ok(bytes)) if all.len() + bytes.len() <= MAX_ANSWER_BYTES => {
-                all.extend_from_slice(&bytes);
-            }
-            Ok(Err(_trailers)) => {}
-            Ok(Ok(_)) => return broken("The answer is too large to be kept."),
-            Err(_) => return broken("The backend broke off."),
-        }
-    }
-    Outcome {
-        status: head.status.as_u16(),
-        reason,
-        body: all.freeze(),
-    }
-}
-
-fn broken(message: &str) -> Outcome {
-    let error = serde_json::json!({
-        "error": {"message": message, "type": "server_error", "param": null, "code": "upstream_broken"},
-    });
-    Outcome {
-        status: 502,
-        reason: None,
-        body: Bytes::from(error.to_string()),
-    }
 }
 
 /// What an answer means for the job.

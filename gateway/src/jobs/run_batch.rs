@@ -10,7 +10,7 @@ use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 
 use super::batch::{Batch, Progress, Status, WINDOW};
-use super::call::{self, MAX_ATTEMPTS, Outcome, Verdict};
+use super::call::{self, MAX_ATTEMPTS, Verdict};
 use super::files::{CONTENT, File, LIST, MAX_KEPT};
 use super::input::{Input, InputError, Line};
 use super::lines::{self, Check, LineError};
@@ -18,6 +18,7 @@ use super::metrics::BATCH;
 use super::run_response::End;
 use super::stored::{change, load, new_id, now_s, save};
 use crate::openai::Call;
+use crate::own_call::{self, Outcome};
 use crate::process::Worker;
 use crate::store::{Error, Expect, Key, Store};
 
@@ -421,14 +422,15 @@ impl One<'_> {
     async fn attempt(&self, body: &Bytes, id: &str) -> Option<Outcome> {
         let batch = self.batch;
         let head = call::head(&batch.endpoint, &batch.headers, id);
-        let placed = Call::parse(body)
-            .map_err(Into::into)
-            .and_then(|call| call::place(self.worker, &head, &call));
+        let placed = match Call::parse(body) {
+            Ok(call) => call::place(self.worker, &head, &call).await,
+            Err(err) => Err(err.into()),
+        };
         match placed {
             Ok(None) => None,
             Ok(Some(_place)) => {
-                let answer = call::send(self.worker, head, body.clone()).await;
-                Some(call::collect(answer).await)
+                let answer = own_call::send(self.worker, head, body.clone()).await;
+                Some(own_call::collect(answer).await)
             }
             Err(reject) => {
                 let (status, _, body) = reject.parts(lines::dialect(&batch.endpoint));

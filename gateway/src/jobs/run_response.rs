@@ -7,13 +7,14 @@ use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use serde_json::{Value, json};
 
-use super::call::{self, Outcome, Verdict};
+use super::call::{self, Verdict};
 use super::metrics::RESPONSE;
 use super::responses::{Response, WINDOW};
 use super::shape::{self, Event, Status};
 use super::stored::{change, now_s};
 use super::stream::{MAX_EVENTS, first_number};
 use crate::begin::is_event_stream;
+use crate::own_call::{self, Outcome};
 use crate::process::Worker;
 use crate::sse::Decoder;
 use crate::store::{Error, Store};
@@ -63,11 +64,11 @@ pub(super) async fn run(
         _ => return Ok(End::Over),
     }
     let head = call::head("/v1/responses", &response.headers, &response.id);
-    let answer = call::send(worker, head, body).await;
+    let answer = own_call::send(worker, head, body).await;
     let went = if is_event_stream(answer.headers()) {
         follow(store, &response, answer).await?
     } else {
-        of_whole(call::collect(answer).await, &response)
+        of_whole(own_call::collect(answer).await, &response)
     };
     let metrics = &worker.process.jobs.metrics;
     let (status, error) = match went {
@@ -180,7 +181,7 @@ async fn follow(
         };
         bytes = bytes.saturating_add(data.len());
         let mut ended = None;
-        let mut is_broken = bytes > call::MAX_ANSWER_BYTES || number - first >= MAX_EVENTS / 2;
+        let mut is_broken = bytes > own_call::MAX_ANSWER_BYTES || number - first >= MAX_EVENTS / 2;
         let fed = decoder.feed(&data, |event, _| {
             let event = shape::event(event, number, &response.id, response.created_at);
             let (text, whole) = match event {

@@ -175,9 +175,10 @@ impl Runner {
         };
         let body = response.request(&store).await?;
         let head = call::head("/v1/responses", &response.headers, &response.id);
-        let placed = Call::parse(&body)
-            .map_err(Reject::from)
-            .and_then(|call| call::place(&self.worker, &head, &call));
+        let placed = match Call::parse(&body) {
+            Ok(call) => call::place(&self.worker, &head, &call).await,
+            Err(err) => Err(Reject::from(err)),
+        };
         let is_late = now_s() >= response.created_at + responses::WINDOW.as_secs();
         let reject = match placed {
             Ok(Some(place)) if leased.attempt <= MAX_ATTEMPTS => {

@@ -30,6 +30,7 @@ use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
 use crate::settings::Place;
 use crate::source::Credentials;
+use crate::tasks::TaskSet;
 
 impl Snapshot {
     /// Resolves everything. `digest` is the config's.
@@ -61,6 +62,7 @@ impl Snapshot {
         let built = Built {
             caches: build_caches(&config, previous),
             libraries: build_libraries(&config),
+            tasks: build_tasks(&config, previous),
             backends,
         };
         let old_rules: HashMap<&str, &Arc<Rule>> = previous
@@ -74,7 +76,7 @@ impl Snapshot {
             .map(|rule| {
                 let label = format!("{}/{}", rule.policy, rule.name);
                 let before = old_rules.get(label.as_str()).copied();
-                if !is_resolved(rule, &config) {
+                if !is_resolved(rule, &config, &built.tasks) {
                     rejected.push(format!("RoutingPolicy/{}", rule.policy));
                     if let Some(before) = before {
                         return Arc::clone(before);
@@ -101,6 +103,7 @@ impl Snapshot {
             services,
             backends: built.backends,
             caches: built.caches,
+            tasks: built.tasks,
         }
     }
 }
@@ -111,6 +114,8 @@ struct Built {
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
     /// By policy.
     libraries: BTreeMap<Id, Arc<Library>>,
+    /// The same.
+    tasks: BTreeMap<Id, Arc<TaskSet>>,
 }
 
 /// A backend, or (as the error) a form of it that no request can use.
@@ -320,9 +325,24 @@ fn build_libraries(config: &GatewayConfig) -> BTreeMap<Id, Arc<Library>> {
     libraries.collect()
 }
 
+/// What was learned of tasks that are the same is kept.
+fn build_tasks(config: &GatewayConfig, previous: Option<&Snapshot>) -> BTreeMap<Id, Arc<TaskSet>> {
+    let sets = config.tasks.iter().map(|(policy, spec)| {
+        let before = previous.and_then(|previous| previous.tasks.get(policy));
+        let kept = before.filter(|before| before.spec == *spec).cloned();
+        let set = kept.unwrap_or_else(|| TaskSet::new(policy.clone(), spec.clone()));
+        (policy.clone(), set)
+    });
+    sets.collect()
+}
+
 /// Whether the config has all that a rule names. The compiler sees to that; a rule that names more is served in its
 /// last good form, or refuses.
-fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
+fn is_resolved(
+    rule: &config::Rule,
+    config: &GatewayConfig,
+    tasks: &BTreeMap<Id, Arc<TaskSet>>,
+) -> bool {
     rule.backends
         .iter()
         .all(|candidate| config.backends.contains_key(&candidate.backend))
@@ -330,7 +350,7 @@ fn is_resolved(rule: &config::Rule, config: &GatewayConfig) -> bool {
             .cache
             .as_ref()
             .is_none_or(|cache| config.caches.contains_key(cache))
-        && Conditions::new(&rule.conditions).is_some()
+        && Conditions::new(&rule.conditions, tasks).is_some()
         && rule.prompt.as_ref().is_none_or(|wanted| {
             let of_policy = config.prompts.get(&rule.policy).into_iter().flatten();
             of_policy
@@ -376,7 +396,7 @@ fn build_rule(
     });
     Rule {
         label,
-        conditions: Conditions::new(&rule.conditions).unwrap_or_default(),
+        conditions: Conditions::new(&rule.conditions, &built.tasks).unwrap_or_default(),
         tiers,
         strategy: rule.strategy,
         hash_on: rule

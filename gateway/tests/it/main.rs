@@ -35,6 +35,7 @@ mod services;
 mod smuggling;
 mod strategies;
 mod stream;
+mod tasks;
 mod tls;
 mod tls_backends;
 mod workers;

@@ -69,6 +69,7 @@ impl Plan {
             backends: BTreeMap::new(),
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
+            tasks: BTreeMap::new(),
             rules: vec![rule],
         };
         Self {
