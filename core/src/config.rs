@@ -204,6 +204,9 @@ pub struct Rule {
     /// What callers may ask of a model.
     #[serde(skip_serializing_if = "is_default", default)]
     pub parameters: Parameters,
+    /// How often streams on which nothing goes out get a comment, in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub heartbeat_ms: Option<u64>,
     /// Comes before the system prompts of callers: one of the policy's in [`GatewayConfig::prompts`].
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub prompt: Option<PromptRef>,

@@ -128,6 +128,11 @@ pub struct RuleSpec {
     /// What becomes of parts of a request that a backend's protocol cannot carry. Default `Refuse`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unsupported: Option<OnUnsupportedSpec>,
+    /// How often a stream gets a comment while nothing else goes out, `1s` to `5m`, so that nobody in between takes the
+    /// connection for dead. Its head goes out before it is known who answers: refusals after the first one come as
+    /// error events. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat: Option<DurationText>,
     /// What becomes of event streams. Default `Passed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<StreamingSpec>,

@@ -6,46 +6,35 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
-use penstock_core::names::{
-    ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
-};
 
-use crate::attempt::{self, Answer};
-use crate::begin::is_event_stream;
+use crate::answers::{Close, Done, Store};
+use crate::attempt;
 use crate::body::{self, Source};
-use crate::cache::exact::{self, Entry, Key};
+use crate::cache::exact::{self, Entry};
 use crate::classifier;
 use crate::conditions::Asked;
-use crate::failure;
 use crate::guard::Watch;
+use crate::heartbeat;
 use crate::job::Job;
-use crate::jobs::{self, Reply, ReplyBody};
+use crate::jobs;
 use crate::join;
 use crate::multipart;
 use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES, Wanted};
 use crate::outbound::{self, REQUEST_ID};
-use crate::process::{Process, Worker};
+use crate::process::{BodyLease, Process, Worker};
 use crate::provider::translations::Translations;
-use crate::record::{OK, REFUSED, Record};
+use crate::record::Record;
 use crate::reject::Reject;
 use crate::reshape::{Reshaped, reshape};
 use crate::service;
 use crate::snapshot::{NoRule, Rule, Snapshot};
-use crate::stream::{AnswerBody, Fill, Limits, Stream};
+use crate::stream::AnswerBody;
 use crate::tasks::TaskSet;
 use crate::wish;
 
-const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
-const CACHE: HeaderName = HeaderName::from_static(CACHE_HEADER);
-const EXPLAIN: HeaderName = HeaderName::from_static(EXPLAIN_HEADER);
-const ATTEMPTS: HeaderName = HeaderName::from_static(ATTEMPTS_HEADER);
-const DECISION: HeaderName = HeaderName::from_static(DECISION_HEADER);
-const ENGINE: HeaderName = HeaderName::from_static(ENGINE_HEADER);
-/// nginx and those that follow it.
-const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Longer request ids of callers are replaced.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 const HIT: &str = "hit";
@@ -62,24 +51,38 @@ enum Path {
     Other,
 }
 
-/// What became of a request that was not refused.
-enum Done {
-    /// An answer from a backend, and where to store it.
-    Answer(Answer, Option<Store>),
-    /// An answer from a backend that is no model.
-    Passed(Answer),
-    /// A stored answer.
-    Stored(Arc<Entry>),
-    /// The list of models.
-    Models(Bytes),
-    /// About a job or a file.
-    Job(Reply),
+/// How far a request has come.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one exists per request, and most are the large one"
+)]
+enum Step {
+    Done(Done),
+    /// Its caller is to be told that it is under way.
+    Waits(Box<Waiting>),
 }
 
-/// Where an answer shall be stored.
-struct Store {
+impl From<Done> for Step {
+    fn from(done: Done) -> Self {
+        Self::Done(done)
+    }
+}
+
+/// A call whose rule is found, and whose stream has heartbeats.
+struct Waiting {
+    every: Duration,
+    api: Api,
+    body: Bytes,
     rule: Arc<Rule>,
-    key: Key,
+    _lease: BodyLease,
+}
+
+/// A call whose rule is found.
+struct Matched<'a> {
+    api: Api,
+    body: &'a Bytes,
+    call: Call<'a>,
+    rule: Arc<Rule>,
 }
 
 /// Answers one request. Dropping the future is how a caller leaves.
@@ -107,56 +110,50 @@ pub(crate) async fn answer(
         penstock_shell::clock::now(),
     ));
     let is_doubtful = watch.is_next_doubtful() || is_encoded_twice(&head.headers);
-    let done = if is_doubtful {
+    let step = if is_doubtful {
         Err(Reject::AmbiguousLength)
     } else {
         serve(&worker, &watch, &head, body, &mut record).await
     };
-    // Where the next request begins is in doubt too.
-    let is_last = is_doubtful || worker.process.is_draining();
-    let told = head
-        .headers
-        .contains_key(EXPLAIN)
-        .then(|| record.told())
-        .flatten();
-    let cache = record.cache();
-    let backend = record
-        .candidate()
-        .map(|candidate| candidate.backend.label.clone());
-    let mut response = match done {
-        Ok(Done::Answer(answer, store)) => answered(&worker, answer, store, record),
-        Ok(Done::Passed(answer)) => {
-            let is_head = head.method == Method::HEAD;
-            service::answered(&worker, answer, is_head, record)
-        }
-        Ok(Done::Stored(entry)) => stored(&entry, record),
-        Ok(Done::Models(bytes)) => {
-            record.status = 200;
-            let mut response = Response::new(AnswerBody::whole(bytes, OK, record));
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            response
-        }
-        Ok(Done::Job(reply)) => replied(reply, record),
-        Err(reject) => refused(&reject, record),
+    let close = Close {
+        // Where the next request begins is in doubt too.
+        is_last: is_doubtful || worker.process.is_draining(),
+        id,
     };
-    let headers = response.headers_mut();
-    headers.insert(REQUEST_ID, id);
-    if let Some(backend) = backend {
-        headers.insert(BACKEND, backend);
+    match step {
+        Ok(Step::Waits(waiting)) => {
+            let (every, wire) = (waiting.every, waiting.api.wire());
+            let early = close.early(head.version);
+            let answer = later(worker, watch, head, *waiting, close, record);
+            heartbeat::kept(early, every, wire, Box::pin(answer)).await
+        }
+        Ok(Step::Done(done)) => close.finish(&worker, &head, Ok(done), record),
+        Err(reject) => close.finish(&worker, &head, Err(reject), record),
     }
-    if let Some((attempts, decision)) = told {
-        headers.insert(ATTEMPTS, attempts);
-        headers.insert(DECISION, decision);
-    }
-    if let Some(cache) = cache {
-        headers.insert(CACHE, HeaderValue::from_static(cache));
-    }
-    if is_last && head.version < Version::HTTP_2 {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    response
+}
+
+/// The rest of what [`answer`] does, after its caller was told that the call is under way.
+async fn later(
+    worker: Arc<Worker>,
+    watch: Arc<Watch>,
+    head: http::request::Parts,
+    waiting: Waiting,
+    close: Close,
+    mut record: Box<Record>,
+) -> Response<AnswerBody> {
+    let done = match read_call(&head.headers, &waiting.body) {
+        Ok(call) => {
+            let matched = Matched {
+                api: waiting.api,
+                body: &waiting.body,
+                call,
+                rule: Arc::clone(&waiting.rule),
+            };
+            routed(&worker, &watch, &head, matched, &mut record).await
+        }
+        Err(reject) => Err(reject),
+    };
+    close.finish(&worker, &head, done, record)
 }
 
 /// Whether the body is more than cut into chunks. The parser takes any list of codings that ends in `chunked`.
@@ -181,7 +178,7 @@ async fn serve(
     head: &http::request::Parts,
     body: Source,
     record: &mut Record,
-) -> Result<Done, Reject> {
+) -> Result<Step, Reject> {
     let process = &worker.process;
     record.api = Api::of_path(head.uri.path());
     let path = recognise(&head.method, head.uri.path())?;
@@ -194,16 +191,16 @@ async fn serve(
                 Dialect::OpenAi => &models.openai,
                 Dialect::Anthropic => &models.anthropic,
             };
-            return Ok(Done::Models(listed.clone()));
+            return Ok(Done::Models(listed.clone()).into());
         }
         Path::Jobs => {
             record.admit()?;
             let reply = Box::pin(jobs::serve(process, watch, head, body)).await?;
-            return Ok(Done::Job(reply));
+            return Ok(Done::Job(reply).into());
         }
         Path::Other => {
             let answer = service::serve(worker, watch, head, body, record).await?;
-            return Ok(Done::Passed(answer));
+            return Ok(Done::Passed(answer).into());
         }
         Path::Call(api) => api,
     };
@@ -218,10 +215,10 @@ async fn call(
     body: Source,
     api: Api,
     record: &mut Record,
-) -> Result<Done, Reject> {
+) -> Result<Step, Reject> {
     let process = &worker.process;
     record.admit()?;
-    let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
+    let (body, lease) = body::read(process, watch, &head.headers, body).await?;
     let call = read_call(&head.headers, &body)?;
     record.set_model(&call.model);
     let from = process.region_of(watch.caller.address, &head.headers);
@@ -235,24 +232,59 @@ async fn call(
     };
     let rule = classifier::rule(worker, &asked).await?;
     record.rule = Some(Arc::clone(&rule));
-    let reshaped = reshape(&rule, api, &call, &body)?;
+    if let Some(every) = rule.heartbeat.filter(|_| call.stream) {
+        return Ok(Step::Waits(Box::new(Waiting {
+            every,
+            api,
+            body,
+            rule,
+            _lease: lease,
+        })));
+    }
+    let matched = Matched {
+        api,
+        body: &body,
+        call,
+        rule,
+    };
+    let done = routed(worker, watch, head, matched, record).await?;
+    Ok(done.into())
+}
+
+/// What follows when the rule is known.
+async fn routed(
+    worker: &Arc<Worker>,
+    watch: &Watch,
+    head: &http::request::Parts,
+    matched: Matched<'_>,
+    record: &mut Record,
+) -> Result<Done, Reject> {
+    let process = &worker.process;
+    let Matched {
+        api,
+        body,
+        call,
+        rule,
+    } = matched;
+    let reshaped = reshape(&rule, api, &call, body)?;
     if call.wanted == Wanted::Later && api == Api::Responses {
-        let accepted = jobs::accept(process, &head.headers, &call.model, call.stream, &body);
+        let accepted = jobs::accept(process, &head.headers, &call.model, call.stream, body);
         return Ok(Done::Job(Box::pin(accepted).await?));
     }
     let added = reshaped.as_ref().map_or(0, |new| new.body.len());
-    let _lease = process.lease_body(added).ok_or(Reject::Overloaded)?;
+    let _added = process.lease_body(added).ok_or(Reject::Overloaded)?;
     let (body, call) = match &reshaped {
         Some(Reshaped { body, changes }) => {
             record.changes.clone_from(changes);
             (body, Call::parse(body)?)
         }
-        None => (&body, call),
+        None => (body, call),
     };
     let store = match look_up(process, &rule, api, &head.headers, body, record) {
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
+    let from = process.region_of(watch.caller.address, &head.headers);
     let blocks = wish::blocks(&rule, &call);
     let job = Job {
         worker,
@@ -416,158 +448,6 @@ fn look_up(
             key,
         }))
     }
-}
-
-fn replied(reply: Reply, mut record: Box<Record>) -> Response<AnswerBody> {
-    record.status = reply.status;
-    let body = match reply.body {
-        ReplyBody::Whole(bytes) => AnswerBody::whole(bytes, OK, record),
-        ReplyBody::Stream(pieces) => AnswerBody::Stored {
-            pieces: Some(pieces),
-            record,
-        },
-    };
-    let mut response = Response::new(body);
-    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::OK);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(reply.content_type));
-    keep_events_flowing(headers);
-    response
-}
-
-fn refused(reject: &Reject, mut record: Box<Record>) -> Response<AnswerBody> {
-    let dialect = record.api.map(Api::dialect).unwrap_or_default();
-    let (status, headers, bytes) = reject.parts(dialect);
-    record.rejected(reject, status.as_u16());
-    let label = reject.label();
-    let mut response = Response::new(AnswerBody::whole(Bytes::from(bytes), label, record));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
-}
-
-fn stored(entry: &Entry, mut record: Box<Record>) -> Response<AnswerBody> {
-    record.status = 200;
-    let mut response = Response::new(AnswerBody::whole(entry.body.clone(), OK, record));
-    let headers = response.headers_mut();
-    headers.extend(entry.headers.iter().cloned());
-    keep_events_flowing(headers);
-    if let Ok(backend) = HeaderValue::from_str(&entry.backend.to_string()) {
-        headers.insert(BACKEND, backend);
-    }
-    response
-}
-
-fn answered(
-    worker: &Arc<Worker>,
-    from: Answer,
-    store: Option<Store>,
-    mut record: Box<Record>,
-) -> Response<AnswerBody> {
-    match from {
-        Answer::Refused { head, bytes } => {
-            if let Some(reject) = failure::refusal(head.status(), &bytes) {
-                return refused(&reject, record);
-            }
-            record.status = head.status().as_u16();
-            passed_on(head, false, AnswerBody::whole(bytes, REFUSED, record))
-        }
-        Answer::Whole { head, bytes, usage } => {
-            record.status = head.status().as_u16();
-            record.usage = usage;
-            record.completed(false, penstock_shell::clock::now());
-            if let Some((store, entry)) = storable(&head, store, &record) {
-                let now_ms = worker.process.ms(penstock_shell::clock::now());
-                if let Some((_, cache)) = &store.rule.cache {
-                    cache.put(
-                        store.key,
-                        Entry {
-                            body: copied(&bytes),
-                            ..entry
-                        },
-                        now_ms,
-                    );
-                }
-            }
-            passed_on(head, false, AnswerBody::whole(bytes, OK, record))
-        }
-        Answer::Stream { head, begun } => {
-            record.status = head.status().as_u16();
-            let fill = storable(&head, store, &record).and_then(|(store, entry)| {
-                let (_, cache) = store.rule.cache.as_ref()?;
-                Some(Fill::new(store.key, Arc::clone(cache), entry))
-            });
-            let (idle, total) = record
-                .rule
-                .as_ref()
-                .map_or((Duration::ZERO, Duration::ZERO), |rule| {
-                    (rule.idle, rule.total)
-                });
-            let last = record.started + total;
-            let keeps_length = begun.events.is_none();
-            let mut stream = Stream::new(worker, begun, Limits { idle, last }, record);
-            if let Some(fill) = fill {
-                stream.fill(fill);
-            }
-            passed_on(head, keeps_length, AnswerBody::Stream(Box::new(stream)))
-        }
-    }
-}
-
-/// A slice keeps the whole read buffer that it came in; a stored answer must cost what it counts.
-fn copied(bytes: &Bytes) -> Bytes {
-    Bytes::copy_from_slice(bytes)
-}
-
-/// Whether and as what an answer may be stored: 200, and made by a first choice, since no other is served.
-fn storable(head: &Response<()>, store: Option<Store>, record: &Record) -> Option<(Store, Entry)> {
-    let store = store?;
-    let candidate = record.candidate()?;
-    if head.status() != StatusCode::OK || record.tier() != Some(0) {
-        return None;
-    }
-    let headers = [CONTENT_TYPE, ENGINE]
-        .into_iter()
-        .filter_map(|name| {
-            head.headers()
-                .get(&name)
-                .cloned()
-                .map(|value| (name, value))
-        })
-        .collect();
-    let entry = Entry {
-        backend: candidate.backend.id.clone(),
-        maker: candidate.maker,
-        headers,
-        body: Bytes::new(),
-    };
-    Some((store, entry))
-}
-
-/// Proxies between here and the caller shall neither collect events nor compress them.
-fn keep_events_flowing(headers: &mut HeaderMap) {
-    if is_event_stream(headers) {
-        headers.insert(
-            CACHE_CONTROL,
-            HeaderValue::from_static("no-cache, no-transform"),
-        );
-        headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
-    }
-}
-
-fn passed_on(mut head: Response<()>, keeps_length: bool, body: AnswerBody) -> Response<AnswerBody> {
-    outbound::answer(head.headers_mut(), keeps_length);
-    respond(head, body)
-}
-
-/// An answer to the caller with the head that its backend gave it, as far as that may pass.
-pub(crate) fn respond(head: Response<()>, body: AnswerBody) -> Response<AnswerBody> {
-    let (mut parts, ()) = head.into_parts();
-    keep_events_flowing(&mut parts.headers);
-    // Extensions belong to the connection that the answer came on.
-    parts.extensions.clear();
-    parts.version = http::Version::HTTP_11;
-    Response::from_parts(parts, body)
 }
 
 #[cfg(test)]

@@ -49,6 +49,7 @@ pub mod vitals;
 pub mod wish;
 
 mod admin;
+mod answers;
 mod attempt;
 mod begin;
 mod body;
@@ -59,6 +60,7 @@ mod fan_out;
 mod framing;
 mod guard;
 mod handle;
+mod heartbeat;
 mod hedge;
 mod hold;
 mod job;

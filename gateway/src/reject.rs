@@ -13,7 +13,7 @@ use crate::openai::{CallError, Dialect, MAX_DEPTH};
 
 mod broken;
 
-pub use broken::Broken;
+pub use broken::{Broken, error_event};
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;

@@ -11,12 +11,12 @@ use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
 use http_body_util::Full;
 use penstock_core::config::{CallerCredentials, Repeat};
 
+use crate::answers;
 use crate::attempt::{self, Answer};
 use crate::body::{self, Source};
 use crate::conditions::Asked;
 use crate::failure::Failure;
 use crate::guard::Watch;
-use crate::handle;
 use crate::job::Job;
 use crate::openai::{self, Api, Call, Pieces};
 use crate::outbound::{self, Forwarded, Own};
@@ -202,7 +202,7 @@ pub(crate) fn answered(
     };
     let is_streamed = matches!(body, AnswerBody::Stream(_));
     outbound::answer_of_service(head.headers_mut(), is_streamed || is_head, keeps_cookies);
-    handle::respond(head, body)
+    answers::respond(head, body)
 }
 
 #[cfg(test)]

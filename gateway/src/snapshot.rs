@@ -146,6 +146,8 @@ pub struct Rule {
     pub idle: Duration,
     /// From the request's head to its answer's end.
     pub total: Duration,
+    /// How often streams on which nothing goes out get a comment.
+    pub heartbeat: Option<Duration>,
     /// What callers may ask of a model.
     pub parameters: Parameters,
     /// Comes before the system prompts of callers.
@@ -658,6 +660,7 @@ pub(crate) mod tests {
             prompt: None,
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
+            heartbeat_ms: None,
             join_embeddings: None,
             urgency: config::Urgency::Normal,
             hedge: None,

@@ -14,6 +14,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::events::{Events, Passed};
+use crate::heartbeat::Kept;
 use crate::meter::{Cut, Meter};
 use crate::openai::{Api, DONE, Wire};
 use crate::process::Worker;
@@ -43,6 +44,8 @@ pub(crate) enum AnswerBody {
         pieces: Option<BoxStream<'static, Result<Bytes, BrokenOff>>>,
         record: Box<Record>,
     },
+    /// One of the others, with heartbeats.
+    Kept(Box<Kept>),
 }
 
 impl AnswerBody {
@@ -95,6 +98,7 @@ impl Body for AnswerBody {
                 }
                 Poll::Ready(next.map(|result| result.map(Frame::data)))
             }
+            Self::Kept(kept) => kept.poll_next(cx),
             Self::Stream(stream) => stream
                 .poll_next(cx)
                 .map(|next| next.map(|result| result.map(Frame::data))),
@@ -106,6 +110,7 @@ impl Body for AnswerBody {
             Self::Whole { bytes, .. } => bytes.is_none(),
             Self::Stream(stream) => stream.is_over(),
             Self::Stored { pieces, .. } => pieces.is_none(),
+            Self::Kept(kept) => kept.is_over(),
         }
     }
 
@@ -116,7 +121,7 @@ impl Body for AnswerBody {
                     .as_ref()
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
-            Self::Stream(_) | Self::Stored { .. } => SizeHint::default(),
+            Self::Stream(_) | Self::Stored { .. } | Self::Kept(_) => SizeHint::default(),
         }
     }
 }

@@ -35,6 +35,9 @@ const MAX_TIMEOUT: Duration = Duration::from_hours(24);
 /// Longer, and callers notice the wait more than the gain.
 const MAX_JOIN_MS: u64 = 100;
 
+/// Proxies wait 30 s to some minutes; more often than each second is noise.
+const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 1_000..=300_000;
+
 /// What the rules may refer to.
 pub(super) struct Known<'a> {
     /// As written.
@@ -228,6 +231,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         fan_out: fan_out::compile(spec, scope),
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
+        heartbeat_ms: compile_heartbeat(spec, scope),
         parameters: parameters::compile(spec.parameters.as_ref(), scope),
         prompt: prompts::of_rule(spec.prompt.as_ref(), own_prompts, scope),
         on_unsupported: match spec.on_unsupported {
@@ -399,6 +403,15 @@ pub(super) fn ms(path: &str, text: &DurationText, scope: &mut Scope<'_>) -> Opti
             None
         }
     }
+}
+
+fn compile_heartbeat(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<u64> {
+    let every = ms(".heartbeat", spec.heartbeat.as_ref()?, scope)?;
+    if !HEARTBEAT_MS.contains(&every) {
+        let message = "out of range: use 1s to 5m".to_owned();
+        scope.refuse(".heartbeat", Reason::InvalidValue, message);
+    }
+    Some(every)
 }
 
 fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {

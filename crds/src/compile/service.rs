@@ -78,6 +78,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         (".prompt", spec.prompt.is_some()),
         (".onUnsupported", spec.on_unsupported.is_some()),
         (".streaming", spec.streaming.is_some()),
+        (".heartbeat", spec.heartbeat.is_some()),
         (".cache", spec.cache.is_some()),
     ];
     set(&all)

@@ -416,6 +416,21 @@ fn what_a_backend_says_of_itself_is_compiled_and_checked() {
 }
 
 #[test]
+fn heartbeats_are_neither_noise_nor_too_late() {
+    for (every, expected) in [("15s", Some(15_000)), ("500ms", None), ("6m", None)] {
+        let rule = format!(
+            "{{name: r, match: {{models: [m]}}, backends: [{{name: chat}}], heartbeat: {every}}}"
+        );
+        let compiled = compile_rules(&[rule]);
+        let path = "RoutingPolicy/default/p spec.rules[0].heartbeat InvalidValue";
+        match expected {
+            Some(ms) => assert_eq!(only(&compiled).rules[0].heartbeat_ms, Some(ms)),
+            None => assert_eq!(messages(&compiled), [path]),
+        }
+    }
+}
+
+#[test]
 fn what_belongs_to_a_strategy_is_refused_elsewhere() {
     for (fields, wrong) in [
         ("strategy: CostLatency, slo: {ttft: 800ms}", None),

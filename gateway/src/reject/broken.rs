@@ -1,7 +1,7 @@
 //! `Broken`: the closed list of reasons for which an answer that has begun cannot be finished. Each has one label, and
 //! one event in the protocol of the stream. Pure.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{SERVER, anthropic_error};
 use crate::openai::Wire;
@@ -48,17 +48,47 @@ impl Broken {
             }
         };
         let code = format!("stream_{}", self.label());
-        let error = json!({"message": message, "type": SERVER, "param": null, "code": code});
         let event = match wire {
-            Wire::Chunks | Wire::Plain => format!("data: {}", json!({ "error": error })),
-            // The official SDK raises an error only for an event with a member `error`.
-            Wire::Responses => format!(
-                "event: error\ndata: {}",
-                json!({"type": "error", "code": code, "message": message, "param": null, "error": error})
+            Wire::Messages => in_event(wire, &anthropic_error(500, message)),
+            Wire::Chunks | Wire::Responses | Wire::Plain => in_event(
+                wire,
+                &json!({"message": message, "type": SERVER, "param": null, "code": code}),
             ),
-            Wire::Messages => format!("event: error\ndata: {}", anthropic_error(500, message)),
         };
         let start = if inside { "\n\n" } else { "" };
-        format!("{start}{event}\n\n").into_bytes()
+        format!("{start}{event}").into_bytes()
+    }
+}
+
+/// The event for an error whose answer would have had this body, in the caller's protocol.
+pub fn error_event(wire: Wire, body: &[u8]) -> Vec<u8> {
+    let body: Value = serde_json::from_slice(body).unwrap_or_default();
+    let error = match wire {
+        Wire::Messages => Some(&body).filter(|body| body["type"] == "error"),
+        Wire::Chunks | Wire::Responses | Wire::Plain => Some(&body["error"]),
+    };
+    match error.filter(|error| error.is_object()) {
+        Some(error) => in_event(wire, error).into_bytes(),
+        // What it answers is no stream, and no error either.
+        None => Broken::Malformed.event(wire, false),
+    }
+}
+
+/// `error` is all of it for callers of Anthropic's protocol, the member `error` for others.
+fn in_event(wire: Wire, error: &Value) -> String {
+    match wire {
+        Wire::Chunks | Wire::Plain => format!("data: {}\n\n", json!({ "error": error })),
+        // The official SDK raises an error only for an event with a member `error`.
+        Wire::Responses => format!(
+            "event: error\ndata: {}\n\n",
+            json!({
+                "type": "error",
+                "code": error["code"],
+                "message": error["message"],
+                "param": error["param"],
+                "error": error,
+            })
+        ),
+        Wire::Messages => format!("event: error\ndata: {error}\n\n"),
     }
 }

@@ -359,6 +359,16 @@ fn is_resolved(
         })
 }
 
+fn build_hedge(rule: &config::Rule, previous: Option<&Arc<Rule>>) -> Option<Hedge> {
+    let hedge = rule.hedge.as_ref()?;
+    let before = previous.and_then(|previous| previous.hedge.as_ref());
+    Some(Hedge {
+        after: Duration::from_millis(hedge.after_ms),
+        extra_percent: hedge.extra_percent,
+        budget: before.map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
+    })
+}
+
 fn build_rule(
     label: String,
     rule: &config::Rule,
@@ -410,13 +420,7 @@ fn build_rule(
         retry_on: rule.retry.on.clone(),
         repeat: rule.retry.repeat,
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
-        hedge: rule.hedge.as_ref().map(|hedge| Hedge {
-            after: Duration::from_millis(hedge.after_ms),
-            extra_percent: hedge.extra_percent,
-            budget: previous
-                .and_then(|previous| previous.hedge.as_ref())
-                .map_or_else(Arc::default, |hedge| Arc::clone(&hedge.budget)),
-        }),
+        hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
@@ -428,6 +432,7 @@ fn build_rule(
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
         total: Duration::from_millis(rule.timeouts.total_ms),
+        heartbeat: rule.heartbeat_ms.map(Duration::from_millis),
         parameters: rule.parameters.clone(),
         prompt: prompt.flatten().map(Arc::clone),
         prompts,

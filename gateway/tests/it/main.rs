@@ -16,6 +16,7 @@ mod failover;
 mod fan_out;
 mod harness;
 mod health;
+mod heartbeat;
 mod hedge;
 mod http2;
 mod http2_backends;

@@ -58,6 +58,7 @@ impl Plan {
             prompt: None,
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
+            heartbeat_ms: None,
             join_embeddings: None,
             urgency: Urgency::Normal,
             cache: None,
