@@ -205,6 +205,8 @@ struct Wire {
     stop: Option<OneOrMany>,
     ignore_eos: Option<bool>,
     tools: Option<serde_json::Value>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -308,16 +310,24 @@ fn chat_tokens(wire: &Wire, block_size: u32) -> Result<Tokens, Rejection> {
             "messages: at least one message is required",
         ));
     };
+    let goes_on = wire.continue_final_message.unwrap_or(false);
+    let begins = wire.add_generation_prompt.unwrap_or(true);
+    if goes_on && begins {
+        return Err(Rejection::bad(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt are not compatible: set add_generation_prompt to false",
+        ));
+    }
     let mut tokens = Tokens::new(block_size);
     if let Some(tools) = wire.tools.as_ref().filter(|tools| !tools.is_null()) {
         tokens.message("tools", std::iter::once(tools.to_string().as_str()));
     }
-    for message in messages {
+    let last = messages.len() - 1;
+    for (index, message) in messages.iter().enumerate() {
+        tokens.open(&message.role);
         match &message.content {
-            None => tokens.message(&message.role, std::iter::empty()),
-            Some(Content::Text(text)) => {
-                tokens.message(&message.role, std::iter::once(text.as_str()));
-            }
+            None => {}
+            Some(Content::Text(text)) => tokens.text(text),
             Some(Content::Parts(parts)) => {
                 if let Some(part) = parts.iter().find(|part| part.text.is_none()) {
                     let message = format!(
@@ -326,14 +336,17 @@ fn chat_tokens(wire: &Wire, block_size: u32) -> Result<Tokens, Rejection> {
                     );
                     return Err(Rejection::bad("messages", message));
                 }
-                tokens.message(
-                    &message.role,
-                    parts.iter().filter_map(|part| part.text.as_deref()),
-                );
+                let texts = parts.iter().filter_map(|part| part.text.as_deref());
+                texts.for_each(|text| tokens.text(text));
             }
         }
+        if index < last || !goes_on {
+            tokens.close();
+        }
     }
-    tokens.generation_prompt();
+    if begins {
+        tokens.open("assistant");
+    }
     Ok(tokens)
 }
 

@@ -82,18 +82,21 @@ impl Tokens {
 
     /// Reads one chat message in `ChatML`.
     pub(crate) fn message<'a>(&mut self, role: &str, content: impl Iterator<Item = &'a str>) {
+        self.open(role);
+        content.for_each(|part| self.text(part));
+        self.close();
+    }
+
+    /// Reads the head of a message, such as the answer that is about to be generated.
+    pub(crate) fn open(&mut self, role: &str) {
         self.special(Special::Start);
         self.text(role);
         self.special(Special::Break);
-        content.for_each(|part| self.text(part));
-        self.special(Special::End);
-        self.special(Special::Break);
     }
 
-    /// Reads the head of the answer that is about to be generated.
-    pub(crate) fn generation_prompt(&mut self) {
-        self.special(Special::Start);
-        self.text("assistant");
+    /// Reads the end of a message.
+    pub(crate) fn close(&mut self) {
+        self.special(Special::End);
         self.special(Special::Break);
     }
 }
@@ -216,7 +219,7 @@ mod tests {
     fn history_of_a_conversation_keeps_its_block_hashes() {
         let mut first = Tokens::new(4);
         first.message("user", ["What flows through a penstock?"].into_iter());
-        first.generation_prompt();
+        first.open("assistant");
         let answer = Answer::new(first.digest());
         let mut second = Tokens::new(4);
         second.message("user", ["What flows through a penstock?"].into_iter());

@@ -77,6 +77,37 @@ fn limit_makes_the_answer_exactly_as_long() {
 }
 
 #[test]
+fn a_final_message_is_gone_on_with_where_the_answer_would_be() {
+    let answered = |message: &str, extra: &Value| {
+        let question = json!({"role": "user", "content": "How does water get down?"});
+        let mut body = json!({"messages": [question, {"role": "assistant", "content": message}]});
+        for (key, value) in extra.as_object().unwrap() {
+            body[key] = value.clone();
+        }
+        parsed(&body)
+    };
+    let goes_on = json!({"continue_final_message": true, "add_generation_prompt": false});
+    let from_start = parsed(&json!({"max_tokens": 30})).unwrap().submission;
+    let begun = answered("the water runs dow", &goes_on).unwrap().submission;
+    // Four bytes a token, and what stands before is the same.
+    assert_eq!(begun.prompt_tokens, from_start.prompt_tokens + 5);
+    let shared = from_start.prompt_tokens as usize / 16;
+    assert_eq!(
+        begun.block_hashes[..shared],
+        from_start.block_hashes[..shared]
+    );
+    for extra in [
+        json!({"continue_final_message": true}),
+        json!({"continue_final_message": true, "add_generation_prompt": true}),
+    ] {
+        let refused = answered("the", &extra).unwrap_err();
+        assert_eq!(refused.param, Some("continue_final_message"));
+    }
+    let usual = answered("the", &json!({})).unwrap().submission;
+    assert!(usual.prompt_tokens > begun.prompt_tokens);
+}
+
+#[test]
 fn without_a_limit_a_chat_stops_by_itself_and_the_same_prompt_stops_at_the_same_place() {
     let generation = parsed(&json!({})).unwrap();
     assert!((16..=256).contains(&generation.output.tokens()));
