@@ -30,6 +30,10 @@ pub struct Endpoint {
     /// The zone of its node, where that is known.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub zone: Option<String>,
+    /// What its pod was made from; pods of one text have one template. `None` where there is no pod: such addresses
+    /// are taken to be alike.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub revision: Option<String>,
 }
 
 /// All known endpoints. A Service that is absent is not known yet; one with an empty list has none.
@@ -94,6 +98,7 @@ mod tests {
             address: "10.0.0.1:8000".parse().unwrap(),
             ready: true,
             zone: None,
+            revision: None,
         };
         endpoints.services.insert(port, vec![endpoint]);
         let text = serde_json::to_string(&endpoints).unwrap();

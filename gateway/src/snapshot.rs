@@ -328,6 +328,8 @@ pub struct Endpoint {
     pub zone: Option<String>,
     /// TLS towards it; `None`: in the clear.
     pub secured: Option<Arc<Secured>>,
+    /// What its pod was made from; endpoints without it are alike.
+    pub revision: Option<String>,
     /// Whether it speaks HTTP/2 in the clear.
     pub speaks_h2c: bool,
     /// What outlives snapshots.
@@ -714,6 +716,7 @@ pub(crate) mod tests {
                     })
                     .collect();
                 (
+                        revision: None,
                     ServicePort {
                         service: Id::new("ns", *name),
                         port: 8000,

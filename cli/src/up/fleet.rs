@@ -92,6 +92,7 @@ impl Fleet {
                 address: *address,
                 ready: true,
                 zone: None,
+                revision: None,
             });
         }
         Self {
@@ -466,6 +467,7 @@ impl Replica {
             address: self.address,
             ready: self.ready && !self.terminating,
             zone: None,
+            revision: None,
         }
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::api::discovery::v1::{EndpointPort, EndpointSlice};
 use penstock_core::config::{GatewayConfig, Target};
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
@@ -58,7 +59,7 @@ fn of_service(slices: &[&EndpointSlice], port_name: Option<&str>) -> Vec<Endpoin
     let family = ["IPv4", "IPv6"]
         .into_iter()
         .find(|family| slices.iter().any(|slice| slice.address_type == *family));
-    let mut found: BTreeMap<SocketAddr, (bool, Option<String>)> = BTreeMap::new();
+    let mut found: BTreeMap<SocketAddr, Endpoint> = BTreeMap::new();
     for slice in slices
         .iter()
         .filter(|slice| Some(slice.address_type.as_str()) == family)
@@ -80,21 +81,45 @@ fn of_service(slices: &[&EndpointSlice], port_name: Option<&str>) -> Vec<Endpoin
                 .first()
                 .and_then(|address| address.parse::<IpAddr>().ok());
             if let Some(address) = address {
+                let address = SocketAddr::new(address, port);
                 // While a pod moves between slices it is in two; it is ready if one of them says so.
-                let (ready, zone) = found.entry(SocketAddr::new(address, port)).or_default();
-                *ready |= is_ready;
-                zone.clone_from(&endpoint.zone);
+                let before = found.get(&address).is_some_and(|before| before.ready);
+                let found_here = Endpoint {
+                    address,
+                    ready: is_ready || before,
+                    zone: endpoint.zone.clone(),
+                    revision: endpoint.target_ref.as_ref().and_then(revision),
+                };
+                found.insert(address, found_here);
             }
         }
     }
-    found
-        .into_iter()
-        .map(|(address, (ready, zone))| Endpoint {
-            address,
-            ready,
-            zone,
-        })
-        .collect()
+    found.into_values().collect()
+}
+
+/// Letters and digits of which Kubernetes makes names and hashes (`k8s.io/apimachinery/pkg/util/rand`).
+const SAFE: &str = "bcdfghjklmnpqrstvwxz2456789";
+/// Of the part that is different for each pod.
+const SUFFIX_BYTES: usize = 5;
+const MAX_HASH_BYTES: usize = 10;
+/// Longer names are cut off before their suffix, perhaps in their hash.
+const MAX_NAME_BYTES: usize = 63;
+
+/// The template of a pod. A Deployment's pods are named `<deployment>-<hash of the template>-<suffix>`; other names
+/// say nothing of a template, so each is one of its own.
+fn revision(target: &ObjectReference) -> Option<String> {
+    let name = target.name.as_deref()?;
+    if target.kind.as_deref() != Some("Pod") {
+        return None;
+    }
+    let is_safe = |part: &str| part.chars().all(|letter| SAFE.contains(letter));
+    let template = name.rsplit_once('-').and_then(|(template, suffix)| {
+        let (_, hash) = template.rsplit_once('-')?;
+        let is_hash = (1..=MAX_HASH_BYTES).contains(&hash.len()) && is_safe(hash);
+        let is_suffix = suffix.len() == SUFFIX_BYTES && is_safe(suffix);
+        (is_hash && is_suffix && name.len() < MAX_NAME_BYTES).then_some(template)
+    });
+    Some(template.unwrap_or(name).to_owned())
 }
 
 /// The port of that name; without a name the only port, or the unnamed one.
@@ -181,6 +206,40 @@ mod tests {
         assert_eq!(
             found,
             r#"{"ns/a:8000":[{"address":"10.0.0.1:8000","ready":true},{"address":"10.0.0.2:8000","ready":true}]}"#
+        );
+    }
+
+    #[test]
+    fn pods_of_one_template_are_told_from_others() {
+        let of = |kind: &str, name: &str| {
+            let (kind, name) = (Some(kind.to_owned()), Some(name.to_owned()));
+            revision(&ObjectReference {
+                kind,
+                name,
+                ..ObjectReference::default()
+            })
+        };
+        assert_eq!(
+            of("Pod", "chat-pool-6d4cf56db6-x2k9p").as_deref(),
+            Some("chat-pool-6d4cf56db6")
+        );
+        let long = format!("{}-6d4cf56db-x2k9p", "x".repeat(47));
+        assert_eq!(long.len(), MAX_NAME_BYTES);
+        for own in ["chat-0", "chat-pool-1", "chat-x2k9p", "chat", &long] {
+            assert_eq!(of("Pod", own).as_deref(), Some(own));
+        }
+        assert_eq!(of("Node", "chat-pool-6d4cf56db6-x2k9p"), None);
+        let found = text(vec![slice(
+            "a-1",
+            "a",
+            json!({"endpoints": [
+                {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "name": "a-54b-zzzzz"}},
+                {"addresses": ["10.0.0.2"]},
+            ]}),
+        )]);
+        assert_eq!(
+            found,
+            r#"{"ns/a:8000":[{"address":"10.0.0.1:8000","ready":true,"revision":"a-54b"},{"address":"10.0.0.2:8000","ready":true}]}"#
         );
     }
 

@@ -181,11 +181,21 @@ impl Plan {
                 ready: true,
                 zone: None,
             })
+                revision: None,
             .collect();
         self.endpoints.services.insert(service(name), endpoints);
     }
 
     pub(crate) fn rule(mut self, change: impl FnOnce(&mut Rule)) -> Self {
+    /// What the pods of a backend's endpoints were made from.
+    pub(crate) fn revisions(mut self, name: &str, revisions: &[&str]) -> Self {
+        let endpoints = self.endpoints.services.get_mut(&service(name)).unwrap();
+        for (endpoint, revision) in endpoints.iter_mut().zip(revisions) {
+            endpoint.revision = Some((*revision).to_owned());
+        }
+        self
+    }
+
         change(&mut self.config.rules[0]);
         self
     }
