@@ -142,13 +142,12 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
             Ok(answer) => {
-                lane.choice.endpoint.live.outlier.succeeded();
-                outcome::observe(job, &lane, Some(&answer));
-                outcome::begun(job, &rule, &lane.choice, &answer);
+                outcome::answered(job, &rule, &lane, &answer);
                 return Ok(answer);
             }
             Err(failure) => {
-                outcome::note(job, &rule, &lane.choice, &failure, record);
+                let process = &job.worker.process;
+                outcome::note(process, &rule, &lane.choice, &failure, record);
                 outcome::refuse_what_ends_backends(job, &lane.choice, &failure)?;
                 if !may_be_repeated(job, &rule, &failure) {
                     return service::conclude(job, failure);
@@ -193,7 +192,9 @@ fn settle(
     }
     for (other, failure) in &others {
         match failure {
-            Some(failure) => outcome::note(job, rule, &other.choice, failure, record),
+            Some(failure) => {
+                outcome::note(&job.worker.process, rule, &other.choice, failure, record);
+            }
             // It has taken that long at least.
             None if place.is_some() => outcome::observe(job, other, None),
             None => {}

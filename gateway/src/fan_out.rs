@@ -118,7 +118,7 @@ pub(crate) async fn all(
     record.in_flight = None;
     for (lane, end) in lanes.iter().zip(&ends) {
         if let Some(End::Failed(failure)) = end {
-            outcome::note(job, rule, &lane.choice, failure, record);
+            outcome::note(&job.worker.process, rule, &lane.choice, failure, record);
         }
     }
     let good = |end: &Option<End>| matches!(end, Some(End::Answered { .. }));
@@ -153,9 +153,7 @@ async fn run(job: &Job<'_>, rule: &Rule, lane: &Lane) -> End {
         Ok(answer) => answer,
         Err(failure) => return End::Failed(failure),
     };
-    lane.choice.endpoint.live.outlier.succeeded();
-    outcome::observe(job, lane, Some(&answer));
-    outcome::begun(job, rule, &lane.choice, &answer);
+    outcome::answered(job, rule, lane, &answer);
     let (head, read, usage) = match answer {
         Answer::Whole { head, bytes, usage } => (head, Some(bytes), usage),
         Answer::Stream { head, begun } => {

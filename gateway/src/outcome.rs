@@ -8,13 +8,21 @@ use crate::choose::Choice;
 use crate::failure::Failure;
 use crate::hedge::Lane;
 use crate::job::Job;
+use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::snapshot::Rule;
 use crate::vitals::Sample;
 
+/// What an answer says of its endpoint and its request.
+pub(crate) fn answered(job: &Job<'_>, rule: &Rule, lane: &Lane, answer: &Answer) {
+    lane.choice.endpoint.live.outlier.succeeded();
+    observe(job, lane, Some(answer));
+    begun(job, rule, &lane.choice, answer);
+}
+
 /// An answer counts as what the endpoint can do, and as a caller who waited long enough.
-pub(crate) fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
+fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
     if !matches!(answer, Answer::Refused { .. }) {
         let live = &choice.endpoint.live;
         live.pace
@@ -106,8 +114,9 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     }
 }
 
+/// A failure counts against the endpoint, as far as it is the endpoint's.
 pub(crate) fn note(
-    job: &Job<'_>,
+    process: &Process,
     rule: &Rule,
     choice: &Choice,
     failure: &Failure,
@@ -116,7 +125,6 @@ pub(crate) fn note(
     let Some(candidate) = candidate_of(rule, choice) else {
         return;
     };
-    let process = &job.worker.process;
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
     if matches!(failure, Failure::FirstTokenTimeout) {
