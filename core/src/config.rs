@@ -191,7 +191,7 @@ pub struct Rule {
     /// What the rule's callers are to see.
     #[serde(skip_serializing_if = "is_default", default)]
     pub slo: Slo,
-    /// When to try again elsewhere. Never after the first byte of an answer went to the caller.
+    /// When to try again elsewhere. After the first byte of an answer only by [`Retry::rescue_streams`].
     pub retry: Retry,
     /// A second attempt beside one whose first token is slow to come.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -410,6 +410,10 @@ pub struct Retry {
     /// Which requests to [`Protocol::Http`] may be sent again once they went upstream.
     #[serde(skip_serializing_if = "is_default", default)]
     pub repeat: Repeat,
+    /// A stream that is cut is continued by another endpoint of its backend, where
+    /// [`Capabilities::continue_final_message`] says that its engine can.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub rescue_streams: bool,
 }
 
 /// Which requests may be sent again once they, or part of them, went upstream: those that do no harm when they are

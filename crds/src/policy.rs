@@ -349,6 +349,11 @@ pub struct RetrySpec {
     /// Default `Safe`. One of which not a byte went upstream is always sent again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repeat: Option<RepeatSpec>,
+    /// Lets another endpoint of the same backend and pod template go on with a stream that is cut: once a request, for
+    /// texts whose backend has `capabilities.continueFinalMessage`. What follows is sampled anew. Default `false`: the
+    /// stream ends in an error event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rescue_streams: Option<bool>,
 }
 
 /// Which requests do no harm when they are carried out twice.

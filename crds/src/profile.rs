@@ -31,6 +31,11 @@ pub struct CapabilitiesSpec {
     /// speaks OpenAI's protocol, unless this is `false`: for those that refuse the member.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream_usage: Option<bool>,
+    /// Goes on with an answer whose beginning is the last message of a request (`continue_final_message`, as vLLM and
+    /// SGLang have it), and its model's chat template allows for it: for `retry.rescueStreams` of rules. Default
+    /// `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continue_final_message: Option<bool>,
 }
 
 /// How endpoints are asked whether they are well, by each gateway replica. Without a credential.

@@ -24,6 +24,7 @@ use crate::overload;
 use crate::provider::Misfit;
 use crate::record::Record;
 use crate::reject::Reject;
+use crate::rescue::Rescue;
 use crate::service;
 use crate::snapshot::{Candidate, Rule};
 use crate::stream::Begun;
@@ -141,8 +142,11 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         unfit.backends.extend(refusers(&rule, &raced));
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
-            Ok(answer) => {
+            Ok(mut answer) => {
                 outcome::answered(job, &rule, &lane, &answer);
+                if let Answer::Stream { begun, .. } = &mut answer {
+                    begun.rescue = Rescue::of(job, &rule, &lane.choice);
+                }
                 return Ok(answer);
             }
             Err(failure) => {
@@ -270,7 +274,7 @@ async fn back_off(attempts: usize) {
 }
 
 /// Moves the request to its next endpoint in the ledger and the record.
-fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane) {
+pub(crate) fn enter(job: &Job<'_>, record: &mut Record, candidate: &Candidate, lane: &Lane) {
     let choice = &lane.choice;
     record.attempts += 1;
     record.choose(choice.tier, choice.candidate, choice.pass);

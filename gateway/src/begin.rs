@@ -299,6 +299,7 @@ impl Reader<'_> {
                         events: Some(events),
                         translator: self.translator(),
                         first,
+                        rescue: None,
                     },
                 });
             }

@@ -127,7 +127,9 @@ pub fn choose(
             for &quiet_too in quiet_too {
                 let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
                     let carries = group.candidates.get(candidate);
-                    if !carries.is_some_and(|candidate| wish.fits(candidate)) {
+                    if !carries.is_some_and(|candidate| wish.fits(candidate))
+                        || !wish.unfit.takes(tier, candidate, endpoint)
+                    {
                         return false;
                     }
                     let before = tried.iter().rfind(|tried| {
@@ -325,6 +327,7 @@ mod tests {
         protocols: Vec::new(),
         backends: Vec::new(),
         needed: Needed::NOTHING,
+        only: None,
     };
 
     const WISH: Wish<'_> = Wish {

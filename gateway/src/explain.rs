@@ -126,6 +126,7 @@ pub(crate) fn ask(
         protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
         backends: Vec::new(),
         needed: Needed::of(rule, api, call),
+        only: None,
     };
     let blocks = wish::blocks(rule, call);
     let wish = Wish {

@@ -74,6 +74,7 @@ mod probe;
 mod process;
 mod record;
 mod request;
+mod rescue;
 mod scrape;
 mod server;
 mod service;

@@ -105,6 +105,37 @@ impl Hedged {
     }
 }
 
+/// What became of a stream that was cut, under a rule that wants such streams rescued.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rescued {
+    /// Another endpoint goes on with it.
+    Joined,
+    /// The one that was asked did not.
+    Failed,
+    /// What it is, or how far it is, cannot be gone on with.
+    Unfit,
+    /// As many tokens have come as were asked for.
+    NoTokens,
+    /// No other endpoint of its backend and revision can take it.
+    NoEndpoint,
+    /// No attempt, no budget for retries or no memory is left for it.
+    NoBudget,
+}
+
+impl Rescued {
+    /// Value of the label `result`.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Joined => "joined",
+            Self::Failed => "failed",
+            Self::Unfit => "unfit",
+            Self::NoTokens => "no_tokens",
+            Self::NoEndpoint => "no_endpoint",
+            Self::NoBudget => "no_budget",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConfigLabels {
     digest: String,
@@ -122,6 +153,7 @@ pub struct Metrics {
     cache: Family<ResultLabels, Counter>,
     tasks: Family<ResultLabels, Counter>,
     hedges: Family<ResultLabels, Counter>,
+    rescues: Family<ResultLabels, Counter>,
     config: Family<ConfigLabels, Gauge>,
     /// Requests in progress.
     pub in_flight: Gauge,
@@ -214,6 +246,7 @@ impl Metrics {
             cache: Family::default(),
             tasks: Family::default(),
             hedges: Family::default(),
+            rescues: Family::default(),
             config: Family::default(),
             in_flight: Gauge::default(),
             held: Gauge::default(),
@@ -294,6 +327,11 @@ impl Metrics {
             "penstock_gateway_hedges",
             "Second attempts beside a first one whose first token was slow to come",
             metrics.hedges.clone(),
+        );
+        registry.register(
+            "penstock_gateway_rescues",
+            "Streams that were cut, under rules that want them rescued",
+            metrics.rescues.clone(),
         );
         registry.register(
             "penstock_gateway_in_flight_requests",
@@ -439,6 +477,12 @@ impl Metrics {
     pub fn hedged(&self, hedge: Hedged) {
         let result = hedge.label();
         self.hedges.get_or_create(&ResultLabels { result }).inc();
+    }
+
+    /// Counts a stream that was cut and was to be rescued.
+    pub fn rescued(&self, rescued: Rescued) {
+        let result = rescued.label();
+        self.rescues.get_or_create(&ResultLabels { result }).inc();
     }
 
     /// Says which config is in force.

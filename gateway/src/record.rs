@@ -14,7 +14,7 @@ use crate::choose::{Pass, Tried};
 use crate::guard::Watch;
 use crate::load::Ticket;
 use crate::meter::Usage;
-use crate::metrics::{Hedged, Metrics};
+use crate::metrics::{Hedged, Metrics, Rescued};
 use crate::openai::Api;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
@@ -165,6 +165,9 @@ pub(crate) struct Record {
     /// Tokens and time at which the gaps between them were looked at last.
     gaps_from: (u64, Option<Instant>),
     pub(crate) usage: Option<Usage>,
+    /// What an earlier attempt took whose answer was gone on with elsewhere; `usage` is the later one's then.
+    pub(crate) earlier: Option<Usage>,
+    rescued: Option<Rescued>,
 }
 
 impl Record {
@@ -202,6 +205,8 @@ impl Record {
             tokens: 0,
             gaps_from: (0, None),
             usage: None,
+            earlier: None,
+            rescued: None,
         }
     }
 
@@ -307,6 +312,18 @@ impl Record {
         );
     }
 
+    /// A stream was cut that was to be rescued.
+    pub(crate) fn rescued(&mut self, rescued: Rescued) {
+        self.rescued = Some(rescued);
+        self.worker.process.metrics.rescued(rescued);
+    }
+
+    /// Another endpoint goes on with the stream: what its gaps say from now on is of that one.
+    pub(crate) fn goes_on_elsewhere(&mut self) {
+        self.foreseen = None;
+        self.gaps_from = (self.tokens, None);
+    }
+
     /// What is to be compared with the endpoint's peers.
     fn vital(&self, sample: Sample, now: Instant) {
         if let Some(in_flight) = &self.in_flight {
@@ -378,15 +395,30 @@ impl Record {
         if let Some(hedge) = self.hedge {
             let _ = write!(text, "; hedge {}", hedge.label());
         }
+        match self.rescued {
+            Some(Rescued::Joined) => text.push_str("; rescued"),
+            Some(rescued) => {
+                let _ = write!(text, "; not rescued: {}", rescued.label());
+            }
+            None => {}
+        }
         if !self.changes.is_empty() {
             let _ = write!(text, "; set {}", self.changes.join(", "));
         }
         text
     }
 
+    /// Tokens that backends counted for it, those of all attempts that gave a part of the answer.
+    fn taken(&self) -> Option<Usage> {
+        match (self.earlier, self.usage) {
+            (Some(earlier), Some(usage)) => Some(earlier.and(usage)),
+            (earlier, usage) => usage.or(earlier),
+        }
+    }
+
     /// What the answer cost, in pico-USD, if its backend has a price and said how many tokens there were.
     fn cost(&self) -> Option<u128> {
-        cost(self.candidate()?, self.usage?)
+        cost(self.candidate()?, self.taken()?)
     }
 
     fn log(&self, now: Instant) {
@@ -402,7 +434,7 @@ impl Record {
             .as_ref()
             .map(|in_flight| in_flight.endpoint().address.to_string())
             .unwrap_or_default();
-        let usage = self.usage.unwrap_or_default();
+        let usage = self.taken().unwrap_or_default();
         tracing::info!(
             target: "access",
             { request.id = self.id.to_str().unwrap_or(""),
@@ -479,7 +511,7 @@ impl Record {
                         .observe((last.saturating_duration_since(first) / gaps).as_secs_f64());
                 }
             }
-            if let Some(usage) = self.usage {
+            for usage in self.earlier.into_iter().chain(self.usage) {
                 count_usage(metrics, candidate, api, usage);
             }
         }

@@ -126,6 +126,8 @@ pub struct Rule {
     pub retry_on: BTreeSet<FailureClass>,
     /// Which requests to plain HTTP may be sent again once they went upstream.
     pub repeat: Repeat,
+    /// Whether a stream that is cut is continued elsewhere.
+    pub rescues: bool,
     /// Repeats at endpoints that fail.
     pub retries: Arc<RetryBudget>,
     /// When a slow attempt gets a second one beside it.
@@ -326,10 +328,10 @@ pub struct Endpoint {
     pub targets: Targets,
     /// The zone of its node.
     pub zone: Option<String>,
-    /// TLS towards it; `None`: in the clear.
-    pub secured: Option<Arc<Secured>>,
     /// What its pod was made from; endpoints without it are alike.
     pub revision: Option<String>,
+    /// TLS towards it; `None`: in the clear.
+    pub secured: Option<Arc<Secured>>,
     /// Whether it speaks HTTP/2 in the clear.
     pub speaks_h2c: bool,
     /// What outlives snapshots.
@@ -651,6 +653,7 @@ pub(crate) mod tests {
                 attempts: 3,
                 on: config::usual_failures(),
                 repeat: Repeat::Safe,
+                rescue_streams: false,
             },
             timeouts: Timeouts {
                 connect_ms: 1000,
@@ -713,10 +716,10 @@ pub(crate) mod tests {
                         address: SocketAddr::from(([10, 0, 0, 1], *port)),
                         ready: true,
                         zone: None,
+                        revision: None,
                     })
                     .collect();
                 (
-                        revision: None,
                     ServicePort {
                         service: Id::new("ns", *name),
                         port: 8000,

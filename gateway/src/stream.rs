@@ -21,6 +21,7 @@ use crate::process::Worker;
 use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
 use crate::reject::Broken;
+use crate::rescue::{NoText, Rescue};
 use crate::upstream::{BodyError, Exchange};
 
 /// A body that broke off where no error event can be sent: the connection to the caller is cut.
@@ -174,6 +175,8 @@ enum Next {
     Upstream,
     /// The event that says how the stream broke.
     Event(Broken),
+    /// What another endpoint makes of a stream that broke so.
+    Rescue(Broken),
     /// Nothing.
     End,
 }
@@ -192,6 +195,8 @@ pub(crate) struct Stream {
     next: Next,
     limits: Limits,
     fill: Option<Fill>,
+    /// Where its rule wants one.
+    rescue: Option<Box<Rescue>>,
     /// Something of it could not be read.
     has_gap: bool,
     record: Box<Record>,
@@ -214,6 +219,8 @@ pub(crate) struct Begun {
     /// `None` where the backend speaks the caller's protocol.
     pub(crate) translator: Option<Translator>,
     pub(crate) first: Passed,
+    /// Where its rule wants one.
+    pub(crate) rescue: Option<Box<Rescue>>,
 }
 
 impl Begun {
@@ -227,6 +234,7 @@ impl Begun {
                 bytes: first,
                 ..Passed::default()
             },
+            rescue: None,
         }
     }
 }
@@ -244,6 +252,7 @@ impl Stream {
             events,
             translator,
             first,
+            rescue,
         } = begun;
         let mut stream = Self {
             worker: Arc::clone(worker),
@@ -255,6 +264,7 @@ impl Stream {
             next: Next::Upstream,
             limits,
             fill: None,
+            rescue,
             has_gap: false,
             record,
         };
@@ -286,9 +296,13 @@ impl Stream {
             self.record.left_out(passed.left_out, now);
             self.has_gap = true;
             self.fill = None;
+            if let Some(rescue) = &mut self.rescue {
+                rescue.has_gap();
+            }
         }
         self.record.tokens(passed.tokens, now);
-        if passed.ends {
+        self.pass(passed.bytes);
+        if passed.ends && self.next == Next::Upstream {
             let cut = self.events.as_ref().and_then(|events| events.meter().cut());
             match cut {
                 Some(Cut::Error) => self.end(UPSTREAM_ERROR),
@@ -296,11 +310,16 @@ impl Stream {
                 None => self.break_off(Broken::Malformed),
             }
         }
-        self.pass(passed.bytes);
     }
 
     /// Makes `bytes` ready to go out.
     fn pass(&mut self, mut bytes: Bytes) {
+        if let Some(rescue) = &mut self.rescue {
+            match rescue.pass(bytes, &mut self.record) {
+                Ok(passed) => bytes = passed,
+                Err(NoText) => return self.break_off(Broken::Malformed),
+            }
+        }
         if let Some(translator) = &mut self.translator {
             match translator.feed(&bytes) {
                 Ok(translated) => bytes = translated,
@@ -321,10 +340,31 @@ impl Stream {
     }
 
     fn break_off(&mut self, broken: Broken) {
-        self.next = Next::Event(broken);
+        let rescue = self.rescue.as_ref();
+        self.next = if rescue.is_some_and(|rescue| rescue.is_for(broken)) {
+            Next::Rescue(broken)
+        } else {
+            Next::Event(broken)
+        };
         self.exchange = None;
         self.fill = None;
         self.record.broken(broken);
+    }
+
+    /// Waits for an endpoint that goes on with a stream that broke off.
+    fn poll_rescue(&mut self, cx: &mut Context<'_>, broken: Broken) -> Poll<()> {
+        let rescue = self.rescue.as_mut();
+        let begun = rescue.map(|rescue| rescue.poll(cx, broken, &mut self.record));
+        match std::task::ready!(begun.unwrap_or(Poll::Ready(None))) {
+            Some(begun) => {
+                self.exchange = Some(begun.exchange);
+                self.events = begun.events;
+                self.next = Next::Upstream;
+                self.take(begun.first, penstock_shell::clock::now());
+            }
+            None => self.next = Next::Event(broken),
+        }
+        Poll::Ready(())
     }
 
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
@@ -344,6 +384,7 @@ impl Stream {
                     let event = broken.event(self.wire, inside);
                     return Poll::Ready(Some(Ok(Bytes::from(event))));
                 }
+                Next::Rescue(broken) => std::task::ready!(self.poll_rescue(cx, broken)),
                 Next::Upstream => std::task::ready!(self.poll_upstream(cx)),
             }
         }
@@ -416,7 +457,8 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         // A broken or ended stream whose last bytes were not taken: the caller left first.
-        if self.next == Next::Upstream || self.ready.is_some() {
+        let is_under_way = matches!(self.next, Next::Upstream | Next::Rescue(_));
+        if is_under_way || self.ready.is_some() {
             self.record.ended(CLIENT_GONE);
         }
     }

@@ -54,6 +54,28 @@ pub struct Unfit {
     pub backends: Vec<BackendId>,
     /// All backends that lack some of this.
     pub needed: Needed,
+    /// All endpoints but these.
+    pub only: Option<Only>,
+}
+
+/// The endpoints of one candidate whose pods are of one template.
+#[derive(Clone, Debug)]
+pub struct Only {
+    /// Position of the candidate's tier in the rule.
+    pub tier: usize,
+    /// Position of the candidate in the tier.
+    pub candidate: usize,
+    /// See [`Endpoint::revision`].
+    pub revision: Option<String>,
+}
+
+impl Unfit {
+    /// Whether an endpoint of the candidate in this place is one that can carry it.
+    pub fn takes(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> bool {
+        self.only.as_ref().is_none_or(|only| {
+            (only.tier, only.candidate) == (tier, candidate) && only.revision == endpoint.revision
+        })
+    }
 }
 
 impl Wish<'_> {

@@ -57,6 +57,9 @@ pub struct Capabilities {
     /// It refuses to be asked for the count of a stream's tokens.
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub lacks_stream_usage: bool,
+    /// It goes on with an answer that is given to it (`continue_final_message`).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub continue_final_message: bool,
 }
 
 /// What a million tokens cost, in micro-USD.

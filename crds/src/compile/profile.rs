@@ -55,6 +55,7 @@ fn compile_capabilities(spec: &CapabilitiesSpec, check: &mut Check<'_>) -> Capab
         context_tokens: spec.context_tokens.and_then(|n| u32::try_from(n).ok()),
         lacks: lacks.map(|(need, _)| need).collect(),
         lacks_stream_usage: spec.stream_usage == Some(false),
+        continue_final_message: spec.continue_final_message == Some(true),
     }
 }
 

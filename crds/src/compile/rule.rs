@@ -11,7 +11,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, service, tasks};
+use super::{condition, fan_out, parameters, prompts, rescue, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -226,6 +226,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
             on: retry_on(spec),
             repeat: repeat(spec),
+            rescue_streams: rescue::compile(policy, spec, known, scope),
         },
         hedge: compile_hedge(spec, scope),
         fan_out: fan_out::compile(spec, scope),

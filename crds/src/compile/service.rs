@@ -56,6 +56,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         .backends
         .iter()
         .any(|backend| backend.model_override.is_some());
+    let rescues = spec.retry.as_ref().and_then(|retry| retry.rescue_streams);
     let all = [
         (".match.promptTokens", matches.prompt_tokens.is_some()),
         (".match.needs", !matches.needs.is_empty()),
@@ -71,6 +72,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
             ) || spec.strategy == StrategySpec::Hash && spec.hash_on.is_none(),
         ),
         (".slo", spec.slo.is_some()),
+        (".retry.rescueStreams", rescues.is_some()),
         (".hedge", spec.hedge.is_some()),
         (".fanOut", spec.fan_out.is_some()),
         (".joinEmbeddings", spec.join_embeddings.is_some()),

@@ -9,6 +9,7 @@ mod health;
 mod parameters;
 mod prompts;
 mod region;
+mod rescue;
 mod tasks;
 
 fn objects(text: &str) -> Objects {

@@ -421,6 +421,7 @@ fn build_rule(
         attempts: usize::try_from(rule.retry.attempts).unwrap_or(1).max(1),
         retry_on: rule.retry.on.clone(),
         repeat: rule.retry.repeat,
+        rescues: rule.retry.rescue_streams,
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,

@@ -31,6 +31,7 @@ mod providers;
 mod refusals;
 mod reload;
 mod report;
+mod rescue;
 mod rules;
 mod services;
 mod smuggling;

@@ -45,6 +45,7 @@ impl Plan {
                 attempts: 3,
                 on: usual_failures(),
                 repeat: Repeat::Safe,
+                rescue_streams: false,
             },
             hedge: None,
             fan_out: None,
@@ -180,13 +181,12 @@ impl Plan {
                 address: *address,
                 ready: true,
                 zone: None,
-            })
                 revision: None,
+            })
             .collect();
         self.endpoints.services.insert(service(name), endpoints);
     }
 
-    pub(crate) fn rule(mut self, change: impl FnOnce(&mut Rule)) -> Self {
     /// What the pods of a backend's endpoints were made from.
     pub(crate) fn revisions(mut self, name: &str, revisions: &[&str]) -> Self {
         let endpoints = self.endpoints.services.get_mut(&service(name)).unwrap();
@@ -196,6 +196,7 @@ impl Plan {
         self
     }
 
+    pub(crate) fn rule(mut self, change: impl FnOnce(&mut Rule)) -> Self {
         change(&mut self.config.rules[0]);
         self
     }
