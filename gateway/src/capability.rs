@@ -51,7 +51,7 @@ impl Needed {
             rule.candidates()
                 .map(|candidate| &candidate.backend.profile.capabilities)
         };
-        if said().all(|capabilities| *capabilities == Capabilities::default()) {
+        if said().all(takes_all) {
             return Self::NOTHING;
         }
         let features = FEATURES
@@ -91,6 +91,11 @@ impl Needed {
             Lack::Context { .. } => None,
         })
     }
+}
+
+/// Whether a backend is never dropped for what it lacks.
+fn takes_all(capabilities: &Capabilities) -> bool {
+    capabilities.lacks.is_empty() && capabilities.context_tokens.is_none()
 }
 
 /// About how many tokens of a context prompt and answer take; 0 where bytes do not tell: pictures, sound and files are
