@@ -74,9 +74,7 @@ pub async fn run(
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
-    let store = settings.store.as_ref();
-    let store = store.map(|spec| Store::open(spec, &settings.gateway.to_string()));
-    let store = store.transpose().map_err(Error::Store)?;
+    let store = open_store(&settings)?;
     let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
     let process = Process::new(settings, metrics, trust, jobs);
     let readiness = Readiness::default();
@@ -141,6 +139,12 @@ pub async fn run(
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     failed.map_or(Ok(()), Err)
+}
+
+fn open_store(settings: &Settings) -> Result<Option<Store>, Error> {
+    let store = settings.store.as_ref();
+    let store = store.map(|spec| Store::open(spec, &settings.gateway.to_string()));
+    store.transpose().map_err(Error::Store)
 }
 
 /// Begins to accept.
