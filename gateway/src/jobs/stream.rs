@@ -20,6 +20,8 @@ use crate::stream::BrokenOff;
 const EVERY: Duration = Duration::from_millis(100);
 /// Looks without an event after which a comment keeps the connection open: 15 s.
 const QUIET_LOOKS: u32 = 150;
+/// Without an empty line: behind an id, the official Python SDKs read one as an event without data and break at it.
+const WAITING: &[u8] = b": waiting\n";
 const PIECES: u64 = 64;
 /// Events of one attempt: eight times the longest answers of today's models.
 pub(super) const MAX_EVENTS: u64 = 1_000_000;
@@ -122,7 +124,7 @@ impl Following {
         }
         self.quiet += 1;
         if self.quiet.is_multiple_of(QUIET_LOOKS) {
-            return Ok(Some(Bytes::from_static(b": waiting\n\n")));
+            return Ok(Some(Bytes::from_static(WAITING)));
         }
         Ok(None)
     }
