@@ -216,6 +216,9 @@ pub struct Rule {
     /// What becomes of event streams.
     #[serde(skip_serializing_if = "is_default", default)]
     pub streaming: Streaming,
+    /// How long an event stream goes on without its caller, and is kept for the caller to come back, in ms.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub resumable_ms: Option<u64>,
     /// Small calls for embeddings that come together are made as one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub join_embeddings: Option<JoinEmbeddings>,

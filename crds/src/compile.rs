@@ -8,6 +8,7 @@ mod parameters;
 mod profile;
 mod prompts;
 mod rescue;
+mod resumable;
 mod rule;
 mod service;
 mod tasks;

@@ -136,6 +136,11 @@ pub struct RuleSpec {
     /// What becomes of event streams. Default `Passed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub streaming: Option<StreamingSpec>,
+    /// Lets callers come back to an event stream that they lost: each event has an `id`, and `Last-Event-ID` gets what
+    /// follows it, from any replica. So long, `1s` to `10m`, a stream goes on without its caller, and is kept after its
+    /// end. Needs a store of the gateway. Default: a stream ends with its caller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resumable: Option<DurationText>,
     /// Makes small calls for embeddings that come together as one, so that backends compute them in one batch.
     /// Default: each by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]

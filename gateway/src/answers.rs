@@ -20,6 +20,7 @@ use crate::outbound::{self, REQUEST_ID};
 use crate::process::Worker;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
+use crate::resume;
 use crate::service;
 use crate::snapshot::Rule;
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
@@ -59,6 +60,8 @@ pub(crate) struct Close {
     pub(crate) id: HeaderValue,
     /// Whether the connection ends with it.
     pub(crate) is_last: bool,
+    /// Whether its caller may come back to it. Jobs keep their answers themselves.
+    pub(crate) may_come_back: bool,
 }
 
 impl Close {
@@ -90,6 +93,9 @@ impl Close {
             Ok(Done::Job(reply)) => replied(reply, record),
             Err(reject) => refused(&reject, record),
         };
+        if self.may_come_back {
+            response = resume::keep(worker, &head.headers, response);
+        }
         let headers = response.headers_mut();
         if let Some(backend) = backend {
             headers.insert(BACKEND, backend);

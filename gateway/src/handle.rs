@@ -17,7 +17,7 @@ use crate::cache::exact::{self, Entry};
 use crate::classifier;
 use crate::conditions::Asked;
 use crate::guard::Watch;
-use crate::heartbeat;
+use crate::heartbeat::{self, Beats};
 use crate::job::Job;
 use crate::jobs;
 use crate::join;
@@ -29,6 +29,7 @@ use crate::provider::translations::Translations;
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::reshape::{Reshaped, reshape};
+use crate::resume;
 use crate::service;
 use crate::snapshot::{NoRule, Rule, Snapshot};
 use crate::stream::AnswerBody;
@@ -102,6 +103,8 @@ pub(crate) async fn answer(
     head: http::request::Parts,
     body: Source,
 ) -> Response<AnswerBody> {
+    // A job keeps its answer itself.
+    let may_come_back = matches!(body, Source::Coming(_));
     let id = request_id(&worker, &head.headers);
     let mut record = Box::new(Record::open(
         &worker,
@@ -118,14 +121,19 @@ pub(crate) async fn answer(
     let close = Close {
         // Where the next request begins is in doubt too.
         is_last: is_doubtful || worker.process.is_draining(),
+        may_come_back,
         id,
     };
     match step {
         Ok(Step::Waits(waiting)) => {
-            let (every, wire) = (waiting.every, waiting.api.wire());
+            let beats = Beats {
+                every: waiting.every,
+                wire: waiting.api.wire(),
+                has_ids: waiting.rule.resumable.is_some(),
+            };
             let early = close.early(head.version);
             let answer = later(worker, watch, head, *waiting, close, record);
-            heartbeat::kept(early, every, wire, Box::pin(answer)).await
+            heartbeat::kept(early, beats, Box::pin(answer)).await
         }
         Ok(Step::Done(done)) => close.finish(&worker, &head, Ok(done), record),
         Err(reject) => close.finish(&worker, &head, Err(reject), record),
@@ -181,6 +189,14 @@ async fn serve(
 ) -> Result<Step, Reject> {
     let process = &worker.process;
     record.api = Api::of_path(head.uri.path());
+    if let Some(api) = record.api
+        && let Some(last) = resume::asked(head)?
+    {
+        check_headers(process, &head.headers, true)?;
+        record.admit()?;
+        let reply = resume::rest(process, watch, head, body, api, last);
+        return Ok(Done::Job(Box::pin(reply).await?).into());
+    }
     let path = recognise(&head.method, head.uri.path())?;
     check_headers(process, &head.headers, path == Path::Other)?;
     let api = match path {
@@ -232,6 +248,7 @@ async fn call(
     };
     let rule = classifier::rule(worker, &asked).await?;
     record.rule = Some(Arc::clone(&rule));
+    resume::check(&rule, &head.headers)?;
     if let Some(every) = rule.heartbeat.filter(|_| call.stream) {
         return Ok(Step::Waits(Box::new(Waiting {
             every,

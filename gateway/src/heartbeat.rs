@@ -18,15 +18,27 @@ use crate::reject::error_event;
 use crate::stream::{AnswerBody, BrokenOff};
 
 /// Decoders of event streams pass over lines that begin with a colon (WHATWG HTML, 9.2.6).
-const HEARTBEAT: &[u8] = b": still here\n\n";
+const COMMENT: &[u8] = b": still here\n\n";
+/// The official Python SDKs take an empty line for an event once an event had an id (decision 0025).
+const COMMENT_BESIDE_IDS: &[u8] = b": still here\n";
 
 type Later = BoxFuture<'static, Response<AnswerBody>>;
+
+/// How a stream's heartbeats are.
+#[derive(Clone, Copy)]
+pub(crate) struct Beats {
+    /// Without anything else that goes out.
+    pub(crate) every: Duration,
+    /// What the stream is made of.
+    pub(crate) wire: Wire,
+    /// Whether its events have ids.
+    pub(crate) has_ids: bool,
+}
 
 /// An event stream with heartbeats.
 pub(crate) struct Kept {
     state: State,
-    wire: Wire,
-    every: Duration,
+    beats: Beats,
     /// When something went out last.
     last: Instant,
     beat: Pin<Box<Sleep>>,
@@ -44,34 +56,32 @@ enum State {
 /// The answer, if it comes before the first heartbeat; else `early` and what it turns out to be.
 pub(crate) async fn kept(
     early: Response<()>,
-    every: Duration,
-    wire: Wire,
+    beats: Beats,
     mut answer: Later,
 ) -> Response<AnswerBody> {
-    let with = |state| AnswerBody::Kept(Box::new(Kept::new(state, wire, every)));
-    match tokio::time::timeout(every, &mut answer).await {
+    let with = |state| AnswerBody::Kept(Box::new(Kept::new(state, beats)));
+    match tokio::time::timeout(beats.every, &mut answer).await {
         Ok(response) if is_event_stream(response.headers()) => {
             response.map(|body| with(State::Open(body)))
         }
         Ok(response) => response,
         Err(_not_yet) => {
-            let mut kept = Kept::new(State::Awaited(answer), wire, every);
+            let mut kept = Kept::new(State::Awaited(answer), beats);
             // The first one is due.
             kept.beat = Box::pin(tokio::time::sleep(Duration::ZERO));
-            kept.last -= every;
+            kept.last -= beats.every;
             early.map(|()| AnswerBody::Kept(Box::new(kept)))
         }
     }
 }
 
 impl Kept {
-    fn new(state: State, wire: Wire, every: Duration) -> Self {
+    fn new(state: State, beats: Beats) -> Self {
         Self {
             state,
-            wire,
-            every,
+            beats,
             last: penstock_shell::clock::now(),
-            beat: Box::pin(tokio::time::sleep(every)),
+            beat: Box::pin(tokio::time::sleep(beats.every)),
             is_inside: false,
         }
     }
@@ -89,7 +99,7 @@ impl Kept {
         {
             if !is_event_stream(response.headers()) {
                 self.state = State::Over;
-                let event = refusal(response.into_body(), self.wire, cx);
+                let event = refusal(response.into_body(), self.beats.wire, cx);
                 return Poll::Ready(Some(Ok(Frame::data(event))));
             }
             self.state = State::Open(response.into_body());
@@ -123,15 +133,20 @@ impl Kept {
         loop {
             ready!(self.beat.as_mut().poll(cx));
             let now = penstock_shell::clock::now();
-            let is_due = now >= self.last + self.every && !self.is_inside;
+            let is_due = now >= self.last + self.beats.every && !self.is_inside;
             if is_due || self.is_inside {
                 self.last = now;
             }
-            let next = self.last + self.every;
+            let next = self.last + self.beats.every;
             self.beat.as_mut().reset(next.into());
             if is_due {
-                let heartbeat = Bytes::from_static(HEARTBEAT);
-                return Poll::Ready(Some(Ok(Frame::data(heartbeat))));
+                let comment = if self.beats.has_ids {
+                    COMMENT_BESIDE_IDS
+                } else {
+                    COMMENT
+                };
+                let comment = Bytes::from_static(comment);
+                return Poll::Ready(Some(Ok(Frame::data(comment))));
             }
         }
     }

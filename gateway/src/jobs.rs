@@ -36,7 +36,8 @@ use crate::stream::BrokenOff;
 
 pub(crate) use metrics::Metrics;
 pub(crate) use responses::accept;
-use stored::Owner;
+pub(crate) use stored::{Owner, new_id};
+pub(crate) use stream::WAITING;
 
 /// What the process has for jobs.
 pub(crate) struct Jobs {
@@ -64,7 +65,8 @@ impl Jobs {
         self.store.is_some()
     }
 
-    fn store(&self) -> Result<&Arc<Store>, Reject> {
+    /// Where everything is kept that outlives a connection.
+    pub(crate) fn store(&self) -> Result<&Arc<Store>, Reject> {
         self.store.as_ref().ok_or(Reject::NoStore)
     }
 }
@@ -83,7 +85,7 @@ pub(crate) enum ReplyBody {
 }
 
 const JSON: &str = "application/json";
-const EVENTS: &str = "text/event-stream";
+pub(crate) const EVENTS: &str = "text/event-stream";
 
 impl Reply {
     fn json(status: u16, value: &serde_json::Value) -> Self {

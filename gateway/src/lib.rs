@@ -75,6 +75,7 @@ mod process;
 mod record;
 mod request;
 mod rescue;
+mod resume;
 mod scrape;
 mod server;
 mod service;

@@ -15,6 +15,7 @@ use crate::join::Batches;
 use crate::load::Ledger;
 use crate::metrics::Metrics;
 use crate::queue::Queue;
+use crate::resume::Streams;
 use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
 use crate::suspects::Suspects;
@@ -43,6 +44,8 @@ pub(crate) struct Process {
     pub(crate) jobs: Jobs,
     /// Who wants to know what a text is about asks there.
     pub(crate) desk: Desk,
+    /// Streams that callers may come back to.
+    pub(crate) streams: Arc<Streams>,
     pub(crate) draining: AtomicBool,
     body_bytes: AtomicUsize,
     /// `1.1 <token>`, added to each request that goes upstream.
@@ -55,7 +58,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn new(settings: Settings, metrics: Metrics, trust: Trust, jobs: Jobs) -> Arc<Self> {
+    pub(crate) fn new(
+        settings: Settings,
+        metrics: Metrics,
+        trust: Trust,
+        jobs: Jobs,
+        streams: Streams,
+    ) -> Arc<Self> {
         let via_token = format!(
             "penstock-{}-{}",
             settings.gateway.namespace, settings.gateway.name
@@ -70,6 +79,7 @@ impl Process {
             trust,
             jobs,
             desk: Desk::default(),
+            streams: Arc::new(streams),
             draining: AtomicBool::new(false),
             body_bytes: AtomicUsize::new(0),
             via: HeaderValue::from_str(&format!("1.1 {via_token}"))
@@ -160,6 +170,8 @@ pub(crate) struct Worker {
     pub(crate) batches: Batches,
     /// What drives its connections to backends.
     pub(crate) tasks: Tasks,
+    /// Streams that go on without their callers, and what keeps streams for callers to come back.
+    pub(crate) streams: Tasks,
     id_start: u64,
     ids: AtomicU64,
 }
@@ -173,6 +185,7 @@ impl Worker {
             connections: AtomicUsize::new(0),
             batches: Batches::default(),
             tasks: Tasks::default(),
+            streams: Tasks::default(),
             id_start: rand::random(),
             ids: AtomicU64::new(0),
         })

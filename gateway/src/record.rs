@@ -22,8 +22,9 @@ use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::vitals::Sample;
 
 /// Every value of the `outcome` label that a request with a backend may have.
-pub(crate) const ROUTE_OUTCOMES: [&str; 9] = [
+pub(crate) const ROUTE_OUTCOMES: [&str; 11] = [
     OK,
+    DETACHED,
     CLIENT_GONE,
     REFUSED,
     "cut",
@@ -31,10 +32,13 @@ pub(crate) const ROUTE_OUTCOMES: [&str; 9] = [
     "stalled",
     "malformed",
     "deadline",
+    "abandoned",
     UPSTREAM_ERROR,
 ];
 /// A whole answer went out.
 pub(crate) const OK: &str = "ok";
+/// The caller left before the end, and the answer was kept whole.
+const DETACHED: &str = "detached";
 /// The caller left before the end.
 pub(crate) const CLIENT_GONE: &str = "client_gone";
 /// The backend refused or failed, and its own answer went out.
@@ -139,6 +143,8 @@ pub(crate) struct Record {
     pub(crate) started: Instant,
     admitted: bool,
     logged: bool,
+    /// It goes on without its caller.
+    detached: bool,
     pub(crate) api: Option<Api>,
     model: String,
     pub(crate) rule: Option<Arc<Rule>>,
@@ -184,6 +190,7 @@ impl Record {
             id,
             started,
             admitted: false,
+            detached: false,
             logged: tracing::enabled!(target: "access", tracing::Level::INFO),
             api: None,
             model: String::new(),
@@ -289,8 +296,8 @@ impl Record {
 
     pub(crate) fn broken(&mut self, broken: Broken) {
         self.outcome = broken.label();
-        // The limit of the whole request says nothing of the endpoint.
-        if broken != Broken::Deadline {
+        // Limits of the rule say nothing of the endpoint.
+        if !matches!(broken, Broken::Deadline | Broken::Abandoned) {
             self.vital(Sample::Failed, penstock_shell::clock::now());
         }
     }
@@ -357,11 +364,18 @@ impl Record {
     }
 
     pub(crate) fn ended(&mut self, outcome: &'static str) {
-        self.outcome = if outcome == OK && self.cache == Some("hit") {
-            CACHED
-        } else {
-            outcome
+        self.outcome = match outcome {
+            OK if self.cache == Some("hit") => CACHED,
+            OK if self.detached => DETACHED,
+            outcome => outcome,
         };
+    }
+
+    /// The caller left, and the answer goes on.
+    pub(crate) fn detach(&mut self) {
+        if !std::mem::replace(&mut self.detached, true) {
+            self.watch.idle();
+        }
     }
 
     /// Attempts and decision for a caller who asks: no addresses.
@@ -554,7 +568,9 @@ fn approximate(tokens: u64) -> f64 {
 impl Drop for Record {
     fn drop(&mut self) {
         let now = penstock_shell::clock::now();
-        self.watch.idle();
+        if !self.detached {
+            self.watch.idle();
+        }
         self.count(now);
         if self.logged {
             self.log(now);

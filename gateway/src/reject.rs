@@ -123,6 +123,8 @@ pub enum Reject {
         /// As the caller wrote it.
         id: String,
     },
+    /// No stream has events with the id that the caller saw last, or it is somebody else's.
+    StreamNotFound,
     /// It cannot be done any more.
     Conflict {
         /// Why.
@@ -416,6 +418,12 @@ impl Reject {
                     &format!("No such {what}: '{id}'."),
                 )
             },
+            Self::StreamNotFound => shape(
+                404,
+                "stream_not_found",
+                INVALID,
+                "There is no stream with the event of 'Last-Event-ID', or it is kept no longer: send the request anew.",
+            ),
             Self::Conflict { message } => shape(409, "conflict", INVALID, message),
             Self::NotConfigured => Shape {
                 retry_after_s: Some(1),
@@ -602,6 +610,7 @@ mod tests {
                 what: "batch",
                 id: "batch_1".to_owned(),
             },
+            Reject::StreamNotFound,
             Reject::Conflict {
                 message: "The batch is over and cannot be cancelled.",
             },

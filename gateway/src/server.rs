@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::probe;
 use crate::process::{Process, Worker};
 use crate::record::ROUTE_OUTCOMES;
+use crate::resume::{self, Streams};
 use crate::scrape;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
@@ -76,7 +77,8 @@ pub async fn run(
     let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
     let store = open_store(&settings)?;
     let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
-    let process = Process::new(settings, metrics, trust, jobs);
+    let streams = Streams::register(&mut registry);
+    let process = Process::new(settings, metrics, trust, jobs, streams);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),
@@ -360,6 +362,7 @@ fn apply(process: &Process, sources: &mut Sources) {
     );
     let next = Arc::new(next);
     tell_unsecured(process, &next, previous.as_deref());
+    resume::tell_unkept(process, &next, previous.as_deref());
     process.snapshot.store(Some(Arc::clone(&next)));
     process.version.send_modify(|version| *version += 1);
     if previous

@@ -160,6 +160,8 @@ pub struct Rule {
     pub rest: Rest,
     /// Whether streams are held until they are whole.
     pub buffers: bool,
+    /// How long an event stream goes on without its caller, and is kept for the caller to come back.
+    pub resumable: Option<Duration>,
     /// Where answers are stored, with the cache's name.
     pub cache: Option<(String, Arc<ExactCache>)>,
 }
@@ -666,6 +668,7 @@ pub(crate) mod tests {
             on_unsupported: config::OnUnsupported::Refuse,
             streaming: config::Streaming::Passed,
             heartbeat_ms: None,
+            resumable_ms: None,
             join_embeddings: None,
             urgency: config::Urgency::Normal,
             hedge: None,

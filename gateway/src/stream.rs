@@ -22,6 +22,7 @@ use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
 use crate::reject::Broken;
 use crate::rescue::{NoText, Rescue};
+use crate::resume::Resumable;
 use crate::upstream::{BodyError, Exchange};
 
 /// A body that broke off where no error event can be sent: the connection to the caller is cut.
@@ -39,6 +40,8 @@ pub(crate) enum AnswerBody {
     },
     /// It is still coming.
     Stream(Box<Stream>),
+    /// The same, and its caller may come back to it.
+    Resumable(Resumable),
     /// It is read from the store.
     Stored {
         /// `None` after its end.
@@ -103,6 +106,9 @@ impl Body for AnswerBody {
             Self::Stream(stream) => stream
                 .poll_next(cx)
                 .map(|next| next.map(|result| result.map(Frame::data))),
+            Self::Resumable(stream) => stream
+                .poll_next(cx)
+                .map(|next| next.map(|result| result.map(Frame::data))),
         }
     }
 
@@ -110,6 +116,7 @@ impl Body for AnswerBody {
         match self {
             Self::Whole { bytes, .. } => bytes.is_none(),
             Self::Stream(stream) => stream.is_over(),
+            Self::Resumable(stream) => stream.is_over(),
             Self::Stored { pieces, .. } => pieces.is_none(),
             Self::Kept(kept) => kept.is_over(),
         }
@@ -122,7 +129,9 @@ impl Body for AnswerBody {
                     .as_ref()
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
-            Self::Stream(_) | Self::Stored { .. } | Self::Kept(_) => SizeHint::default(),
+            Self::Stream(_) | Self::Resumable(_) | Self::Stored { .. } | Self::Kept(_) => {
+                SizeHint::default()
+            }
         }
     }
 }
@@ -283,7 +292,24 @@ impl Stream {
         self.fill = Some(fill);
     }
 
-    fn is_over(&self) -> bool {
+    /// What it is, and how long it may go on without its caller, if it is an event stream of a rule that says so.
+    pub(crate) fn resumable(&self) -> Option<(Api, Duration)> {
+        let resumable = self.record.rule.as_ref()?.resumable?;
+        self.events.as_ref()?;
+        Some((self.record.api?, resumable))
+    }
+
+    /// Its caller left, and it goes on.
+    pub(crate) fn detach(&mut self) {
+        self.record.detach();
+    }
+
+    /// Nobody came back for it.
+    pub(crate) fn abandon(&mut self) {
+        self.break_off(Broken::Abandoned);
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
         self.next == Next::End && self.ready.is_none()
     }
 
@@ -367,7 +393,11 @@ impl Stream {
         Poll::Ready(())
     }
 
-    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+    /// What goes out next; `None` at the end.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BrokenOff>>> {
         loop {
             if let Some(bytes) = self.ready.take() {
                 return Poll::Ready(Some(Ok(bytes)));

@@ -33,21 +33,35 @@ const BUFFER_BYTES: usize = 64 << 10;
 /// What goes upstream.
 pub(crate) type RequestBody = Full<Pieces>;
 
-/// The tasks of a worker's connections of HTTP/2. They end with it.
+/// Tasks of a worker that no connection of a caller has. They end with it.
 #[derive(Debug, Default)]
 pub(crate) struct Tasks(Mutex<JoinSet<()>>);
 
 impl Tasks {
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn lock(&self) -> std::sync::MutexGuard<'_, JoinSet<()>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Must be called on the worker's thread.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let mut tasks = self.lock();
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }
 
     /// Ends all of them.
     pub(crate) fn abort(&self) {
-        let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tasks.abort_all();
+        self.lock().abort_all();
+    }
+
+    /// Whether none is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Waits for the end of one of them. Cancel safe.
+    pub(crate) async fn one_ended(&self) {
+        std::future::poll_fn(|cx| self.lock().poll_join_next(cx).map(|_ended| ())).await;
     }
 }
 

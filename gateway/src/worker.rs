@@ -90,7 +90,7 @@ pub(crate) async fn run(
     }
     let mut open = true;
     let mut draining = false;
-    while open || !connections.is_empty() {
+    while open || !connections.is_empty() || !worker.streams.is_empty() {
         tokio::select! {
             arrival = arrivals.recv(), if open => match arrival {
                 Some(arrival) => {
@@ -108,6 +108,7 @@ pub(crate) async fn run(
                 None => open = false,
             },
             Some(_ended) = connections.join_next(), if !connections.is_empty() => {}
+            () = worker.streams.one_ended(), if !worker.streams.is_empty() => {}
             _ = ticks.tick() => tick(&worker, &mut watches),
             () = signals.drain.cancelled(), if !draining => {
                 draining = true;
@@ -124,6 +125,7 @@ pub(crate) async fn run(
             live.pool.clear(worker.index);
         }
     }
+    worker.streams.abort();
     worker.tasks.abort();
 }
 

@@ -11,7 +11,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, rescue, service, tasks};
+use super::{condition, fan_out, parameters, prompts, rescue, resumable, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -230,6 +230,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         },
         hedge: compile_hedge(spec, scope),
         fan_out: fan_out::compile(spec, scope),
+        resumable_ms: resumable::compile(spec, scope),
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         heartbeat_ms: compile_heartbeat(spec, scope),

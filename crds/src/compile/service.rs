@@ -81,6 +81,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
         (".onUnsupported", spec.on_unsupported.is_some()),
         (".streaming", spec.streaming.is_some()),
         (".heartbeat", spec.heartbeat.is_some()),
+        (".resumable", spec.resumable.is_some()),
         (".cache", spec.cache.is_some()),
     ];
     set(&all)

@@ -10,6 +10,7 @@ mod parameters;
 mod prompts;
 mod region;
 mod rescue;
+mod resumable;
 mod services;
 mod tasks;
 

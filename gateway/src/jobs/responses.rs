@@ -15,6 +15,7 @@ use super::stored::{MAX_JOBS, Owner, Record, change, load_for, new_id, not_found
 use super::{EVENTS, Reply, ReplyBody, invalid, queried, stream};
 use crate::process::Process;
 use crate::reject::Reject;
+use crate::resume;
 use crate::store::{Expect, Key, Store};
 
 /// What ids begin with.
@@ -200,27 +201,36 @@ pub(super) async fn get(
     id: &str,
     query: &str,
 ) -> Result<Reply, Reject> {
-    let (_, response) = load_for::<Response>(store, owner, id).await?;
+    let found = load_for::<Response>(store, owner, id).await;
     if queried(query, "stream") != Some("true") {
-        return Ok(Reply::bytes(200, response.shown(store).await?));
+        return Ok(Reply::bytes(200, found?.1.shown(store).await?));
     }
+    let after = starting_after(query)?;
+    if matches!(found, Err(Reject::NotFound { .. }))
+        && let Some(events) = resume::of_response(store, owner, id, after).await?
+    {
+        return Ok(events);
+    }
+    let (_, response) = found?;
     if !response.streams {
         let expected = "left out: the response was not created with 'stream'";
         return Err(invalid("stream", expected));
     }
-    let from = match queried(query, "starting_after") {
-        None => 0,
-        Some(text) => {
-            let after: Option<u64> = text.parse().ok();
-            let after = after.ok_or_else(|| invalid("starting_after", "a number"))?;
-            after.saturating_add(1)
-        }
-    };
+    let from = after.map_or(0, |after| after.saturating_add(1));
     Ok(Reply {
         status: 200,
         content_type: EVENTS,
         body: ReplyBody::Stream(stream::events(Arc::clone(store), response, from)),
     })
+}
+
+fn starting_after(query: &str) -> Result<Option<u64>, Reject> {
+    let text = queried(query, "starting_after");
+    let number = text.map(|text| {
+        text.parse()
+            .map_err(|_| invalid("starting_after", "a number"))
+    });
+    number.transpose()
 }
 
 /// A response that has ended stays as it is.

@@ -21,10 +21,10 @@ const MAX_CLASHES: usize = 16;
 
 /// Who made something: a hash of the credential that came with the request; empty if none came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Owner(String);
+pub(crate) struct Owner(String);
 
 impl Owner {
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
         let keys = API_KEYS.iter().find_map(|name| headers.get(name));
         let credential = headers.get(AUTHORIZATION).or(keys);
         Self(credential.map_or_else(String::new, |credential| {
@@ -37,7 +37,7 @@ impl Owner {
     }
 
     /// What was made without a credential is whoever's who knows its id.
-    fn may_see(&self, of: &Self) -> bool {
+    pub(crate) fn may_see(&self, of: &Self) -> bool {
         of.0.is_empty() || self == of
     }
 
@@ -61,7 +61,7 @@ pub(super) trait Record: Serialize + DeserializeOwned + Send {
 }
 
 /// A new id that nobody can guess.
-pub(super) fn new_id(prefix: &str) -> String {
+pub(crate) fn new_id(prefix: &str) -> String {
     format!("{prefix}{:032x}", rand::random::<u128>())
 }
 

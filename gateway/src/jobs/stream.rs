@@ -21,7 +21,7 @@ const EVERY: Duration = Duration::from_millis(100);
 /// Looks without an event after which a comment keeps the connection open: 15 s.
 const QUIET_LOOKS: u32 = 150;
 /// Without an empty line: behind an id, the official Python SDKs read one as an event without data and break at it.
-const WAITING: &[u8] = b": waiting\n";
+pub(crate) const WAITING: &[u8] = b": waiting\n";
 const PIECES: u64 = 64;
 /// Events of one attempt: eight times the longest answers of today's models.
 pub(super) const MAX_EVENTS: u64 = 1_000_000;

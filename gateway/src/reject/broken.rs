@@ -19,6 +19,8 @@ pub enum Broken {
     Malformed,
     /// The rule's limit for the whole request.
     Deadline,
+    /// Its caller left and did not come back in time.
+    Abandoned,
 }
 
 impl Broken {
@@ -30,6 +32,7 @@ impl Broken {
             Self::Stalled => "stalled",
             Self::Malformed => "malformed",
             Self::Deadline => "deadline",
+            Self::Abandoned => "abandoned",
         }
     }
 
@@ -46,6 +49,7 @@ impl Broken {
             Self::Deadline => {
                 "The answer took longer than the rule of this model allows. It is incomplete."
             }
+            Self::Abandoned => "Nobody came back for the answer in time. It is incomplete.",
         };
         let code = format!("stream_{}", self.label());
         let event = match wire {

@@ -444,6 +444,7 @@ fn build_rule(
             OnUnsupported::Drop => Rest::Drop,
         },
         buffers: rule.streaming == Streaming::Buffered,
+        resumable: rule.resumable_ms.map(Duration::from_millis),
         cache,
     }
 }

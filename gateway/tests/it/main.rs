@@ -32,6 +32,7 @@ mod refusals;
 mod reload;
 mod report;
 mod rescue;
+mod resume;
 mod rules;
 mod services;
 mod smuggling;

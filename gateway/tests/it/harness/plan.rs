@@ -60,6 +60,7 @@ impl Plan {
             on_unsupported: OnUnsupported::Refuse,
             streaming: Streaming::Passed,
             heartbeat_ms: None,
+            resumable_ms: None,
             join_embeddings: None,
             urgency: Urgency::Normal,
             cache: None,
