@@ -29,6 +29,7 @@ spec:
     match: {{models: ["scripted/*"]}}
     backends: [{{name: scripted}}]
     retry: {{attempts: 1}}
+    resumable: 30s
 """
 TEXT = "Let mé see."
 IN_TIME_S = 60
@@ -150,6 +151,16 @@ class Caller:
             text += event.delta if event.type == "response.output_text.delta" else ""
         self.is_so(text == TEXT, f"streamed in two parts: {text}")
 
+    def foreground(self):
+        """A stream that is no job, read again by its response's id."""
+        responses = self.client.responses
+        told = list(responses.create(model=f"{self.model}/text", input="hi", stream=True))
+        made = next(event.response.id for event in told if event.type == "response.created")
+        for last in (-1, 2, 5):
+            after = {"starting_after": last} if last >= 0 else {}
+            again = list(responses.retrieve(made, stream=True, **after))
+            self.is_so(again == told[last + 1 :], f"read again after {last}: {again}")
+
     def batch(self):
         client = self.client
         scenes = ["text", "error", "text"]
@@ -192,6 +203,7 @@ def leave(url, model):
     caller = Caller(url, model)
     queued, file = caller.background(), caller.batch()
     caller.stream()
+    caller.foreground()
     waiting = caller.client.responses.create(model=f"{model}/slow", input="hi", background=True)
     return caller.done, (queued.id, file.id, waiting.id)
 

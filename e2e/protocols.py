@@ -128,6 +128,8 @@ def ask_anthropic(url, model, stream):
 
 
 CALLERS = {"openai": (ask_openai, openai.BadRequestError), "anthropic": (ask_anthropic, anthropic.BadRequestError)}
+# Wires whose streams have ids of their events, which must be nothing to either SDK.
+KEPT = ("openai", "anthropic")
 # Which SDK is each wire's own, to ask it without a gateway.
 VENDORS = {"openai": ask_openai, "anthropic": ask_anthropic, "azure": ask_azure, "gemini": gemini.ask, "bedrock": bedrock.ask}
 
@@ -200,6 +202,8 @@ def objects(url):
             external["credential"] = {"secret": name, "key": next(iter(secret))}
             yield {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": secret}
         rule = {"name": "any", "match": {"models": [f"{name}-*"]}, "backends": [{"name": name}], "retry": {"attempts": 1}}
+        if name in KEPT:
+            rule["resumable"] = "30s"
         for kind, spec in (("LLMBackend", {"external": external}), ("RoutingPolicy", {"rules": [rule]})):
             yield {"apiVersion": "penstock.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
