@@ -229,6 +229,7 @@ fn begin(
         stream,
         id,
         resumable,
+        given: None,
     }))
 }
 

@@ -1,10 +1,11 @@
 //! (IO) `Resumable`: an event stream on its way to a caller who may come back to it. It passes as any stream does, as
 //! fast as its caller reads; each event gets an id, and goes to the writer too. When its caller leaves, a task of the
-//! worker reads on, until the stream ends or nobody has read it for the time that its rule gives.
+//! worker reads on, until the stream ends or nobody has read it for the time that its rule gives. The same is done
+//! for a caller who is back while the old connection, which nobody has closed, takes nothing any more.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -17,8 +18,14 @@ use crate::process::Worker;
 use crate::store::Store;
 use crate::stream::{BrokenOff, Stream};
 
+/// A caller who takes nothing for this long holds a stream up.
+const STALLED: Duration = Duration::from_secs(5);
+
 /// See the module.
-pub(crate) struct Resumable(Option<Box<Flow>>);
+pub(crate) struct Resumable(Arc<Held>);
+
+/// A stream and whoever has it: its caller's connection, or (`None`) a task.
+pub(super) struct Held(Mutex<Option<Box<Flow>>>);
 
 /// A stream and what is told of it.
 pub(super) struct Flow {
@@ -30,34 +37,25 @@ pub(super) struct Flow {
     pub(super) numbering: Numbering,
     pub(super) log: Log,
     pub(super) resumable: Duration,
+    /// When its caller was given something; `None` while the caller waits for more.
+    pub(super) given: Option<Instant>,
 }
 
-impl Resumable {
-    pub(super) fn new(flow: Flow) -> Self {
-        Self(Some(Box::new(flow)))
+impl Held {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Box<Flow>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What goes out next; `None` at the end.
-    pub(crate) fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Bytes, BrokenOff>>> {
-        match &mut self.0 {
-            Some(flow) => flow.poll_next(cx),
-            None => Poll::Ready(None),
-        }
+    /// Whether its caller takes nothing, at `now`.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        let flow = self.lock();
+        let given = flow.as_ref().and_then(|flow| flow.given);
+        given.is_some_and(|given| now.saturating_duration_since(given) >= STALLED)
     }
 
-    /// Whether nothing is left.
-    pub(crate) fn is_over(&self) -> bool {
-        self.0.as_ref().is_none_or(|flow| flow.stream.is_over())
-    }
-}
-
-impl Drop for Resumable {
-    fn drop(&mut self) {
-        // What nobody can come back to ends with its caller.
-        let left = self.0.take();
+    /// Lets a task read on. What nobody can come back to ends instead.
+    pub(super) fn release(&self) {
+        let left = self.lock().take();
         if let Some(flow) = left.filter(|flow| !flow.stream.is_over() && !flow.log.is_lost()) {
             let worker = Arc::clone(&flow.worker);
             worker.streams.spawn(go_on(flow));
@@ -65,9 +63,44 @@ impl Drop for Resumable {
     }
 }
 
+impl Resumable {
+    pub(super) fn new(flow: Flow) -> Self {
+        let held = Arc::new(Held(Mutex::new(Some(Box::new(flow)))));
+        if let Some(flow) = &*held.lock() {
+            flow.log.held_by(Arc::downgrade(&held));
+        }
+        Self(held)
+    }
+
+    /// What goes out next; `None` at the end.
+    pub(crate) fn poll_next(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        match &mut *self.0.lock() {
+            Some(flow) => flow.poll_next(cx),
+            None => Poll::Ready(Some(Err(BrokenOff))),
+        }
+    }
+
+    /// Whether nothing is left.
+    pub(crate) fn is_over(&self) -> bool {
+        let flow = self.0.lock();
+        flow.as_ref().is_some_and(|flow| flow.stream.is_over())
+    }
+}
+
+impl Drop for Resumable {
+    fn drop(&mut self) {
+        self.0.release();
+    }
+}
+
 impl Flow {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, BrokenOff>>> {
+        self.given = None;
         let next = std::task::ready!(self.stream.poll_next(cx));
+        self.given = Some(penstock_shell::clock::now());
         let next = next.map(|bytes| bytes.map(|bytes| self.numbered(bytes)));
         if self.stream.is_over() {
             self.log.end();

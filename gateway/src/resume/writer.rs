@@ -2,13 +2,14 @@
 //! at a time. It never holds the stream up: what the store does not take in time, or a stream that grows too large, is
 //! kept no longer, and its caller cannot come back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::kept::Held;
 use super::log::{self, Head, MARK, PARTS, WRITER_KEPT};
 use super::metrics::Kept;
 use super::{Place, Streams};
@@ -33,6 +34,8 @@ enum Note {
     Events(Vec<Piece>, Room),
     /// It is the response of this id.
     Named(String),
+    /// Its caller's connection has it.
+    Held(Weak<Held>),
     /// The stream came to its end.
     End,
     /// It is to be kept no longer.
@@ -79,6 +82,7 @@ impl Log {
             stream,
             head,
             response: None,
+            held: Weak::new(),
             notes: receiver,
             is_lost: Arc::clone(&is_lost),
             _place: place,
@@ -125,6 +129,11 @@ impl Log {
         let _ = self.notes.send(Note::Named(response));
     }
 
+    /// A caller's connection has the stream.
+    pub(super) fn held_by(&self, held: Weak<Held>) {
+        let _ = self.notes.send(Note::Held(held));
+    }
+
     /// Keeps the stream no longer.
     pub(super) fn forget(&mut self, why: Kept) {
         if !self.is_lost.swap(true, Ordering::Relaxed) {
@@ -149,6 +158,7 @@ struct Writer {
     head: Head,
     /// The response's id, if it is one.
     response: Option<String>,
+    held: Weak<Held>,
     notes: mpsc::UnboundedReceiver<Note>,
     is_lost: Arc<AtomicBool>,
     _place: Place,
@@ -211,6 +221,7 @@ impl Writer {
                         self.response = Some(response);
                         beat_at = penstock_shell::clock::now();
                     }
+                    Some(Note::Held(held)) => self.held = held,
                     Some(Note::End) => self.head.last = Some(last),
                     Some(Note::Forget) => return Ok(End::Forgotten),
                     None => break,
@@ -226,6 +237,7 @@ impl Writer {
             if now >= beat_at {
                 beat_at = now + BEAT;
                 self.beat().await;
+                self.take_over(now).await;
                 pieces.push(self.head.piece());
             } else if is_over {
                 pieces.push(self.head.piece());
@@ -249,6 +261,15 @@ impl Writer {
             let stream = Bytes::from(self.stream.clone());
             let kept = self.head.resumable() + WRITER_KEPT;
             let _ = self.store.put(&key, stream, Expect::Any, kept).await;
+        }
+    }
+
+    /// Takes the stream from a caller who is back, if the old connection takes nothing any more.
+    async fn take_over(&self, now: Instant) {
+        if let Some(held) = self.held.upgrade().filter(|held| held.is_stalled(now))
+            && let Ok(Some(_)) = self.store.get(&log::reader(&self.stream)).await
+        {
+            held.release();
         }
     }
 

@@ -123,3 +123,34 @@ async fn a_caller_on_http_2_comes_back_too() {
     let answer = caller.request(request).await.unwrap();
     assert_eq!(text(answer).await, with_id(DONE, &stream, 2));
 }
+
+/// A connection that nobody has closed and nobody reads, as after a change of networks.
+#[tokio::test]
+async fn a_caller_is_not_held_up_by_the_connection_that_was_lost() {
+    let (steps, upstream) = one().await;
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan(&upstream, 30_000)).await;
+    let mut lost = H2Client::connect(gateway.address).await;
+    steps.send(Step::Write(sse_head())).unwrap();
+    steps.send(Step::Chunk(word("1"))).unwrap();
+    let mut answer = lost.begin("/v1/chat/completions", &chat(true)).await;
+    let first = answer.frame().await.unwrap().unwrap().into_data().unwrap();
+    let stream = stream_of(std::str::from_utf8(&first).unwrap());
+    // More than the window of a stream.
+    let mut events = vec![word("1")];
+    events.extend((0..100).map(|_| word(&"x".repeat(60 << 10))));
+    events.push(DONE.to_owned());
+    for event in &events[1..] {
+        steps.send(Step::Chunk(event.clone())).unwrap();
+    }
+    steps.send(Step::End).unwrap();
+    let mut client = gateway.client().await;
+    let last = format!("{stream}:1");
+    client
+        .resume("POST", "/v1/chat/completions", "", &last)
+        .await;
+    let rest = client.answer().await;
+    assert!(rest.body == numbered(&events, &stream)[1..].concat());
+    let old = answer.collect().await;
+    assert!(old.is_err(), "a cut is no end");
+}
