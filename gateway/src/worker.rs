@@ -199,7 +199,10 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
     let io = TokioIo::new(WatchedIo::new(socket, Arc::clone(&watch)));
     let service = {
         let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
-        service_fn(move |request| handle(Arc::clone(&worker), Arc::clone(&watch), request))
+        // A connection has room for this future as long as it lives: while a stream goes out nothing of it is needed.
+        service_fn(move |request| {
+            Box::pin(handle(Arc::clone(&worker), Arc::clone(&watch), request))
+        })
     };
     let connection = std::pin::pin!(builder.serve_connection(io, service));
     // How a client connection ends matters to nobody: the request has its own record.
