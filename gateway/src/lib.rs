@@ -57,6 +57,7 @@ mod certificates;
 mod classifier;
 mod failure;
 mod fan_out;
+mod first_bytes;
 mod framing;
 mod guard;
 mod handle;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certificates::HTTP_2;
 use crate::classifier;
+use crate::first_bytes::{FirstBytes, Speaks};
 use crate::guard::{self, Caller, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::jobs;
@@ -180,7 +181,19 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
     }
     let builder = protocols(&worker.process.settings.limits);
     let (socket, builder) = match arrival.tls {
-        None => (Socket::Plain(stream), builder),
+        None => {
+            let first = std::pin::pin!(FirstBytes::of(&stream));
+            let speaks = guard::run(first, &watch, FirstBytes::end).await;
+            let Some(Ok(Some(speaks))) = speaks else {
+                return;
+            };
+            let builder = match speaks {
+                Speaks::Http1 => builder.http1_only(),
+                Speaks::Http2 => builder.http2_only(),
+                Speaks::Unclear => builder,
+            };
+            (Socket::Plain(stream), builder)
+        }
         Some(tls) => {
             let accept = std::pin::pin!(TlsAcceptor::from(tls).accept(stream));
             // Why a caller was not let in is the caller's to know.
