@@ -8,7 +8,6 @@ mod parameters;
 mod profile;
 mod prompts;
 mod rescue;
-mod resumable;
 mod rule;
 mod service;
 mod tasks;

@@ -2,7 +2,6 @@
 //! what every backend has to do, `POST /explain` where a request would go and why.
 
 use std::convert::Infallible;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::watch;
@@ -93,17 +91,17 @@ async fn explained(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<String, Reject> {
-    // Who asks here stands for the proxy in front.
-    let peer = process.settings.origins.trusted.first();
-    let peer = peer.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpNet::addr);
     let api = Api::of_path(path).ok_or(Reject::PathNotFound)?;
     let call = Call::parse(body).map_err(Reject::from)?;
     let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
+    // Who asks here stands for the proxy in front.
+    let settings = &process.settings;
+    let region = settings.origins.said(headers);
     let asked = Asked {
         method: &http::Method::POST,
         path,
         headers,
-        region: process.region_of(peer, headers),
+        region: region.or(settings.place.region.as_deref()),
         call: &call,
         tasks: &[],
     };

@@ -84,6 +84,8 @@ struct Matched<'a> {
     body: &'a Bytes,
     call: Call<'a>,
     rule: Arc<Rule>,
+    /// Where its caller is.
+    region: Option<&'a str>,
 }
 
 /// Answers one request. Dropping the future is how a caller leaves.
@@ -156,8 +158,11 @@ async fn later(
                 body: &waiting.body,
                 call,
                 rule: Arc::clone(&waiting.rule),
+                region: worker
+                    .process
+                    .region_of(watch.caller.address, &head.headers),
             };
-            routed(&worker, &watch, &head, matched, &mut record).await
+            routed(&worker, &head, matched, &mut record).await
         }
         Err(reject) => Err(reject),
     };
@@ -263,15 +268,15 @@ async fn call(
         body: &body,
         call,
         rule,
+        region: from,
     };
-    let done = routed(worker, watch, head, matched, record).await?;
+    let done = routed(worker, head, matched, record).await?;
     Ok(done.into())
 }
 
 /// What follows when the rule is known.
 async fn routed(
     worker: &Arc<Worker>,
-    watch: &Watch,
     head: &http::request::Parts,
     matched: Matched<'_>,
     record: &mut Record,
@@ -282,6 +287,7 @@ async fn routed(
         body,
         call,
         rule,
+        region,
     } = matched;
     let reshaped = reshape(&rule, api, &call, body)?;
     if call.wanted == Wanted::Later && api == Api::Responses {
@@ -301,7 +307,6 @@ async fn routed(
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
-    let from = process.region_of(watch.caller.address, &head.headers);
     let blocks = wish::blocks(&rule, &call);
     let job = Job {
         worker,
@@ -309,7 +314,7 @@ async fn routed(
         started: record.started,
         api,
         headers: &head.headers,
-        region: process.elsewhere(from),
+        region: process.elsewhere(region),
         body,
         call: &call,
         blocks,

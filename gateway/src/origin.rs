@@ -21,12 +21,14 @@ impl Origins {
     /// The region that a request came from which `peer` sent on; `None` where nobody says so who may. A header that is
     /// there twice may have come from the caller.
     pub fn told<'a>(&self, peer: IpAddr, headers: &'a HeaderMap) -> Option<&'a str> {
-        let header = self.header.as_ref()?;
         let peer = peer.to_canonical();
-        if !self.trusted.iter().any(|net| net.contains(&peer)) {
-            return None;
-        }
-        let mut values = headers.get_all(header).iter();
+        let is_trusted = self.trusted.iter().any(|net| net.contains(&peer));
+        is_trusted.then(|| self.said(headers))?
+    }
+
+    /// The region that the headers say, whoever sent them.
+    pub fn said<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
+        let mut values = headers.get_all(self.header.as_ref()?).iter();
         let (Some(region), None) = (values.next(), values.next()) else {
             return None;
         };

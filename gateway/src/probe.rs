@@ -4,17 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use http::header::{CONNECTION, HOST};
-use http::{HeaderValue, Request};
-use http_body_util::Full;
 use penstock_core::config::HealthCheck;
 use rand::RngExt as _;
 use tokio::time::MissedTickBehavior;
 
-use crate::openai;
 use crate::process::Process;
 use crate::snapshot::Endpoint;
 use crate::upstream::{self, Tasks};
@@ -93,17 +88,6 @@ async fn is_well(
     let Ok(uri) = check.path.parse() else {
         return false;
     };
-    let deadline = penstock_shell::clock::now() + limit;
-    let Ok(conn) = upstream::connect(endpoint, None, tasks, limit).await else {
-        return false;
-    };
-    let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
-    *request.uri_mut() = uri;
-    request.headers_mut().insert(HOST, endpoint.host.clone());
-    if !endpoint.may_speak_http2() {
-        let close = HeaderValue::from_static("close");
-        request.headers_mut().insert(CONNECTION, close);
-    }
-    let answer = conn.send(request, endpoint, deadline).await;
-    answer.is_ok_and(|(head, _)| (200..400).contains(&head.status().as_u16()))
+    let answer = upstream::get(endpoint, uri, tasks, limit).await;
+    answer.is_some_and(|(head, _)| (200..400).contains(&head.status().as_u16()))
 }

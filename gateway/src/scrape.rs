@@ -6,15 +6,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use futures::StreamExt as _;
-use http::header::{CONNECTION, HOST};
-use http::{HeaderValue, Request, StatusCode, Uri};
-use http_body_util::Full;
+use http::{StatusCode, Uri};
 use penstock_core::engine_page::{self, MAX_PAGE_BYTES, Sample};
 use tokio::time::MissedTickBehavior;
 
-use crate::openai;
 use crate::process::Process;
 use crate::snapshot::Endpoint;
 use crate::upstream::{self, Tasks};
@@ -56,16 +53,8 @@ async fn read(process: &Process, tasks: &Tasks, engine: Arc<Endpoint>) {
 
 /// Reads a page; `None` if there is none, or one that says nothing of an engine.
 async fn page(tasks: &Tasks, engine: &Arc<Endpoint>) -> Option<Sample> {
-    let deadline = penstock_shell::clock::now() + LIMIT;
-    let conn = upstream::connect(engine, None, tasks, LIMIT).await.ok()?;
-    let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
-    *request.uri_mut() = Uri::from_static("/metrics");
-    request.headers_mut().insert(HOST, engine.host.clone());
-    let close = HeaderValue::from_static("close");
-    if !engine.may_speak_http2() {
-        request.headers_mut().insert(CONNECTION, close);
-    }
-    let (head, mut exchange) = conn.send(request, engine, deadline).await.ok()?;
+    let page = Uri::from_static("/metrics");
+    let (head, mut exchange) = upstream::get(engine, page, tasks, LIMIT).await?;
     if head.status() != StatusCode::OK {
         return None;
     }

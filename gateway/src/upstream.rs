@@ -14,12 +14,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::{CONNECTION, HOST};
+use http::{HeaderValue, Request, Response, Uri};
 use http_body_util::Full;
 use tokio::task::JoinSet;
 
 use self::connect::Made;
-use crate::openai::Pieces;
+use crate::openai::{self, Pieces};
 use crate::provider::foreign;
 use crate::snapshot::{Endpoint, EndpointLive};
 use crate::socket::Socket;
@@ -101,6 +102,26 @@ pub(crate) async fn connect(
         Ok(opened) => opened,
         Err(_) => Err(ConnectError::TimedOut),
     }
+}
+
+/// Asks an endpoint for something of the gateway's own, over a connection that nobody else uses. `None` without an
+/// answer within `limit`. Cancel safe.
+pub(crate) async fn get(
+    endpoint: &Arc<Endpoint>,
+    uri: Uri,
+    tasks: &Tasks,
+    limit: Duration,
+) -> Option<(Response<()>, Exchange)> {
+    let deadline = penstock_shell::clock::now() + limit;
+    let conn = connect(endpoint, None, tasks, limit).await.ok()?;
+    let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
+    *request.uri_mut() = uri;
+    request.headers_mut().insert(HOST, endpoint.host.clone());
+    if !endpoint.may_speak_http2() {
+        let close = HeaderValue::from_static("close");
+        request.headers_mut().insert(CONNECTION, close);
+    }
+    conn.send(request, endpoint, deadline).await.ok()
 }
 
 async fn one(endpoint: &Endpoint, socket: Socket, limit: Duration) -> Result<Conn, ConnectError> {

@@ -11,7 +11,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, rescue, resumable, service, tasks};
+use super::{condition, fan_out, parameters, prompts, rescue, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -37,6 +37,10 @@ const MAX_JOIN_MS: u64 = 100;
 
 /// Proxies wait 30 s to some minutes; more often than each second is noise.
 const HEARTBEAT_MS: std::ops::RangeInclusive<u64> = 1_000..=300_000;
+
+/// Shorter, and no caller is back in time; longer, and engines work for callers who will not come back: that is what
+/// background responses are for.
+const RESUMABLE_MS: std::ops::RangeInclusive<u64> = 1_000..=600_000;
 
 /// What the rules may refer to.
 pub(super) struct Known<'a> {
@@ -230,7 +234,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         },
         hedge: compile_hedge(spec, scope),
         fan_out: fan_out::compile(spec, scope),
-        resumable_ms: resumable::compile(spec, scope),
+        resumable_ms: compile_resumable(spec, scope),
         join_embeddings: compile_join(spec, scope),
         timeouts: compile_timeouts(spec, scope),
         heartbeat_ms: compile_heartbeat(spec, scope),
@@ -409,11 +413,22 @@ pub(super) fn ms(path: &str, text: &DurationText, scope: &mut Scope<'_>) -> Opti
 
 fn compile_heartbeat(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<u64> {
     let every = ms(".heartbeat", spec.heartbeat.as_ref()?, scope)?;
-    if !HEARTBEAT_MS.contains(&every) {
-        let message = "out of range: use 1s to 5m".to_owned();
-        scope.refuse(".heartbeat", Reason::InvalidValue, message);
+    if HEARTBEAT_MS.contains(&every) {
+        return Some(every);
     }
-    Some(every)
+    let message = "out of range: use 1s to 5m".to_owned();
+    scope.refuse(".heartbeat", Reason::InvalidValue, message);
+    None
+}
+
+fn compile_resumable(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<u64> {
+    let resumable_ms = ms(".resumable", spec.resumable.as_ref()?, scope)?;
+    if RESUMABLE_MS.contains(&resumable_ms) {
+        return Some(resumable_ms);
+    }
+    let message = "out of range: use 1s to 10m".to_owned();
+    scope.refuse(".resumable", Reason::InvalidValue, message);
+    None
 }
 
 fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
