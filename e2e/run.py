@@ -12,7 +12,7 @@ from client import Failed
 from cluster import Cluster, Skipped
 
 DEFAULT = ["walk", "scale", "foreign", "failover", "absence", "bad_input"]
-PROOFS = ["at_rest", "real_engine"]
+PROOFS = ["at_rest", "real_engine", "rolling_restart"]
 
 
 def main(names):
