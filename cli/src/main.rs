@@ -10,7 +10,12 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use mimalloc::MiMalloc;
 use penstock_shell::telemetry::LogFormat;
+
+/// What a burst of streams took goes back to the system soon after it, which glibc's allocator does not see to.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// LLM traffic on Kubernetes: operator, gateway and KEDA scaler; or all of it without a cluster, with `up`.
 #[derive(Parser)]
