@@ -108,7 +108,7 @@ async fn send(
     make: impl Fn() -> Request<RequestBody>,
 ) -> Result<(Response<()>, Exchange), Failure> {
     let worker = job.worker;
-    let mut conn = match pooled(worker, endpoint).await {
+    let mut conn = match pooled(worker, endpoint) {
         Some(conn) => conn,
         None => open(worker, endpoint, rule.connect, last).await?,
     };
@@ -139,12 +139,9 @@ async fn send(
 }
 
 /// An idle connection that is still good.
-async fn pooled(worker: &Worker, endpoint: &Endpoint) -> Option<Conn> {
-    std::future::poll_fn(|cx| {
-        let now = penstock_shell::clock::now();
-        std::task::Poll::Ready(endpoint.live.pool.take(endpoint, worker.index, now, cx))
-    })
-    .await
+fn pooled(worker: &Worker, endpoint: &Endpoint) -> Option<Conn> {
+    let now = penstock_shell::clock::now();
+    endpoint.live.pool.take(endpoint, worker.index, now)
 }
 
 /// A wait that ended at the limit of the whole request is that limit's, not the endpoint's.
@@ -235,13 +232,9 @@ impl Reader<'_> {
     }
 
     /// Gives the connection back.
-    async fn finish(&self, mut exchange: Exchange) {
-        std::future::poll_fn(|cx| {
-            let now = penstock_shell::clock::now();
-            exchange.finish(cx, &self.endpoint.live, self.job.worker.index, now);
-            std::task::Poll::Ready(())
-        })
-        .await;
+    fn finish(&self, mut exchange: Exchange) {
+        let now = penstock_shell::clock::now();
+        exchange.finish(&self.endpoint.live, self.job.worker.index, now);
     }
 
     /// Holds an event stream back until it carries an answer, or is whole; the limit of the first token counts until
@@ -341,7 +334,7 @@ impl Reader<'_> {
             }
             all = Some(joined);
         }
-        self.finish(exchange).await;
+        self.finish(exchange);
         let mut bytes = all.unwrap_or_default();
         if !self.may_be_answer(&bytes) {
             return Err(Failure::GaveUp);
@@ -400,13 +393,13 @@ impl Reader<'_> {
                 first.extend_from_slice(&bytes);
             }
             if first.len() <= MAX_ERROR_BYTES {
-                self.finish(exchange).await;
+                self.finish(exchange);
                 let bytes = first.freeze();
                 return Err(Failure::Status { head, bytes });
             }
         }
         if exchange.is_over() {
-            self.finish(exchange).await;
+            self.finish(exchange);
             return Ok(Answer::Whole {
                 head,
                 bytes: first.freeze(),
@@ -439,7 +432,7 @@ impl Reader<'_> {
                 return Ok(Bytes::new());
             }
         }
-        self.finish(exchange).await;
+        self.finish(exchange);
         let mut bytes = all.freeze();
         if let Some(foreign) = self.route.foreign {
             bytes = foreign.error(head.headers_mut(), &bytes);

@@ -433,10 +433,10 @@ impl Stream {
                 let is_over = exchange.is_over();
                 self.read(bytes, now);
                 if is_over && self.next == Next::Upstream {
-                    self.finish(cx);
+                    self.finish();
                 }
             }
-            Ok(None) => self.finish(cx),
+            Ok(None) => self.finish(),
             Err(BodyError::Broken) => self.break_off(Broken::Cut),
             Err(BodyError::TimedOut) if penstock_shell::clock::now() >= self.limits.last => {
                 self.break_off(Broken::Deadline);
@@ -461,7 +461,7 @@ impl Stream {
     }
 
     /// The backend's body came to its end.
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    fn finish(&mut self) {
         // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
         // said why it ended is whole all the same.
         let meter = self.events.as_ref().map(Events::meter);
@@ -474,7 +474,7 @@ impl Stream {
         if let (Some(mut exchange), Some(in_flight)) =
             (self.exchange.take(), &self.record.in_flight)
         {
-            exchange.finish(cx, &in_flight.endpoint().live, self.worker.index, now);
+            exchange.finish(&in_flight.endpoint().live, self.worker.index, now);
         }
         self.record.completed(self.events.is_some(), now);
         if let Some(fill) = self.fill.take() {

@@ -4,13 +4,14 @@
 //! requests and a task of its own on their worker ([`http2`]). Which one it is, is said by the backend's object, or
 //! agreed on with the other side by ALPN.
 
+mod bell;
 mod connect;
 mod http1;
 mod http2;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -297,15 +298,9 @@ impl Exchange {
     }
 
     /// The body was read to its end: gives the connection back, if it can carry another request.
-    pub(crate) fn finish(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &EndpointLive,
-        worker: usize,
-        now: Instant,
-    ) {
+    pub(crate) fn finish(&mut self, to: &EndpointLive, worker: usize, now: Instant) {
         if let Body::One(body) = &mut self.body
-            && let Some(conn) = body.take_conn(cx, now)
+            && let Some(conn) = body.take_conn(now)
         {
             to.pool.give(worker, conn);
         }
@@ -345,17 +340,11 @@ impl Pool {
     }
 
     /// The connection of HTTP/1.1 to `endpoint` that was used last, if it is still good.
-    pub(crate) fn take(
-        &self,
-        endpoint: &Endpoint,
-        worker: usize,
-        now: Instant,
-        cx: &mut Context<'_>,
-    ) -> Option<Conn> {
+    pub(crate) fn take(&self, endpoint: &Endpoint, worker: usize, now: Instant) -> Option<Conn> {
         let shard = self.shards.get(worker)?;
         loop {
             let mut conn = shard.idle().pop()?;
-            if conn.made().is_of(endpoint, now) && conn.is_usable(now, cx) {
+            if conn.made().is_of(endpoint, now) && conn.is_usable(now) {
                 return Some(Conn::One(conn));
             }
         }
@@ -376,8 +365,7 @@ impl Pool {
         let Some(shard) = self.shards.get(worker) else {
             return;
         };
-        let mut cx = Context::from_waker(Waker::noop());
-        shard.idle().retain_mut(|conn| conn.is_usable(now, &mut cx));
+        shard.idle().retain_mut(|conn| conn.is_usable(now));
         shard.lines.sweep(now);
     }
 

@@ -4,7 +4,8 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::time::Sleep;
 
+use super::bell::Bell;
 use super::connect::{Made, note};
 use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError};
 use crate::snapshot::Endpoint;
@@ -23,10 +25,19 @@ use crate::trust::HandshakeError;
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
 const MAX_IDLE: Duration = Duration::from_secs(4);
 
+/// Looks at a connection that has something to do, before its user is asked to come again.
+const LOOKS: u32 = 2;
+
+/// hyper keeps room for 32 requests beside each connection, so what lies there is small.
+type Small = Box<RequestBody>;
+
 /// A connection that is ready for a request.
 pub(crate) struct Conn {
-    sender: SendRequest<RequestBody>,
-    connection: Box<Connection<TokioIo<Socket>, RequestBody>>,
+    sender: SendRequest<Small>,
+    connection: Box<Connection<TokioIo<Socket>, Small>>,
+    bell: Arc<Bell>,
+    /// Rings it.
+    rings: Waker,
     /// One timer for all waits on this connection: moving it is cheaper than making another.
     deadline: Pin<Box<Sleep>>,
     idle_since: Instant,
@@ -55,9 +66,12 @@ impl Conn {
             .handshake(TokioIo::new(socket))
             .await
             .map_err(|_| ConnectError::Refused)?;
+        let bell = Arc::new(Bell::new());
         Ok(Self {
             sender,
             connection: Box::new(connection),
+            rings: Waker::from(Arc::clone(&bell)),
+            bell,
             deadline: Box::pin(tokio::time::sleep(limit)),
             idle_since: penstock_shell::clock::now(),
             reused: false,
@@ -75,16 +89,25 @@ impl Conn {
         &self.made
     }
 
-    pub(super) fn is_usable(&mut self, now: Instant, cx: &mut Context<'_>) -> bool {
+    pub(super) fn is_usable(&mut self, now: Instant) -> bool {
         now.saturating_duration_since(self.idle_since) < MAX_IDLE
-            && !self.is_closed(cx)
+            && !self.is_closed()
             && self.sender.is_ready()
     }
 
     /// Does what the socket allows and says whether the connection has ended.
-    fn is_closed(&mut self, cx: &mut Context<'_>) -> bool {
-        self.closed = self.closed || Pin::new(&mut *self.connection).poll(cx).is_ready();
+    fn is_closed(&mut self) -> bool {
+        if !self.closed && self.bell.answer() {
+            let mut cx = Context::from_waker(&self.rings);
+            self.closed = Pin::new(&mut *self.connection).poll(&mut cx).is_ready();
+        }
         self.closed
+    }
+
+    /// Waits for the socket, or until the deadline.
+    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.bell.wait(cx.waker());
+        self.deadline.as_mut().poll(cx)
     }
 
     fn set_deadline(&mut self, deadline: Instant) {
@@ -99,28 +122,32 @@ impl Conn {
         deadline: Instant,
     ) -> Result<(Response<()>, Body), SendError> {
         self.set_deadline(deadline);
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request));
+        let mut answer = std::pin::pin!(self.sender.try_send_request(request.map(Box::new)));
+        let rings = self.rings.clone();
         let answer = std::future::poll_fn(|cx| {
-            let closed = self.is_closed(cx);
-            if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
-                return Poll::Ready(answer.map_err(|err| {
-                    // In TLS 1.3 the other side looks at certificates when this one is done.
-                    if let Some(failed) = HandshakeError::find(err.error()) {
-                        note(endpoint, failed, err.error());
-                        return SendError::Handshake(failed);
-                    }
-                    // hyper hands the request back when not a byte of it was written.
-                    let unsent = err.message().is_some();
-                    SendError::Broken { unsent }
-                }));
+            for _ in 0..LOOKS {
+                let closed = self.is_closed();
+                let mut rings = Context::from_waker(&rings);
+                if let Poll::Ready(answer) = answer.as_mut().poll(&mut rings) {
+                    return Poll::Ready(answer.map_err(|err| {
+                        // In TLS 1.3 the other side looks at certificates when this one is done.
+                        if let Some(failed) = HandshakeError::find(err.error()) {
+                            note(endpoint, failed, err.error());
+                            return SendError::Handshake(failed);
+                        }
+                        // hyper hands the request back when not a byte of it was written.
+                        let unsent = err.message().is_some();
+                        SendError::Broken { unsent }
+                    }));
+                }
+                if closed {
+                    return Poll::Ready(Err(SendError::Broken { unsent: false }));
+                }
+                if !self.bell.has_rung() {
+                    break;
+                }
             }
-            if closed {
-                return Poll::Ready(Err(SendError::Broken { unsent: false }));
-            }
-            self.deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(SendError::TimedOut))
+            self.poll_wait(cx).map(|()| Err(SendError::TimedOut))
         })
         .await?;
         let (parts, body) = answer.into_parts();
@@ -142,33 +169,31 @@ impl Body {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, BodyError>> {
-        loop {
-            let closed = match &mut self.conn {
-                Some(conn) => conn.is_closed(cx),
-                None => true,
-            };
-            match Pin::new(&mut self.body).poll_frame(cx) {
+        // It is given back when all of the body was read.
+        let Some(conn) = &mut self.conn else {
+            return Poll::Ready(Ok(None));
+        };
+        let mut looks = 0;
+        while looks < LOOKS {
+            looks += 1;
+            let closed = conn.is_closed();
+            let mut rings = Context::from_waker(&conn.rings);
+            match Pin::new(&mut self.body).poll_frame(&mut rings) {
                 Poll::Ready(Some(Ok(frame))) => {
                     // Trailers mean nothing here.
                     if let Ok(bytes) = frame.into_data() {
                         return Poll::Ready(Ok(Some(bytes)));
                     }
+                    looks = 0;
                 }
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
                 Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Pending => {
-                    let Some(conn) = &mut self.conn else {
-                        return Poll::Ready(Err(BodyError::Broken));
-                    };
-                    return conn
-                        .deadline
-                        .as_mut()
-                        .poll(cx)
-                        .map(|()| Err(BodyError::TimedOut));
-                }
+                Poll::Pending if !conn.bell.has_rung() => break,
+                Poll::Pending => {}
             }
         }
+        conn.poll_wait(cx).map(|()| Err(BodyError::TimedOut))
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
@@ -183,10 +208,10 @@ impl Body {
     }
 
     /// The connection, if the body was read to its end and it can carry another request.
-    pub(super) fn take_conn(&mut self, cx: &mut Context<'_>, now: Instant) -> Option<Conn> {
+    pub(super) fn take_conn(&mut self, now: Instant) -> Option<Conn> {
         let mut conn = self.conn.take()?;
         conn.idle_since = now;
         conn.reused = true;
-        conn.is_usable(now, cx).then_some(conn)
+        conn.is_usable(now).then_some(conn)
     }
 }
