@@ -106,7 +106,11 @@ fn fixed(base: &str) -> Option<Targets> {
     Some(Targets::Fixed(uris?.into_boxed_slice()))
 }
 
-fn uri(target: String) -> Option<Uri> {
+fn uri(mut target: String) -> Option<Uri> {
+    if target.is_empty() {
+        // That of a base without a path, which is the server itself.
+        target.push('/');
+    }
     PathAndQuery::try_from(target).map(Uri::from).ok()
 }
 
@@ -169,6 +173,8 @@ mod tests {
         let anthropic = Targets::new(Protocol::Anthropic, "/v1", None).unwrap();
         assert_eq!(target(&anthropic, Api::Messages, "m"), "/v1/messages");
         assert!(Targets::new(Protocol::OpenAi, "/a b", None).is_none());
+        let bare = Targets::new(Protocol::OpenAi, "", None).unwrap();
+        assert_eq!(target(&bare, Api::Chat, "m"), "/chat/completions");
     }
 
     #[test]
