@@ -16,7 +16,7 @@ import jobs
 import openai
 from client import PENSTOCK, Failed, check
 
-from wires import PICTURE, REFUSAL, SCHEMA, bedrock, gemini
+from wires import COUNT, PICTURE, REFUSAL, SCHEMA, bedrock, gemini
 from wires.azure import KEY as AZURE_KEY
 from wires.azure import VERSION as AZURE_VERSION
 from wires.azure import Azure
@@ -127,9 +127,19 @@ def ask_anthropic(url, model, stream):
     }
 
 
+def ask_count(url, model):
+    """How many tokens a prompt has, in Anthropic's words."""
+    client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=20)
+    tools = [{"name": "weather", "description": "Tells the weather", "input_schema": SCHEMA}]
+    messages = [{"role": "user", "content": "Weather in Bonn?"}]
+    return client.messages.count_tokens(model=model, system="Be brief.", messages=messages, tools=tools).input_tokens
+
+
 CALLERS = {"openai": (ask_openai, openai.BadRequestError), "anthropic": (ask_anthropic, anthropic.BadRequestError)}
 # Wires whose streams have ids of their events, which must be nothing to either SDK.
 KEPT = ("openai", "anthropic")
+# Wires that count the tokens of a prompt.
+COUNTING = ("openai", "anthropic")
 # Which SDK is each wire's own, to ask it without a gateway.
 VENDORS = {"openai": ask_openai, "anthropic": ask_anthropic, "azure": ask_azure, "gemini": gemini.ask, "bedrock": bedrock.ask}
 
@@ -156,7 +166,8 @@ def ask_vendors(url):
             for stream in (False, True):
                 expect(f"{name}'s own SDK, stream={stream}", ask(f"{url}/{name}", f"m-{scene}", stream), scene)
                 done += 1
-    return done
+    check(ask_count(f"{url}/anthropic", "m-text") == COUNT, "Anthropic's own SDK was told another count")
+    return done + 1
 
 
 def expect_error(url, ask, model, error):
@@ -191,7 +202,19 @@ def ask_gateway(url):
         expect_error(url, ask, "azure-filtered", error)
         done += 1
     expect_filtered(url)
-    return done + 8
+    return done + 8 + expect_counts(url)
+
+
+def expect_counts(url):
+    """A prompt is counted by the wires that can, and by no other."""
+    for name in WIRES:
+        try:
+            told = ask_count(url, f"{name}-text")
+        except anthropic.BadRequestError as err:
+            told = "refused" if "count_tokens" in str(err) else str(err)
+        expected = COUNT if name in COUNTING else "refused"
+        check(told == expected, f"{name} counts {told}, and not {expected}")
+    return len(WIRES)
 
 
 def objects(url):
@@ -204,7 +227,8 @@ def objects(url):
         rule = {"name": "any", "match": {"models": [f"{name}-*"]}, "backends": [{"name": name}], "retry": {"attempts": 1}}
         if name in KEPT:
             rule["resumable"] = "30s"
-        for kind, spec in (("LLMBackend", {"external": external}), ("RoutingPolicy", {"rules": [rule]})):
+        backend = {"external": external, "capabilities": wire.capabilities}
+        for kind, spec in (("LLMBackend", backend), ("RoutingPolicy", {"rules": [rule]})):
             yield {"apiVersion": "penstock.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 

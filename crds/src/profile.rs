@@ -36,6 +36,10 @@ pub struct CapabilitiesSpec {
     /// `false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continue_final_message: Option<bool>,
+    /// Counts the tokens of a conversation as vLLM does, with `POST /tokenize` beside `/v1`: for Anthropic's
+    /// `/v1/messages/count_tokens`. Default `true` for a `pool`, else `false`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenize: Option<bool>,
 }
 
 /// How endpoints are asked whether they are well, by each gateway replica. Without a credential.

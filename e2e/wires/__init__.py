@@ -6,12 +6,16 @@ import json
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 REFUSAL = "no such thing"
+# How many tokens a prompt has to those who count it.
+COUNT = 21
 
 
 class Wire:
     """One provider's API below `/{name}` of the server."""
 
     name = ""
+    # `spec.capabilities` of an LLMBackend.
+    capabilities = {}
 
     def __init__(self):
         self.problems = []

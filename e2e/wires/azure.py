@@ -15,6 +15,7 @@ CALM = {"hate": {"filtered": False, "severity": "safe"}}
 
 class Azure(Chat):
     name = "azure"
+    capabilities = {}
 
     def external(self, url):
         return {"url": url, "protocol": "AzureOpenAI", "apiVersion": VERSION}, {"key": KEY}

@@ -5,7 +5,7 @@ import json
 import pydantic
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
 
-from wires import REFUSAL, Wire, as_events, as_json, forced, scene_of
+from wires import COUNT, REFUSAL, Wire, as_events, as_json, forced, scene_of
 
 
 def strict(typed_dict):
@@ -19,16 +19,33 @@ CHAT_REQUEST = pydantic.TypeAdapter(
     | strict(completion_create_params.CompletionCreateParamsNonStreaming)
 )
 
+TOKENIZE_MEMBERS = {"model", "messages", "tools", "add_generation_prompt"}
+
 
 class Chat(Wire):
     name = "openai"
+    capabilities = {"tokenize": True}
 
     def external(self, url):
         return {"url": f"{url}/v1", "protocol": "OpenAI"}, {}
 
     def answer(self, path, headers, body):
+        if path == "/tokenize":
+            return self.tokenize(path, body)
         self.check(path, path == "/v1/chat/completions", "no such path")
         return self.complete(path, body)
+
+    def tokenize(self, path, body):
+        """As vLLM has it beside OpenAI's API: no vendor's SDK knows it."""
+        request = json.loads(body)
+        members = set(request)
+        self.check(path, members <= TOKENIZE_MEMBERS and request["add_generation_prompt"] is True, f"members {members}")
+        try:
+            completion = {"model": request["model"], "messages": request["messages"], "tools": request["tools"]}
+            forced(CHAT_REQUEST.validate_python(completion))
+        except (KeyError, pydantic.ValidationError) as err:
+            self.check(path, False, err)
+        return as_json(200, {"count": COUNT, "max_model_len": 64, "tokens": list(range(COUNT)), "token_strs": None})
 
     def complete(self, path, body):
         request = json.loads(body)

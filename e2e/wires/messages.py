@@ -4,15 +4,16 @@ import json
 
 import anthropic
 import pydantic
-from anthropic.types import message_create_params
+from anthropic.types import message_count_tokens_params, message_create_params
 
-from wires import REFUSAL, Wire, as_events, as_json, forced, scene_of
+from wires import COUNT, REFUSAL, Wire, as_events, as_json, forced, scene_of
 from wires.chat import strict
 
 MESSAGE_REQUEST = pydantic.TypeAdapter(
     strict(message_create_params.MessageCreateParamsStreaming)
     | strict(message_create_params.MessageCreateParamsNonStreaming)
 )
+COUNT_REQUEST = pydantic.TypeAdapter(strict(message_count_tokens_params.MessageCountTokensParams))
 
 
 class Messages(Wire):
@@ -22,8 +23,10 @@ class Messages(Wire):
         return {"url": f"{url}/v1", "protocol": "Anthropic"}, {}
 
     def answer(self, path, headers, body):
-        self.check(path, path == "/v1/messages", "no such path")
         request = json.loads(body)
+        if path == "/v1/messages/count_tokens":
+            return self.count(path, request)
+        self.check(path, path == "/v1/messages", "no such path")
         try:
             forced(MESSAGE_REQUEST.validate_python(request))
         except pydantic.ValidationError as err:
@@ -33,6 +36,14 @@ class Messages(Wire):
             return as_json(400, {"type": "error", "error": {"type": "invalid_request_error", "message": REFUSAL}})
         self.check_context(path, body, request.get("max_tokens"))
         return as_events(message_events(scene)) if request.get("stream") else as_json(200, message_whole(scene))
+
+    def count(self, path, request):
+        try:
+            forced(COUNT_REQUEST.validate_python(request))
+        except pydantic.ValidationError as err:
+            self.check(path, False, err)
+        counted = anthropic.types.MessageTokensCount(input_tokens=COUNT)
+        return as_json(200, counted.model_dump(mode="json"))
 
 
 def message_whole(scene):

@@ -4,6 +4,9 @@
 //! here, as it depends on the prompt alone; the step model decides only when each of its tokens exists.
 
 pub(crate) mod answer;
+mod tokenize;
+
+pub(crate) use tokenize::tokenize;
 
 use http::StatusCode;
 use serde::Deserialize;
@@ -253,20 +256,7 @@ struct StreamOptions {
 
 /// Reads and checks one request body.
 pub(crate) fn parse(api: Api, body: &[u8], rules: Rules<'_>) -> Result<Generation, Rejection> {
-    let wire: Wire =
-        serde_json::from_slice(body).map_err(|error| Rejection::unreadable(error.to_string()))?;
-    if let Some(model) = wire
-        .model
-        .as_deref()
-        .filter(|model| *model != rules.served_model)
-    {
-        return Err(Rejection {
-            status: StatusCode::NOT_FOUND,
-            kind: "NotFoundError",
-            message: format!("The model `{model}` does not exist."),
-            param: Some("model"),
-        });
-    }
+    let wire = read(body, rules)?;
     if wire.n.is_some_and(|n| n != 1) {
         return Err(Rejection::bad(
             "n",
@@ -281,8 +271,8 @@ pub(crate) fn parse(api: Api, body: &[u8], rules: Rules<'_>) -> Result<Generatio
         ));
     }
     let tokens = match api {
-        Api::Chat => chat_tokens(&wire, rules.block_size)?,
-        Api::Completions => prompt_tokens(wire.prompt.as_ref(), rules.block_size)?,
+        Api::Chat => chat_tokens(&wire, Tokens::new(rules.block_size))?,
+        Api::Completions => prompt_tokens(wire.prompt.as_ref(), Tokens::new(rules.block_size))?,
     };
     let (max_tokens, output) = plan(api, &wire, &tokens, rules.max_model_len)?;
     let options = wire.stream_options.as_ref();
@@ -300,7 +290,23 @@ pub(crate) fn parse(api: Api, body: &[u8], rules: Rules<'_>) -> Result<Generatio
     })
 }
 
-fn chat_tokens(wire: &Wire, block_size: u32) -> Result<Tokens, Rejection> {
+/// A body that asks for the model that is served, or for none.
+fn read(body: &[u8], rules: Rules<'_>) -> Result<Wire, Rejection> {
+    let wire: Wire =
+        serde_json::from_slice(body).map_err(|error| Rejection::unreadable(error.to_string()))?;
+    match &wire.model {
+        Some(model) if model != rules.served_model => Err(Rejection {
+            status: StatusCode::NOT_FOUND,
+            kind: "NotFoundError",
+            message: format!("The model `{model}` does not exist."),
+            param: Some("model"),
+        }),
+        _ => Ok(wire),
+    }
+}
+
+/// Reads the conversation into `tokens`.
+fn chat_tokens(wire: &Wire, mut tokens: Tokens) -> Result<Tokens, Rejection> {
     let Some(messages) = wire
         .messages
         .as_deref()
@@ -318,7 +324,6 @@ fn chat_tokens(wire: &Wire, block_size: u32) -> Result<Tokens, Rejection> {
             "continue_final_message and add_generation_prompt are not compatible: set add_generation_prompt to false",
         ));
     }
-    let mut tokens = Tokens::new(block_size);
     if let Some(tools) = wire.tools.as_ref().filter(|tools| !tools.is_null()) {
         tokens.message("tools", std::iter::once(tools.to_string().as_str()));
     }
@@ -350,8 +355,8 @@ fn chat_tokens(wire: &Wire, block_size: u32) -> Result<Tokens, Rejection> {
     Ok(tokens)
 }
 
-fn prompt_tokens(prompt: Option<&Prompt>, block_size: u32) -> Result<Tokens, Rejection> {
-    let mut tokens = Tokens::new(block_size);
+/// Reads the prompt into `tokens`.
+fn prompt_tokens(prompt: Option<&Prompt>, mut tokens: Tokens) -> Result<Tokens, Rejection> {
     match prompt {
         Some(Prompt::Text(text)) => tokens.text(text),
         Some(Prompt::Tokens(ids)) => ids.iter().for_each(|&id| tokens.push(id)),

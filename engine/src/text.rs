@@ -27,6 +27,8 @@ pub(crate) struct Tokens {
     state: u64,
     count: u32,
     block_hashes: Vec<u64>,
+    /// The tokens themselves, where somebody wants them.
+    kept: Option<Vec<u32>>,
 }
 
 impl Tokens {
@@ -37,7 +39,21 @@ impl Tokens {
             state: 0,
             count: 0,
             block_hashes: Vec::new(),
+            kept: None,
         }
+    }
+
+    /// The same, and each of its tokens is kept.
+    pub(crate) fn keeping(block_size: u32) -> Self {
+        Self {
+            kept: Some(Vec::new()),
+            ..Self::new(block_size)
+        }
+    }
+
+    /// The tokens that were kept.
+    pub(crate) fn into_kept(self) -> Vec<u32> {
+        self.kept.unwrap_or_default()
     }
 
     /// How many tokens were read.
@@ -61,6 +77,9 @@ impl Tokens {
         self.state =
             (self.state.rotate_left(23) ^ u64::from(token)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         self.count = self.count.saturating_add(1);
+        if let Some(kept) = &mut self.kept {
+            kept.push(token);
+        }
         if self.count.is_multiple_of(self.block_size) {
             self.block_hashes.push(mix(self.state));
         }

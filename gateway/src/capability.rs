@@ -6,12 +6,12 @@
 
 use std::collections::BTreeSet;
 
-use penstock_core::config::{Capabilities, Need};
+use penstock_core::config::{Capabilities, Need, Protocol};
 
 use crate::conditions::is_needed;
 use crate::openai::{Api, Call};
 use crate::provider::Misfit;
-use crate::snapshot::Rule;
+use crate::snapshot::{Candidate, Rule};
 
 /// What is looked for in a request.
 const FEATURES: [Need; 4] = [Need::Vision, Need::Audio, Need::Tools, Need::JsonSchema];
@@ -22,6 +22,8 @@ pub struct Needed {
     features: BTreeSet<Need>,
     /// Of the context, for prompt and answer.
     tokens: u32,
+    /// That it counts a prompt.
+    counts: bool,
 }
 
 /// What a backend lacks for a request.
@@ -36,6 +38,8 @@ pub enum Lack {
         /// How many the backend has.
         has: u32,
     },
+    /// It is not known to count prompts.
+    Count,
 }
 
 impl Needed {
@@ -43,6 +47,7 @@ impl Needed {
     pub const NOTHING: Self = Self {
         features: BTreeSet::new(),
         tokens: 0,
+        counts: false,
     };
 
     /// What `call` needs of the candidates of `rule`; nothing where all of them are taken to be able to do everything.
@@ -51,7 +56,8 @@ impl Needed {
             rule.candidates()
                 .map(|candidate| &candidate.backend.profile.capabilities)
         };
-        if said().all(takes_all) {
+        let counts = api == Api::CountTokens;
+        if !counts && said().all(takes_all) {
             return Self::NOTHING;
         }
         let features = FEATURES
@@ -65,11 +71,23 @@ impl Needed {
         Self {
             tokens: tokens(api, call, &features).min(most.unwrap_or(0)),
             features,
+            counts,
         }
     }
 
-    /// What a backend with these `capabilities` lacks.
-    pub fn lack(&self, capabilities: &Capabilities) -> Option<Lack> {
+    /// What a candidate lacks.
+    pub fn lack_of(&self, candidate: &Candidate) -> Option<Lack> {
+        let backend = &candidate.backend;
+        self.lack(backend.protocol, &backend.profile.capabilities)
+    }
+
+    /// What a backend lacks that speaks `protocol` and has these `capabilities`.
+    fn lack(&self, protocol: Protocol, capabilities: &Capabilities) -> Option<Lack> {
+        // Anthropic's protocol has a call for it.
+        let counts = protocol == Protocol::Anthropic || capabilities.tokenize;
+        if self.counts && !counts {
+            return Some(Lack::Count);
+        }
         let feature = self.features.intersection(&capabilities.lacks).next();
         let has = capabilities.context_tokens.unwrap_or(u32::MAX);
         match feature {
@@ -85,9 +103,10 @@ impl Needed {
     pub fn misfit(&self, rule: &Rule) -> Option<Misfit> {
         let mut lacks = rule
             .candidates()
-            .filter_map(|candidate| self.lack(&candidate.backend.profile.capabilities));
+            .filter_map(|candidate| self.lack_of(candidate));
         lacks.find_map(|lack| match lack {
             Lack::Feature(need) => Some(Misfit::Unsupported(member(need).to_owned())),
+            Lack::Count => Some(Misfit::Unsupported(Api::CountTokens.path().to_owned())),
             Lack::Context { .. } => None,
         })
     }
@@ -161,7 +180,7 @@ mod tests {
         let needed = Needed::of(&rule, Api::Chat, &call);
         capabilities
             .iter()
-            .map(|capabilities| needed.lack(capabilities))
+            .map(|capabilities| needed.lack(Protocol::OpenAi, capabilities))
             .collect()
     }
 
@@ -190,6 +209,25 @@ mod tests {
         );
         assert_eq!(lacks(&[without(Need::Tools)], tools), [lack]);
         assert_eq!(lacks(&[without(Need::Vision), all], tools), [None, None]);
+    }
+
+    #[test]
+    fn a_count_is_for_those_who_can() {
+        let counting = Capabilities {
+            tokenize: true,
+            ..Capabilities::default()
+        };
+        let both = [Capabilities::default(), counting];
+        let rule = rule_of(&snapshot(&both), "m").unwrap();
+        let call = Call::parse(br#"{"model":"m"}"#).unwrap();
+        let lacks = |api, protocol| {
+            let needed = Needed::of(&rule, api, &call);
+            both.each_ref().map(|has| needed.lack(protocol, has))
+        };
+        let openai = lacks(Api::CountTokens, Protocol::OpenAi);
+        assert_eq!(openai, [Some(Lack::Count), None]);
+        assert_eq!(lacks(Api::CountTokens, Protocol::Anthropic), [None; 2]);
+        assert_eq!(lacks(Api::Messages, Protocol::OpenAi), [None; 2]);
     }
 
     #[test]

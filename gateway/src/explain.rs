@@ -300,10 +300,7 @@ fn dropped(
     wish: Wish<'_>,
     misfits: &[(Protocol, Misfit)],
 ) -> Option<String> {
-    let lack = wish
-        .unfit
-        .needed
-        .lack(&candidate.backend.profile.capabilities);
+    let lack = wish.unfit.needed.lack_of(candidate);
     let protocol = candidate.backend.protocol;
     let misfit = misfits.iter().find(|(unfit, _)| *unfit == protocol);
     match misfit {
@@ -326,6 +323,7 @@ fn dropped(
 fn lacking(lack: Lack) -> String {
     match lack {
         Lack::Feature(need) => format!("it lacks {need:?}"),
+        Lack::Count => "it is not known to count tokens: see capabilities.tokenize".to_owned(),
         Lack::Context { needed, has } => {
             format!("its context has {has} tokens, the request takes about {needed}")
         }

@@ -8,6 +8,7 @@ use crate::choose::Choice;
 use crate::failure::Failure;
 use crate::hedge::Lane;
 use crate::job::Job;
+use crate::openai::Api;
 use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
@@ -78,7 +79,8 @@ pub(crate) fn refuse_what_ends_backends(
 /// Tells the balancer how long the endpoint took to begin a stream, per unit of work that it had before it, or to give
 /// another answer whole. `None`: it has not answered yet.
 pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
-    if matches!(answer, Some(Answer::Refused { .. })) {
+    // How long an engine takes to count says nothing of how long it takes to answer.
+    if matches!(answer, Some(Answer::Refused { .. })) || job.api == Api::CountTokens {
         return;
     }
     let now = penstock_shell::clock::now();

@@ -89,16 +89,19 @@ pub enum Way {
     ChatOverMessages,
     /// An Anthropic message, asked of a backend that speaks chat completions.
     MessagesOverChat,
+    /// The count of an Anthropic message's tokens, asked of an engine that counts those of a chat completion.
+    CountOverTokenize,
 }
 
 impl Way {
     fn of(api: Api, protocol: Protocol) -> Option<Self> {
-        use Protocol::{Anthropic, AzureOpenAi, Http};
+        use Protocol::{Anthropic, AzureOpenAi, Http, OpenAi};
         match (protocol, api) {
             (Http, Api::Http) => Some(Self::Straight),
             (Http, _) | (_, Api::Http) => None,
             (Anthropic, Api::Messages | Api::CountTokens) => Some(Self::Straight),
             (Anthropic, Api::Chat) => Some(Self::ChatOverMessages),
+            (OpenAi, Api::CountTokens) => Some(Self::CountOverTokenize),
             (Anthropic, _) | (_, Api::CountTokens) => None,
             (_, Api::Messages) => Some(Self::MessagesOverChat),
             (AzureOpenAi, Api::Rerank | Api::Score | Api::ImageVariation) => None,
@@ -108,7 +111,8 @@ impl Way {
 
     fn api(self, api: Api) -> Api {
         match self {
-            Self::Straight => api,
+            // Where it is answered is the target's to know.
+            Self::Straight | Self::CountOverTokenize => api,
             Self::ChatOverMessages => Api::Messages,
             Self::MessagesOverChat => Api::Chat,
         }
@@ -119,6 +123,7 @@ impl Way {
         match self {
             Self::ChatOverMessages => chat_over_messages::request(body, rest),
             Self::MessagesOverChat => messages_over_chat::request(body, rest),
+            Self::CountOverTokenize => messages_over_chat::count_request(body, rest),
             Self::Straight => Err(Misfit::Unsupported("model".to_owned())),
         }
     }
@@ -130,13 +135,14 @@ impl Way {
             Self::Straight => None,
             Self::ChatOverMessages => chat_over_messages::answer(body, created),
             Self::MessagesOverChat => messages_over_chat::answer(body),
+            Self::CountOverTokenize => messages_over_chat::count(body),
         }
     }
 
     /// What translates the event stream of a call, behind [`Foreign::chunks`].
     pub fn stream(self, created: u64, include_usage: bool) -> Option<Translator> {
         match self {
-            Self::Straight => None,
+            Self::Straight | Self::CountOverTokenize => None,
             Self::ChatOverMessages => {
                 let stream = chat_over_messages::Stream::new(created, include_usage);
                 Some(Translator::ChatOverMessages(Box::new(stream)))

@@ -82,10 +82,9 @@ impl Wish<'_> {
     /// Whether the candidate can carry it, as far as is known.
     pub fn fits(&self, candidate: &Candidate) -> bool {
         let backend = &candidate.backend;
-        let needed = &self.unfit.needed;
         !self.unfit.protocols.contains(&backend.protocol)
             && !self.unfit.backends.contains(&backend.id)
-            && needed.lack(&backend.profile.capabilities).is_none()
+            && self.unfit.needed.lack_of(candidate).is_none()
     }
 
     /// How far an endpoint is from the caller.

@@ -60,6 +60,9 @@ pub struct Capabilities {
     /// It goes on with an answer that is given to it (`continue_final_message`).
     #[serde(skip_serializing_if = "std::ops::Not::not", default)]
     pub continue_final_message: bool,
+    /// It counts the tokens of a conversation as vLLM does (`POST /tokenize`).
+    #[serde(skip_serializing_if = "std::ops::Not::not", default)]
+    pub tokenize: bool,
 }
 
 /// What a million tokens cost, in micro-USD.

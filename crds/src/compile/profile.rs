@@ -16,16 +16,13 @@ const MAX_SLOW_START: Duration = Duration::from_hours(1);
 const MAX_INTERVAL: Duration = Duration::from_mins(10);
 
 pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
-    let capabilities = spec.capabilities.as_ref();
     let price = spec.price.as_ref();
     if spec.region.as_deref() == Some("") {
         let message = "name a region, or leave it out".to_owned();
         check.refuse("spec.region", Reason::InvalidValue, message);
     }
     Profile {
-        capabilities: capabilities.map_or_else(Capabilities::default, |spec| {
-            compile_capabilities(spec, check)
-        }),
+        capabilities: compile_capabilities(spec, check),
         slow_start_ms: spec.slow_start.as_ref().and_then(|text| {
             let least = Duration::from_millis(1);
             check.duration("spec.slowStart", text, least, MAX_SLOW_START);
@@ -40,7 +37,9 @@ pub(super) fn compile(spec: &LLMBackendSpec, check: &mut Check<'_>) -> Profile {
     }
 }
 
-fn compile_capabilities(spec: &CapabilitiesSpec, check: &mut Check<'_>) -> Capabilities {
+fn compile_capabilities(backend: &LLMBackendSpec, check: &mut Check<'_>) -> Capabilities {
+    let unsaid = CapabilitiesSpec::default();
+    let spec = backend.capabilities.as_ref().unwrap_or(&unsaid);
     if let Some(tokens) = spec.context_tokens {
         check.within("spec.capabilities.contextTokens", tokens, 1, 100_000_000);
     }
@@ -56,6 +55,8 @@ fn compile_capabilities(spec: &CapabilitiesSpec, check: &mut Check<'_>) -> Capab
         lacks: lacks.map(|(need, _)| need).collect(),
         lacks_stream_usage: spec.stream_usage == Some(false),
         continue_final_message: spec.continue_final_message == Some(true),
+        // Both engines of pools have it.
+        tokenize: spec.tokenize.unwrap_or(backend.pool.is_some()),
     }
 }
 

@@ -419,6 +419,29 @@ fn what_a_backend_says_of_itself_is_compiled_and_checked() {
 }
 
 #[test]
+fn pools_count_tokens_and_others_where_they_say_so() {
+    for (spec, expected) in [
+        ("{pool: {model: m}}", true),
+        (
+            "{pool: {model: m, engine: Simulated}, capabilities: {vision: true}}",
+            true,
+        ),
+        ("{pool: {model: m}, capabilities: {tokenize: false}}", false),
+        ("{external: {url: 'https://a/v1'}}", false),
+        (
+            "{external: {url: 'https://a/v1'}, capabilities: {tokenize: true}}",
+            true,
+        ),
+    ] {
+        let text = backend("chat", spec) + &policy("p", &rule("r", "chat", "chat"));
+        let compiled = compile(&objects(&text), &Facts::default());
+        assert_eq!(messages(&compiled), [] as [&str; 0], "{spec}");
+        let profile = &only(&compiled).backends[&Id::new("default", "chat")].profile;
+        assert_eq!(profile.capabilities.tokenize, expected, "{spec}");
+    }
+}
+
+#[test]
 fn heartbeats_are_neither_noise_nor_too_late() {
     for (every, expected) in [("15s", Some(15_000)), ("500ms", None), ("6m", None)] {
         let rule = format!(

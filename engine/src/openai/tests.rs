@@ -67,6 +67,28 @@ fn values(events: &[String]) -> Vec<Value> {
 }
 
 #[test]
+fn a_conversation_has_as_many_tokens_as_its_generation_counts() {
+    let tokenized = |body: &Value| -> Value {
+        let answer = tokenize(body.to_string().as_bytes(), RULES).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    };
+    for extra in [
+        json!({}),
+        json!({"tools": [{"type": "function"}]}),
+        json!({"continue_final_message": true, "add_generation_prompt": false}),
+    ] {
+        let told = tokenized(&chat(&extra));
+        let counted = parsed(&extra).unwrap().submission.prompt_tokens;
+        assert_eq!(told["count"], counted, "{extra}");
+        assert_eq!(told["tokens"].as_array().unwrap().len(), counted as usize);
+        assert_eq!(told["max_model_len"], 512);
+    }
+    assert_eq!(tokenized(&json!({"prompt": "abcdefghi"}))["count"], 3);
+    let unknown = tokenize(br#"{"model":"other","prompt":"a"}"#, RULES);
+    assert_eq!(unknown.unwrap_err().status, StatusCode::NOT_FOUND);
+}
+
+#[test]
 fn limit_makes_the_answer_exactly_as_long() {
     for field in ["max_tokens", "max_completion_tokens"] {
         let generation = parsed(&json!({field: 40})).unwrap();

@@ -17,7 +17,7 @@ use super::body::{Body, EventStream};
 use crate::driver::{Handle, NotTaken};
 use crate::model::{Refusal, Submission};
 use crate::openai::answer::{Envelope, Events, whole};
-use crate::openai::{Api, Generation, MAX_BODY_BYTES, Rejection, Rules, parse};
+use crate::openai::{Api, MAX_BODY_BYTES, Rejection, Rules, parse, tokenize};
 use crate::settings::Settings;
 
 /// How long a client may take to send a request's body.
@@ -95,6 +95,7 @@ impl App {
             (&Method::POST, "/v1/completions") => {
                 self.generate(engine, Api::Completions, request).await
             }
+            (&Method::POST, "/tokenize") => self.tokenize(request.into_body()).await,
             (&Method::GET, "/v1/models") => text(StatusCode::OK, JSON, self.models()),
             (&Method::GET, "/health") | (&Method::GET | &Method::POST, "/ping") => {
                 text(StatusCode::OK, "text/plain; charset=utf-8", String::new())
@@ -114,6 +115,7 @@ impl App {
                 "/v1/chat/completions"
                 | "/v1/completions"
                 | "/v1/models"
+                | "/tokenize"
                 | "/health"
                 | "/ping"
                 | "/version"
@@ -179,7 +181,8 @@ impl App {
             return rejected(&Rejection::fault(status));
         }
         let id = answer_id(api, request.headers().get(REQUEST_ID_HEADER));
-        let mut generation = match self.read(api, request.into_body()).await {
+        let read = read(request.into_body()).await;
+        let mut generation = match read.and_then(|body| parse(api, &body, self.rules())) {
             Ok(generation) => generation,
             Err(rejection) => return rejected(&rejection),
         };
@@ -219,25 +222,32 @@ impl App {
         text(StatusCode::OK, JSON, whole(&envelope, &generation, &last))
     }
 
-    async fn read(&self, api: Api, body: Incoming) -> Result<Generation, Rejection> {
-        let body =
-            match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect())
-                .await
-            {
-                Ok(Ok(body)) => body.to_bytes(),
-                Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                    return Err(Rejection::too_large());
-                }
-                Ok(Err(_)) => return Err(Rejection::unreadable("the request body ended early")),
-                Err(_) => return Err(Rejection::unreadable("the request body took too long")),
-            };
+    async fn tokenize(&self, body: Incoming) -> Response<Body> {
+        let read = read(body).await;
+        match read.and_then(|body| tokenize(&body, self.rules())) {
+            Ok(answer) => text(StatusCode::OK, JSON, answer),
+            Err(rejection) => rejected(&rejection),
+        }
+    }
+
+    fn rules(&self) -> Rules<'_> {
         let limits = &self.settings.limits;
-        let rules = Rules {
+        Rules {
             served_model: &self.settings.served_model_name,
             max_model_len: limits.max_model_len,
             block_size: limits.block_size,
-        };
-        parse(api, &body, rules)
+        }
+    }
+}
+
+/// Reads a request's body.
+async fn read(body: Incoming) -> Result<Bytes, Rejection> {
+    let body = Limited::new(body, MAX_BODY_BYTES).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Rejection::too_large()),
+        Ok(Err(_)) => Err(Rejection::unreadable("the request body ended early")),
+        Err(_) => Err(Rejection::unreadable("the request body took too long")),
     }
 }
 

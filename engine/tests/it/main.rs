@@ -151,6 +151,7 @@ async fn every_path_answers_and_says_that_it_is_simulated() {
         ("GET", "/v1/models", 200),
         ("GET", "/metrics", 200),
         ("GET", CHAT, 405),
+        ("GET", "/tokenize", 405),
         ("POST", "/health", 405),
         ("GET", "/v1/embeddings", 404),
         ("POST", CHAT, 400),
@@ -166,6 +167,18 @@ async fn every_path_answers_and_says_that_it_is_simulated() {
     let models = engine.get("/v1/models").await.json().await;
     assert_eq!(models["data"][0]["id"], "tiny");
     assert_eq!(models["data"][0]["max_model_len"], 1024);
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_has_the_tokens_that_usage_tells() {
+    let engine = Engine::start(settings(&STEPS_OF_2_MS)).await;
+    let body = chat(1, false);
+    let told = engine.post("/tokenize", &body).await.json().await;
+    let usage = engine.post(CHAT, &body).await.json().await["usage"].clone();
+    assert_eq!(told["count"], usage["prompt_tokens"]);
+    let broken = engine.send("POST", "/tokenize", &[], "{".to_owned()).await;
+    assert_eq!(broken.json().await["error"]["code"], 400);
     engine.stop().await;
 }
 

@@ -1,10 +1,12 @@
-//! A caller's Anthropic message, asked of a backend that speaks chat completions. Pure.
+//! A caller's Anthropic message, or the count of its tokens, asked of a backend that speaks chat completions. Pure.
 
 mod answer;
+mod count;
 mod request;
 mod stream;
 
 pub(super) use answer::answer;
+pub(super) use count::{count, request as count_request};
 pub(super) use request::request;
 pub use stream::Stream;
 

@@ -39,8 +39,15 @@ impl Targets {
     /// Those of a backend that speaks `protocol` below the path `base`; `None` if that is no path.
     pub fn new(protocol: Protocol, base: &str, api_version: Option<&str>) -> Option<Self> {
         match (protocol, api_version) {
-            (Protocol::OpenAi | Protocol::Anthropic | Protocol::Http, _) => fixed(base),
-            (Protocol::AzureOpenAi, None) => fixed(&format!("{base}/openai/v1")),
+            (Protocol::OpenAi, _) => {
+                let mut targets = fixed(base)?;
+                // Engines have it beside the version that they share with OpenAI.
+                let root = base.strip_suffix("/v1").unwrap_or(base);
+                targets[Api::CountTokens.index()] = uri(format!("{root}/tokenize"))?;
+                Some(Self::Fixed(targets))
+            }
+            (Protocol::Anthropic | Protocol::Http, _) => fixed(base).map(Self::Fixed),
+            (Protocol::AzureOpenAi, None) => fixed(&format!("{base}/openai/v1")).map(Self::Fixed),
             (Protocol::AzureOpenAi, Some(version)) => Some(Self::Deployments {
                 base: path(base)?,
                 version: version.to_owned(),
@@ -100,10 +107,9 @@ fn path(base: &str) -> Option<String> {
     Some(base.to_owned())
 }
 
-fn fixed(base: &str) -> Option<Targets> {
+fn fixed(base: &str) -> Option<Box<[Uri]>> {
     let uris = Api::ALL.map(|api| uri(format!("{base}{}", api.path())));
-    let uris: Option<Vec<Uri>> = uris.into_iter().collect();
-    Some(Targets::Fixed(uris?.into_boxed_slice()))
+    uris.into_iter().collect()
 }
 
 fn uri(mut target: String) -> Option<Uri> {
@@ -175,6 +181,21 @@ mod tests {
         assert!(Targets::new(Protocol::OpenAi, "/a b", None).is_none());
         let bare = Targets::new(Protocol::OpenAi, "", None).unwrap();
         assert_eq!(target(&bare, Api::Chat, "m"), "/chat/completions");
+        let count = "/v1/messages/count_tokens";
+        assert_eq!(target(&anthropic, Api::CountTokens, "m"), count);
+    }
+
+    #[test]
+    fn engines_count_tokens_beside_their_version() {
+        for (base, expected) in [
+            ("/v1", "/tokenize"),
+            ("/a/v1", "/a/tokenize"),
+            ("", "/tokenize"),
+            ("/openai", "/openai/tokenize"),
+        ] {
+            let targets = Targets::new(Protocol::OpenAi, base, None).unwrap();
+            assert_eq!(target(&targets, Api::CountTokens, "m"), expected);
+        }
     }
 
     #[test]

@@ -100,6 +100,51 @@ fn a_message_is_carried_whole_to_a_chat() {
 }
 
 #[test]
+fn a_count_is_of_the_conversation_that_a_chat_would_be() {
+    let mut counted = message_in_full();
+    let blocks = counted["messages"][0]["content"].as_array_mut().unwrap();
+    blocks.retain(|block| block["type"] != "image" && block["title"].is_null());
+    let results = &mut counted["messages"][2]["content"];
+    results[0]["content"].as_array_mut().unwrap().truncate(1);
+    let chat = translate(Way::MessagesOverChat, &counted, Rest::Refuse).unwrap();
+    let sent = translate(Way::CountOverTokenize, &counted, Rest::Refuse).unwrap();
+    let same = ["model", "messages", "tools"].map(|name| (name.to_owned(), chat[name].clone()));
+    let mut expected: serde_json::Map<String, Value> = same.into_iter().collect();
+    expected.insert("add_generation_prompt".to_owned(), true.into());
+    assert_eq!(sent, Value::Object(expected));
+}
+
+#[test]
+fn what_an_engine_cannot_count_is_refused_by_name_or_dropped() {
+    let way = Way::CountOverTokenize;
+    let of = |block: Value| {
+        message(
+            json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, block]}]}),
+        )
+    };
+    let picture = json!({"type": "image", "source": {"type": "url", "url": "https://x/y.png"}});
+    let file = json!({"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "BBBB"}});
+    let result = json!({"type": "tool_result", "tool_use_id": "t", "content": [picture.clone()]});
+    for (block, param) in [
+        (picture, "messages[0].content[1].type"),
+        (file, "messages[0].content[1].type"),
+        (result, "messages[0].content[1].content[0].type"),
+    ] {
+        assert_eq!(refused(way, &of(block.clone())), param);
+        let dropped = translate(way, &of(block), Rest::Drop).unwrap();
+        assert!(!dropped.to_string().contains("image"), "{dropped}");
+    }
+}
+
+#[test]
+fn what_an_engine_counted_is_what_a_caller_is_told() {
+    let counted = br#"{"count":3,"max_model_len":512,"tokens":[1,2,3],"token_strs":null}"#;
+    let answer = Way::CountOverTokenize.answer(counted, 0);
+    assert_eq!(answer.unwrap(), r#"{"input_tokens":3}"#);
+    assert_eq!(Way::CountOverTokenize.answer(b"{\"tokens\":[]}", 0), None);
+}
+
+#[test]
 fn schemas_keep_their_order_because_models_read_it() {
     let body = chat_in_full().to_string().replace(
         r#"{"properties":{"a":{},"z":{}},"type":"object"}"#,

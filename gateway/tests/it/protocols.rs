@@ -145,6 +145,47 @@ async fn a_message_passes_byte_for_byte_to_a_backend_that_speaks_it() {
 }
 
 #[tokio::test]
+async fn tokens_are_counted_by_engines_that_are_said_to_count_them() {
+    let counted = json!({"count": 7, "max_model_len": 64, "tokens": [1, 2, 3, 4, 5, 6, 7]});
+    let counting = Upstream::always(move || Reply::Json(200, counted.to_string())).await;
+    let other = Upstream::always(|| Reply::Json(200, completion("no"))).await;
+    let plan = Plan::chain(&[other.address, counting.address])
+        .profile("b", |profile| profile.capabilities.tokenize = true);
+    let gateway = Gateway::start(&plan).await;
+    let path = "/v1/messages/count_tokens";
+    let request = json!({"model": "chat", "system": "Be brief.", "messages": [{"role": "user", "content": "Hi"}]});
+    let answer = post(&gateway, path, "", &request.to_string()).await;
+    assert_eq!(
+        (answer.status, answer.header("x-penstock-backend")),
+        (200, "ns/b")
+    );
+    assert_eq!(answer.body, r#"{"input_tokens":7}"#);
+    let received = counting.requests().remove(0);
+    assert_eq!(received.line, "POST /tokenize HTTP/1.1");
+    let sent: Value = serde_json::from_str(&received.body).unwrap();
+    let conversation =
+        json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]);
+    let expected =
+        json!({"model": "chat", "messages": conversation, "add_generation_prompt": true});
+    assert_eq!(sent, expected);
+
+    let mut admin = Client::connect(gateway.admin).await;
+    let explain = "/explain?path=/v1/messages/count_tokens";
+    admin.post_to(explain, "", &request.to_string()).await;
+    let told: Value = serde_json::from_str(&admin.answer().await.body).unwrap();
+    let dropped = told["candidates"][0]["dropped"].as_str().unwrap();
+    assert!(dropped.contains("capabilities.tokenize"), "{dropped}");
+
+    let gateway = Gateway::start(&Plan::chain(&[other.address])).await;
+    let refused = post(&gateway, path, "", &request.to_string()).await;
+    assert_eq!(
+        (refused.status, refused.header("x-penstock-reason")),
+        (400, "unsupported_by_backend")
+    );
+    assert_eq!((other.count(), counting.count()), (0, 1));
+}
+
+#[tokio::test]
 async fn a_cut_message_ends_in_an_error_event_and_never_in_a_stop() {
     let cut = || Reply::Raw(sse_head() + &chunk(&(STARTED.to_owned() + SAID)));
     let upstream = Upstream::always(cut).await;

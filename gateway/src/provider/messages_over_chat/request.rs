@@ -18,27 +18,44 @@ const MESSAGES: &str = "a list of messages";
 
 /// See [`super`].
 pub(in crate::provider) fn request(body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
-    let Fields(fields) = Fields::of(body)?;
-    let mut draft = Draft {
-        rest,
-        model: Cow::Borrowed(""),
-        system: Vec::new(),
-        request: Request::default(),
-    };
-    for (name, raw) in fields.iter().filter(|(_, raw)| !is_null(raw)) {
-        draft.member(name, raw)?;
-    }
-    draft.finish()
+    let fields = Fields::of(body)?;
+    let (model, request) = Draft::of(&fields, rest, Takes::All)?.finish()?;
+    with_model(&model, &request, true)
 }
 
-struct Draft<'a> {
+/// What a conversation may hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Takes {
+    /// Pictures and files too.
+    All,
+    /// Text only.
+    Text,
+}
+
+pub(super) struct Draft<'a> {
     rest: Rest,
+    takes: Takes,
     model: Cow<'a, str>,
     system: Vec<Part<'a>>,
     request: Request<'a>,
 }
 
 impl<'a> Draft<'a> {
+    /// Of the members of a message.
+    pub(super) fn of(fields: &Fields<'a>, rest: Rest, takes: Takes) -> Result<Self, Misfit> {
+        let mut draft = Self {
+            rest,
+            takes,
+            model: Cow::Borrowed(""),
+            system: Vec::new(),
+            request: Request::default(),
+        };
+        for (name, raw) in fields.0.iter().filter(|(_, raw)| !is_null(raw)) {
+            draft.member(name, raw)?;
+        }
+        Ok(draft)
+    }
+
     /// The table of members, as docs/protocols.md has it.
     fn member(&mut self, name: &str, raw: &'a RawValue) -> Result<(), Misfit> {
         let request = &mut self.request;
@@ -172,6 +189,14 @@ impl<'a> Draft<'a> {
         let has_citations = block
             .citations
             .is_some_and(|raw| raw.get().contains("\"enabled\"") && raw.get().contains("true"));
+        let is_text = match (block.kind.as_ref(), &block.source) {
+            ("image", _) => false,
+            ("document", Some(source)) => source.kind == "text",
+            _ => true,
+        };
+        if self.takes == Takes::Text && !is_text {
+            return self.rest.leave(format!("{at}.type"));
+        }
         match (block.kind.as_ref(), block.text, block.source) {
             ("text", Some(text), _) => parts.push(Part::Text { text }),
             ("image", _, Some(source)) => match url(source) {
@@ -299,7 +324,8 @@ impl<'a> Draft<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Translated, Misfit> {
+    /// The model, and all else.
+    pub(super) fn finish(mut self) -> Result<(Cow<'a, str>, Request<'a>), Misfit> {
         if self.request.messages.is_empty() {
             return Err(Misfit::Invalid("messages".to_owned(), MESSAGES));
         }
@@ -312,7 +338,7 @@ impl<'a> Draft<'a> {
             self.request.tool_choice = None;
             self.request.parallel_tool_calls = None;
         }
-        with_model(&self.model, &self.request, true)
+        Ok((self.model, self.request))
     }
 }
 
