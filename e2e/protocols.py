@@ -167,7 +167,9 @@ def ask_vendors(url):
                 expect(f"{name}'s own SDK, stream={stream}", ask(f"{url}/{name}", f"m-{scene}", stream), scene)
                 done += 1
     check(ask_count(f"{url}/anthropic", "m-text") == COUNT, "Anthropic's own SDK was told another count")
-    return done + 1
+    vectors = gemini.ask_vectors(f"{url}/gemini", "m-text")
+    check(vectors == gemini.VECTORS, f"Gemini's own SDK was told {vectors}")
+    return done + 2
 
 
 def expect_error(url, ask, model, error):
@@ -202,7 +204,7 @@ def ask_gateway(url):
         expect_error(url, ask, "azure-filtered", error)
         done += 1
     expect_filtered(url)
-    return done + 8 + expect_counts(url)
+    return done + 8 + expect_counts(url) + expect_vectors(url)
 
 
 def expect_counts(url):
@@ -215,6 +217,18 @@ def expect_counts(url):
         expected = COUNT if name in COUNTING else "refused"
         check(told == expected, f"{name} counts {told}, and not {expected}")
     return len(WIRES)
+
+
+def expect_vectors(url):
+    """Embeddings of Gemini's, in both forms that OpenAI's SDK reads: bytes, which is its default, and numbers."""
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=20)
+    call = {"model": "gemini-text", "input": gemini.TEXTS, "dimensions": len(gemini.VECTORS[0])}
+    for form in ({}, {"encoding_format": "float"}):
+        answer = client.embeddings.create(**call, **form)
+        told = [one.embedding for one in answer.data]
+        check(told == gemini.VECTORS and [one.index for one in answer.data] == [0, 1], f"{form}: {told}")
+        check(answer.usage.prompt_tokens == 0, f"usage that nobody counted: {answer.usage}")
+    return 2
 
 
 def objects(url):

@@ -11,7 +11,10 @@ from google.genai import types
 from wires import PICTURE, REFUSAL, SCHEMA, Wire, as_events, as_json, scene_of
 
 KEY = "gemini-key"
-ACTIONS = {":generateContent": "", ":streamGenerateContent": "alt=sse"}
+TEXTS = ["Weather in Bonn?", "Let mé see."]
+# Numbers that a float of four bytes holds exactly.
+VECTORS = [[1.0, -0.5, 0.25], [0.0, 3.0, -0.125]]
+ACTIONS = {":generateContent": "", ":streamGenerateContent": "alt=sse", ":batchEmbedContents": ""}
 
 
 class Request(pydantic.BaseModel):
@@ -24,6 +27,22 @@ class Request(pydantic.BaseModel):
     tools: list[types.Tool] | None = None
     toolConfig: types.ToolConfig | None = None
     generationConfig: types.GenerationConfig | None = None
+
+
+class EmbedRequest(pydantic.BaseModel):
+    """One text of a batch. No type of the SDK is one."""
+
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    model: str
+    content: types.Content
+    outputDimensionality: int | None = None
+
+
+class EmbedRequests(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+
+    requests: list[EmbedRequest]
 
 
 class Gemini(Wire):
@@ -39,6 +58,8 @@ class Gemini(Wire):
         self.check(path, target.path.startswith("/v1beta/models/") and target.query == query, "no such path")
         self.check(path, headers["x-goog-api-key"] == KEY, "the key did not arrive")
         self.check(path, "authorization" not in headers, "there is an Authorization")
+        if action == "batchEmbedContents":
+            return self.embed(path, model, body)
         try:
             request = Request.model_validate_json(body)
         except pydantic.ValidationError as err:
@@ -52,6 +73,20 @@ class Gemini(Wire):
         if query:
             return as_events(events(scene))
         return as_json(200, whole(scene))
+
+    def embed(self, path, model, body):
+        try:
+            requests = EmbedRequests.model_validate_json(body).requests
+        except pydantic.ValidationError as err:
+            self.check(path, False, err)
+            return as_json(400, {"error": {"code": 400, "message": "wrong", "status": "INVALID_ARGUMENT"}})
+        for request in requests:
+            self.check(path, request.model == f"models/{model}", f"{request.model} is not the path's")
+            self.check(path, request.outputDimensionality == len(VECTORS[0]), "the dimensions did not arrive")
+        texts = [request.content.parts[0].text for request in requests]
+        self.check(path, texts == TEXTS, f"the texts are {texts}")
+        made = types.EmbedContentResponse(embeddings=[types.ContentEmbedding(values=values) for values in VECTORS])
+        return as_json(200, json.loads(made.model_dump_json(by_alias=True, exclude_none=True)))
 
     def check_turns(self, path, contents):
         """Gemini wants the results of tools right behind their calls, by their names."""
@@ -90,6 +125,15 @@ def events(scene):
     for parts in turns:
         yield f"data: {json.dumps(answer(scene, parts, None))}\r\n\r\n"
     yield f"data: {json.dumps(answer(scene, [{'text': ''}], 'STOP'))}\r\n\r\n"
+
+
+def ask_vectors(url, model):
+    """Google's own SDK before the wire."""
+    options = types.HttpOptions(base_url=url, api_version="v1beta", timeout=20_000)
+    client = genai.Client(api_key=KEY, http_options=options)
+    config = types.EmbedContentConfig(output_dimensionality=len(VECTORS[0]))
+    answer = client.models.embed_content(model=model, contents=TEXTS, config=config)
+    return [one.values for one in answer.embeddings]
 
 
 def ask(url, model, stream):

@@ -16,7 +16,7 @@ use crate::job::Job;
 use crate::meter::{self, Cut};
 use crate::openai::{DONE, Wire};
 use crate::process::Worker;
-use crate::provider::foreign::About;
+use crate::provider::foreign::{About, Foreign, Vectors};
 use crate::provider::{self, Route, Translator, Way};
 use crate::request::request;
 use crate::snapshot::{Candidate, Endpoint, Rule};
@@ -64,6 +64,7 @@ pub(crate) async fn begin(
         created: penstock_shell::clock::since_epoch().as_secs(),
         id: job.id.to_str().unwrap_or_default(),
         model: candidate.model_name(&job.call.model),
+        vectors: translated.map_or_else(Vectors::default, |translated| translated.vectors),
     };
     let reader = Reader {
         job,
@@ -343,7 +344,11 @@ impl Reader<'_> {
             let answer = foreign.answer(&bytes, &self.about);
             bytes = answer.ok_or(Failure::Broken)?;
         }
-        let (usage, cut) = meter::of_whole(&bytes);
+        let (mut usage, cut) = meter::of_whole(&bytes);
+        if self.route.foreign == Some(Foreign::GeminiEmbeddings) {
+            // Zeros stand for a count that did not come.
+            usage = usage.filter(|usage| usage.prompt_tokens > 0);
+        }
         if cut == Some(Cut::Abort) {
             return Err(Failure::GaveUp);
         }

@@ -29,7 +29,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use self::foreign::Foreign;
+use self::foreign::{Foreign, Vectors};
+use crate::edits::Edits;
 use crate::openai::{Api, Dialect};
 use crate::reject::anthropic_error;
 use crate::sse::EventTooLarge;
@@ -46,15 +47,18 @@ pub struct Route {
 impl Route {
     /// How `api` reaches a backend that speaks `protocol`; `None` if it cannot.
     pub fn of(api: Api, protocol: Protocol) -> Option<Self> {
-        let (near, foreign) = match protocol {
-            Protocol::Gemini => (Protocol::OpenAi, Some(Foreign::Gemini)),
-            Protocol::Bedrock => (Protocol::OpenAi, Some(Foreign::Bedrock)),
-            near => (near, None),
+        let (near, foreign) = match (protocol, api) {
+            (Protocol::Gemini, Api::Embeddings) => {
+                (Protocol::OpenAi, Some(Foreign::GeminiEmbeddings))
+            }
+            (Protocol::Gemini, _) => (Protocol::OpenAi, Some(Foreign::Gemini)),
+            (Protocol::Bedrock, _) => (Protocol::OpenAi, Some(Foreign::Bedrock)),
+            (near, _) => (near, None),
         };
         let way = Way::of(api, near)?;
         let route = Self { way, foreign };
-        let is_chat = route.api(api) == Api::Chat;
-        (foreign.is_none() || is_chat).then_some(route)
+        let is_taken = foreign.is_none_or(|foreign| foreign.takes(route.api(api)));
+        is_taken.then_some(route)
     }
 
     /// Whether the backend gets the caller's very bytes, and the caller the backend's.
@@ -178,18 +182,35 @@ pub struct Translated {
     pub body: Bytes,
     /// Where the value of `model` stands in it; `None` where the path has it.
     pub model_at: Option<std::ops::Range<usize>>,
+    /// Where the backend's name of the model is to be put into texts of it.
+    pub names_at: Vec<usize>,
     /// Whether the caller asked for a stream's usage (`stream_options.include_usage`).
     pub include_usage: bool,
+    /// How the caller wants vectors to be written.
+    pub vectors: Vectors,
 }
 
 impl Translated {
+    /// Its body with a model's name where it is to be.
+    pub fn named(&self, model: &str) -> Bytes {
+        let text = Value::from(model).to_string();
+        let inner = text.get(1..text.len() - 1).unwrap_or_default();
+        let mut edits = Edits::default();
+        for at in &self.names_at {
+            edits.replace(*at..*at, inner.to_owned());
+        }
+        edits.apply(&self.body)
+    }
+
     fn without_model(request: &impl serde::Serialize, include_usage: bool) -> Result<Self, Misfit> {
         let body = serde_json::to_vec(request)
             .map_err(|_| Misfit::Invalid("body".to_owned(), "an object"))?;
         Ok(Self {
             body: Bytes::from(body),
             model_at: None,
+            names_at: Vec::new(),
             include_usage,
+            vectors: Vectors::default(),
         })
     }
 }
@@ -288,6 +309,8 @@ fn with_model(
     Ok(Translated {
         body: Bytes::from(body),
         model_at: Some(START.len()..START.len() + name.len()),
+        names_at: Vec::new(),
         include_usage,
+        vectors: Vectors::default(),
     })
 }

@@ -82,6 +82,9 @@ fn body(
         let model = model.map_or_else(|| job.body.slice(at.clone()), |model| model.json.clone());
         return stream_usage::patched(job.body, at, &model, asking);
     }
+    if let Some(translated) = translated.filter(|translated| !translated.names_at.is_empty()) {
+        return openai::unpatched(translated.named(candidate.model_name(&job.call.model)));
+    }
     let (body, model_at) = match translated {
         Some(translated) => (&translated.body, translated.model_at.clone()),
         None => (job.body, Some(job.call.model_at.clone())),

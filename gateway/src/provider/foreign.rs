@@ -9,12 +9,15 @@ use serde_json::json;
 
 use super::chunks::Chunks;
 use super::{Misfit, Rest, Translated, bedrock, gemini};
+use crate::openai::Api;
 
 /// One such protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     /// Google's Gemini API.
     Gemini,
+    /// Its embeddings, which are made to look like OpenAI's.
+    GeminiEmbeddings,
     /// AWS Bedrock's Converse API.
     Bedrock,
 }
@@ -33,6 +36,18 @@ pub struct About<'a> {
     pub id: &'a str,
     /// The model that was asked.
     pub model: &'a str,
+    /// How its vectors are written.
+    pub vectors: Vectors,
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vectors {
+    /// As lists of numbers.
+    #[default]
+    Numbers,
+    /// As the base64 of their numbers' bytes, little-endian `f32`.
+    Base64,
 }
 
 impl About<'_> {
@@ -46,18 +61,28 @@ impl About<'_> {
 }
 
 impl Foreign {
-    /// From the body of a chat completion.
+    /// Whether it has something for `api`.
+    pub fn takes(self, api: Api) -> bool {
+        match self {
+            Self::Gemini | Self::Bedrock => api == Api::Chat,
+            Self::GeminiEmbeddings => api == Api::Embeddings,
+        }
+    }
+
+    /// From the body of a chat completion, or of a call of embeddings.
     pub fn request(self, body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
         match self {
             Self::Gemini => gemini::request(body, rest),
+            Self::GeminiEmbeddings => gemini::embeddings::request(body, rest),
             Self::Bedrock => bedrock::request(body, rest),
         }
     }
 
-    /// To a whole chat completion; `None` if it is no answer of the protocol.
+    /// To a whole chat completion, or to embeddings; `None` if it is no answer of the protocol.
     pub fn answer(self, body: &[u8], about: &About<'_>) -> Option<Bytes> {
         match self {
             Self::Gemini => gemini::answer(body, about),
+            Self::GeminiEmbeddings => gemini::embeddings::answer(body, about),
             Self::Bedrock => bedrock::answer(body, about),
         }
     }
@@ -75,14 +100,14 @@ impl Foreign {
                 headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENTS));
                 Some(Incoming::Bedrock(Box::new(bedrock::Stream::new(about))))
             }
-            Self::Gemini | Self::Bedrock => None,
+            Self::Gemini | Self::GeminiEmbeddings | Self::Bedrock => None,
         }
     }
 
     /// To an error of chat completions, empty if it is none; what the body says of when to come back becomes a header.
     pub fn error(self, headers: &mut HeaderMap, body: &[u8]) -> Bytes {
         match self {
-            Self::Gemini => {
+            Self::Gemini | Self::GeminiEmbeddings => {
                 if let Some(seconds) = gemini::retry_after(body) {
                     headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
                 }

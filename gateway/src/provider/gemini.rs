@@ -2,6 +2,7 @@
 //! Source: <https://ai.google.dev/api/generate-content>, read in 2026-11.
 
 mod answer;
+pub(super) mod embeddings;
 mod request;
 mod stream;
 

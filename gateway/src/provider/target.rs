@@ -91,10 +91,10 @@ impl Targets {
             }
             Self::Models { base } => {
                 let model = segment(model)?;
-                let action = if stream {
-                    "streamGenerateContent?alt=sse"
-                } else {
-                    "generateContent"
+                let action = match (api, stream) {
+                    (Api::Embeddings, _) => "batchEmbedContents",
+                    (_, true) => "streamGenerateContent?alt=sse",
+                    (_, false) => "generateContent",
                 };
                 uri(format!("{base}/models/{model}:{action}"))
             }
@@ -225,6 +225,10 @@ mod tests {
         assert_eq!(
             gemini.of(Api::Chat, true, "g").unwrap(),
             "/v1beta/models/g:streamGenerateContent?alt=sse"
+        );
+        assert_eq!(
+            target(&gemini, Api::Embeddings, "e"),
+            "/v1beta/models/e:batchEmbedContents"
         );
     }
 

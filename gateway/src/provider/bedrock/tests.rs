@@ -6,13 +6,14 @@ use serde_json::{Value, json};
 
 use super::frames::tests::frame;
 use super::{EVENT_STREAM, Signer, read_keys, sign};
-use crate::provider::foreign::{About, Foreign, Incoming};
+use crate::provider::foreign::{About, Foreign, Incoming, Vectors};
 use crate::provider::{Misfit, Rest, Route, Way};
 
 const ABOUT: About<'static> = About {
     created: 7,
     id: "req-1",
     model: "asked",
+    vectors: Vectors::Numbers,
 };
 
 fn translate(way: Way, request: &Value, rest: Rest) -> Result<Value, Misfit> {

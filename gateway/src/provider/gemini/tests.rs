@@ -2,13 +2,14 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::provider::foreign::{About, Foreign, Incoming};
+use crate::provider::foreign::{About, Foreign, Incoming, Vectors};
 use crate::provider::{Misfit, Rest, Route, Way};
 
 const ABOUT: About<'static> = About {
     created: 7,
     id: "req-1",
     model: "asked",
+    vectors: Vectors::Numbers,
 };
 
 fn translate(route: Way, request: &Value, rest: Rest) -> Result<Value, Misfit> {

@@ -157,10 +157,91 @@ async fn what_gemini_cannot_carry_makes_it_no_candidate() {
     let gateway = start(&plan, "g-1").await;
     let request = chat(false).replacen('{', r#"{"logit_bias":{"1":1},"#, 1);
     assert_eq!(gateway.post(&request).await.status, 200);
-    let embeddings = r#"{"model":"chat","input":"x"}"#;
-    assert_eq!(
-        post(&gateway, "/v1/embeddings", embeddings).await.status,
-        200
-    );
+    let tokens = r#"{"model":"chat","input":[1,2]}"#;
+    assert_eq!(post(&gateway, "/v1/embeddings", tokens).await.status, 200);
     assert_eq!((gemini.count(), other.count()), (0, 2));
+}
+
+fn vectors(body: &str) -> Reply {
+    let asked: Value = serde_json::from_str(body).unwrap();
+    let requests = asked["requests"].as_array().unwrap();
+    let length = |request: &Value| {
+        request["content"]["parts"][0]["text"]
+            .as_str()
+            .unwrap()
+            .len()
+    };
+    let vectors = requests
+        .iter()
+        .map(|request| json!({"values": [length(request), 0.5]}));
+    let vectors: Vec<Value> = vectors.collect();
+    Reply::Json(200, json!({"embeddings": vectors}).to_string())
+}
+
+#[tokio::test]
+async fn embeddings_are_asked_all_together_by_the_backends_name() {
+    let upstream = Upstream::start(|_, received| vectors(&received.body)).await;
+    let mut plan = provider(&upstream);
+    plan.config.backends.get_mut(&id("a")).unwrap().model = Some("embedding-1".to_owned());
+    let gateway = start(&plan, "g-1").await;
+    let request = json!({"model": "chat", "input": ["a", "bcd"], "dimensions": 2, "encoding_format": "float"});
+    let answered = post(&gateway, "/v1/embeddings", &request.to_string()).await;
+    let body: Value = serde_json::from_str(&answered.body).unwrap();
+    assert_eq!(answered.status, 200, "{body}");
+    let told = [0, 1].map(|index| body["data"][index]["embedding"].clone());
+    assert_eq!(told, [json!([1, 0.5]), json!([3, 0.5])]);
+    assert_eq!(body["model"], "embedding-1");
+    let received = upstream.requests().remove(0);
+    assert_eq!(
+        received.line,
+        "POST /v1beta/models/embedding-1:batchEmbedContents HTTP/1.1"
+    );
+    let sent: Value = serde_json::from_str(&received.body).unwrap();
+    let one = |text: &str| json!({"model": "models/embedding-1", "content": {"parts": [{"text": text}]}, "outputDimensionality": 2});
+    assert_eq!(sent, json!({"requests": [one("a"), one("bcd")]}));
+}
+
+#[tokio::test]
+async fn embeddings_count_no_tokens_but_those_that_google_counts() {
+    let uncounted = || json!({"embeddings": [{"values": [1]}]});
+    let mut counted = uncounted();
+    counted["usageMetadata"] = json!({"promptTokenCount": 4});
+    let replies = [uncounted(), counted].map(|answer| Reply::Json(200, answer.to_string()));
+    let upstream = Upstream::replies(replies.into()).await;
+    let gateway = start(&provider(&upstream), "g-1").await;
+    for (told, counts, served) in [(0, 0.0, 1.0), (4, 1.0, 2.0)] {
+        let request = r#"{"model":"chat","input":"x"}"#;
+        let answered = post(&gateway, "/v1/embeddings", request).await;
+        let body: Value = serde_json::from_str(&answered.body).unwrap();
+        let expected = json!({"prompt_tokens": told, "total_tokens": told});
+        assert_eq!(body["usage"], expected);
+        let labels = "rule=\"ns/policy/chat\",backend=\"ns/a\"";
+        let requests = format!("penstock_gateway_requests_total{{{labels},outcome=\"ok\"}}");
+        gateway.metric_is(&requests, served).await;
+        let kind = "gen_ai_operation_name=\"embeddings\",gen_ai_token_type=\"input\"";
+        let count = format!("gen_ai_client_token_usage_count{{{kind},{labels}}}");
+        gateway.metric_is(&count, counts).await;
+    }
+}
+
+#[tokio::test]
+async fn embeddings_of_several_callers_are_one_call() {
+    let upstream = Upstream::start(|_, received| vectors(&received.body)).await;
+    let plan = provider(&upstream).rule(|rule| {
+        rule.join_embeddings = Some(penstock_core::config::JoinEmbeddings {
+            within_ms: 10_000,
+            max_inputs: 2,
+        });
+    });
+    let gateway = start(&plan, "g-1").await;
+    let call = async |text: &str| {
+        let request = json!({"model": "chat", "input": text, "encoding_format": "base64"});
+        let answered = post(&gateway, "/v1/embeddings", &request.to_string()).await;
+        let body: Value = serde_json::from_str(&answered.body).unwrap();
+        body["data"][0]["embedding"].clone()
+    };
+    let told = tokio::join!(call("a"), call("bcd"));
+    // 1 and 0.5, 3 and 0.5, as little-endian bytes.
+    assert_eq!(told, (json!("AACAPwAAAD8="), json!("AABAQAAAAD8=")));
+    assert_eq!(upstream.count(), 1);
 }
