@@ -9,11 +9,13 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use crate::openai::Wire;
 use crate::sse::{Decoder, EventTooLarge};
 
 mod events;
+pub(crate) mod fault;
 
 /// Tokens as the backend counted them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -135,6 +137,8 @@ pub enum Cut {
     Abort,
     /// An event with an `error` member.
     Error,
+    /// One that says that the backend itself failed.
+    Failure,
 }
 
 /// Follows one event stream.
@@ -174,8 +178,8 @@ struct Chunk<'a> {
     choices: Vec<Choice<'a>>,
     #[serde(default)]
     usage: Option<Counts>,
-    #[serde(default)]
-    error: Option<serde::de::IgnoredAny>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
     #[serde(default)]
     prompt_filter_results: Option<serde::de::IgnoredAny>,
 }
@@ -360,8 +364,13 @@ fn may_matter(data: &[u8]) -> bool {
 }
 
 fn cut_of(chunk: &Chunk<'_>) -> Option<Cut> {
-    if chunk.error.is_some() {
-        Some(Cut::Error)
+    if let Some(error) = chunk.error {
+        let is_backends = fault::is_backends(error);
+        Some(if is_backends {
+            Cut::Failure
+        } else {
+            Cut::Error
+        })
     } else if chunk
         .choices
         .iter()

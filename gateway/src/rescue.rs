@@ -71,10 +71,11 @@ impl Rescue {
             State::Unfit | State::UnderWay(_) => Ok(events),
             State::Watching(watching) => {
                 let passes = watching.delivered.feed(&events);
-                if !watching.goes_on() {
-                    self.0 = State::Unfit;
+                if watching.goes_on() {
+                    return Ok(events.slice(..passes));
                 }
-                Ok(events.slice(..passes))
+                self.0 = State::Unfit;
+                Ok(events)
             }
             State::Joined(joint) => {
                 let passed = joint.pass(&events).ok_or(NoText);
@@ -93,8 +94,14 @@ impl Rescue {
 
     /// Whether a stream that broke like this is to be gone on with, or at least counted as one that cannot be.
     pub(crate) fn is_for(&self, broken: Broken) -> bool {
-        let is_cut = matches!(broken, Broken::Cut | Broken::Stalled | Broken::Aborted);
+        use Broken::{Aborted, Cut, Failed, Stalled};
+        let is_cut = matches!(broken, Cut | Stalled | Aborted | Failed);
         is_cut && matches!(self.0, State::Unfit | State::Watching(_))
+    }
+
+    /// Whether the stream can be gone on with: the event by which its backend ended it was kept from the caller.
+    pub(crate) fn is_watching(&self) -> bool {
+        matches!(self.0, State::Watching(_))
     }
 
     /// Asks another endpoint, once; `None`: the stream ends here. Dropping it ends what is under way.

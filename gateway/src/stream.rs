@@ -331,7 +331,8 @@ impl Stream {
         if passed.ends && self.next == Next::Upstream {
             let cut = self.events.as_ref().and_then(|events| events.meter().cut());
             match cut {
-                Some(Cut::Error) => self.end(UPSTREAM_ERROR),
+                Some(Cut::Failure) if self.is_watched() => self.break_off(Broken::Failed),
+                Some(Cut::Error | Cut::Failure) => self.end(UPSTREAM_ERROR),
                 Some(Cut::Abort) => self.break_off(Broken::Aborted),
                 None => self.break_off(Broken::Malformed),
             }
@@ -363,6 +364,12 @@ impl Stream {
         self.exchange = None;
         self.fill = self.fill.take().filter(|_| outcome == OK);
         self.record.ended(outcome);
+    }
+
+    /// Whether another endpoint may go on with it.
+    fn is_watched(&self) -> bool {
+        let rescue = self.rescue.as_ref();
+        rescue.is_some_and(|rescue| rescue.is_watching())
     }
 
     fn break_off(&mut self, broken: Broken) {

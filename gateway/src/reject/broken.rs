@@ -13,6 +13,8 @@ pub enum Broken {
     Cut,
     /// The backend said `finish_reason: abort`.
     Aborted,
+    /// The backend sent an error of its own, which is kept from the caller.
+    Failed,
     /// The backend stopped sending.
     Stalled,
     /// The backend sent an event beyond all bounds.
@@ -29,6 +31,8 @@ impl Broken {
         match self {
             Self::Cut => "cut",
             Self::Aborted => "aborted",
+            // As where the caller gets the backend's own event.
+            Self::Failed => "upstream_error",
             Self::Stalled => "stalled",
             Self::Malformed => "malformed",
             Self::Deadline => "deadline",
@@ -42,6 +46,7 @@ impl Broken {
         let message = match self {
             Self::Cut => "The backend broke off. The answer is incomplete.",
             Self::Aborted => "The backend stopped and aborted the answer. It is incomplete.",
+            Self::Failed => "The backend failed inside the answer. It is incomplete.",
             Self::Stalled => "The backend stopped sending. The answer is incomplete.",
             Self::Malformed => {
                 "The backend sent an event that cannot be read. The answer is incomplete."

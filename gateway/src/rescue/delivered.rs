@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::meter::fault;
 use crate::sse::Decoder;
 
 /// A longer text is not continued. 256 KiB are about 65,000 tokens.
@@ -27,6 +28,8 @@ pub(super) struct Chunk<'a> {
     pub(super) choices: Vec<Members<'a>>,
     #[serde(borrow, default)]
     pub(super) usage: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    pub(super) error: Option<&'a RawValue>,
 }
 
 /// Members of an object.
@@ -94,12 +97,12 @@ pub(super) struct Beginning {
 
 impl Delivered {
     /// Takes whole events that are to go out. As many of their bytes may: all, or those before the event by which the
-    /// engine says that it stopped.
+    /// engine says that it stopped, or failed.
     pub(super) fn feed(&mut self, events: &[u8]) -> usize {
         let Self { decoder, text } = self;
         let mut passes = events.len();
         let fed = decoder.feed(events, |data, place| {
-            if !text.is_over && text.take(data) == Said::Abort {
+            if !text.is_over && text.take(data) == Said::Gone {
                 passes = passes.min(place.start);
             }
         });
@@ -146,7 +149,8 @@ impl Delivered {
 #[derive(PartialEq, Eq)]
 enum Said {
     Text,
-    Abort,
+    /// The engine stopped or failed.
+    Gone,
 }
 
 impl Text {
@@ -156,6 +160,9 @@ impl Text {
             self.is_over = true;
             return Said::Text;
         };
+        if chunk.error.is_some_and(fault::is_backends) {
+            return Said::Gone;
+        }
         self.names.get_or_insert_with(|| Names::of(&chunk));
         match &chunk.choices[..] {
             [] => Said::Text,
@@ -170,7 +177,7 @@ impl Text {
     fn take_choice(&mut self, choice: &Members<'_>) -> Said {
         let reason = choice.get("finish_reason");
         if reason.is_some_and(|reason| reason.get() == "\"abort\"") {
-            return Said::Abort;
+            return Said::Gone;
         }
         for (name, value) in choice {
             match &**name {

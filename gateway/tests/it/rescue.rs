@@ -307,6 +307,43 @@ async fn a_stall_and_an_abort_are_cuts_too() {
     assert_eq!(gateway.post(&chat(true)).await.body, joined());
 }
 
+fn told(error: &Value) -> String {
+    format!("data: {}\n\n", json!({ "error": error }))
+}
+
+#[tokio::test]
+async fn an_error_of_the_engines_own_is_a_cut_too() {
+    for error in [
+        json!({"message": "EngineDeadError", "type": "InternalServerError", "param": null, "code": 500}),
+        json!({"message": "x", "type": "server_error", "code": null}),
+    ] {
+        let failed = move || Reply::Sse(vec![begun() + &told(&error) + DONE]);
+        let pair = Pair::start(failed, |_| rest()).await;
+        let gateway = Gateway::start(&pair.plan()).await;
+        assert_eq!(gateway.post(&chat(true)).await.body, joined());
+        results(&gateway, "joined", 1.0).await;
+        gateway.metric_is(&outcome("ok"), 1.0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_the_engines_own_is_told_where_nobody_goes_on() {
+    let error = json!({"message": "x", "type": "InternalServerError", "code": 500});
+    let cut = error.clone();
+    let failed = move || Reply::Sse(vec![begun() + &told(&cut)]);
+    let pair = Pair::start(failed, |_| Reply::Reset).await;
+    let gateway = Gateway::start(&pair.plan()).await;
+    // It was kept back, and the gateway's own comes in its place.
+    let answer = gateway.post(&chat(true)).await;
+    is_broken(&answer.body, &begun(), "stream_upstream_error");
+    results(&gateway, "failed", 1.0).await;
+    // A stream that is more than a text ends in the engine's.
+    let answer = gateway.post(&with("\"logprobs\":true")).await;
+    assert_eq!(answer.body, begun() + &told(&error));
+    gateway.metric_is(&outcome("upstream_error"), 2.0).await;
+    assert_eq!(pair.continued().len(), 1);
+}
+
 /// Keeps the driver of a reply for ever, so that its connection stays.
 fn hold(steps: UnboundedSender<Step>) {
     std::mem::forget(steps);

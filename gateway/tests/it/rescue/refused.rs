@@ -45,6 +45,23 @@ async fn thoughts_calls_of_tools_and_a_reason_to_end_end_the_chance() {
 }
 
 #[tokio::test]
+async fn an_error_that_is_the_requests_fault_is_passed_on() {
+    for error in [
+        json!({"message": "too long", "type": "BadRequestError", "param": null, "code": 400}),
+        json!({"message": "no", "type": "invalid_request_error", "code": "content_filter"}),
+        json!({"message": "what this is, nobody knows"}),
+    ] {
+        let events = begun() + &told(&error);
+        let cut = events.clone();
+        let pair = Pair::start(move || Reply::Sse(vec![cut.clone()]), |_| rest()).await;
+        let gateway = Gateway::start(&pair.plan()).await;
+        assert_eq!(gateway.post(&chat(true)).await.body, events);
+        assert!(pair.continued().is_empty());
+        gateway.metric_is(&outcome("upstream_error"), 1.0).await;
+    }
+}
+
+#[tokio::test]
 async fn only_pods_of_one_template_go_on_with_each_others_answers() {
     let pair = Pair::start(broken, |_| rest()).await;
     let other = pair.plan().revisions("a", &["a-1", "a-2"]);
