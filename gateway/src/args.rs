@@ -79,7 +79,7 @@ pub struct Args {
     /// Requests that may wait for a backend without a ready endpoint; further ones are refused with 503.
     #[arg(long, default_value_t = Limits::default().held)]
     pub max_held: usize,
-    /// Largest request body, in bytes; larger ones are refused with 413.
+    /// Largest body of a call, in bytes; larger ones are refused with 413. To agents and tools bodies pass at any size.
     #[arg(long, default_value_t = Limits::default().body_bytes)]
     pub max_body_bytes: usize,
     /// Request bodies held at one time, in bytes; beyond that requests are refused with 503.

@@ -163,7 +163,8 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
 }
 
 fn may_be_repeated(job: &Job<'_>, rule: &Rule, failure: &Failure) -> bool {
-    let is_bound = failure.sent() && !job.may_be_sent_again();
+    let was_sent = failure.sent() || job.is_begun();
+    let is_bound = was_sent && !job.may_be_sent_again();
     !is_bound && !failure.is_final() && rule.retry_on.contains(&failure.class())
 }
 

@@ -117,14 +117,23 @@ async fn send(
     loop {
         let reused = conn.is_reused();
         let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
-        match conn.send(make(), endpoint, deadline).await {
+        if let Some(passage) = job.passage() {
+            passage.set_out();
+        }
+        let sent = conn.send(make(), endpoint, deadline).await;
+        let err = sent.as_ref().err();
+        if let Some(fault) = err.and_then(|err| callers_fault(job, *err, last)) {
+            return Err(fault);
+        }
+        match sent {
             Ok(answer) => return Ok(answer),
             Err(SendError::TimedOut) => return Err(late(last, Failure::FirstTokenTimeout)),
             Err(SendError::Handshake(failed)) => return Err(Failure::Handshake(failed)),
             // The peer closed an idle connection just now, or took no more requests on it: that says nothing about the
             // peer.
             Err(SendError::Broken { unsent })
-                if again > 0 && (unsent || reused && job.may_be_sent_again()) =>
+                if again > 0
+                    && (unsent && !job.is_begun() || reused && job.may_be_sent_again()) =>
             {
                 again -= 1;
                 conn = match open(worker, endpoint, rule.connect, last).await {
@@ -136,6 +145,16 @@ async fn send(
             Err(SendError::Broken { unsent: true }) => return Err(Failure::NotTaken),
             Err(SendError::Broken { .. }) => return Err(Failure::Broken),
         }
+    }
+}
+
+/// What a caller did to a request whose body goes on as it comes.
+fn callers_fault(job: &Job<'_>, err: SendError, last: Instant) -> Option<Failure> {
+    let passage = job.passage()?;
+    match err {
+        SendError::TimedOut if passage.is_awaited() => Some(late(last, Failure::BodyTimeout)),
+        SendError::Broken { .. } if passage.is_broken() => Some(Failure::BodyBroken),
+        _ => None,
     }
 }
 

@@ -1,11 +1,12 @@
-//! (IO) Reading a request body: whole, within its limits of size and time; or piece by piece.
+//! (IO) Reading a request body: whole, within its limits of size and time; its beginning; or piece by piece.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::FutureExt as _;
 use http::HeaderMap;
-use http::header::CONTENT_LENGTH;
+use http::header::{CONTENT_LENGTH, TRAILER};
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 
@@ -15,6 +16,8 @@ use crate::reject::Reject;
 
 /// Room that is made at once for a body of unknown length.
 const FIRST_BYTES: usize = 16 << 10;
+/// A body that takes longer is not waited for where it may go on as it comes: it could be a conversation.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
 /// Where a body comes from.
 pub(crate) enum Source {
@@ -47,68 +50,147 @@ impl Source {
     }
 }
 
-/// The body and the room that it takes.
-pub(crate) async fn read(
-    process: &Arc<Process>,
-    watch: &Watch,
-    headers: &HeaderMap,
-    body: Source,
-) -> Result<(Bytes, BodyLease), Reject> {
-    let max_bytes = process.settings.limits.body_bytes;
-    let length = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > max_bytes) {
-        return Err(Reject::BodyTooLarge { max_bytes });
-    }
-    let mut collect = std::pin::pin!(collect(process, length, max_bytes, body));
-    // Usually the body came together with the head: then no timer is needed.
-    if let Some(result) = collect.as_mut().now_or_never() {
-        return result;
-    }
-    watch.reads_body();
-    let result = tokio::time::timeout(process.settings.limits.body_timeout, collect).await;
-    watch.has_body();
-    result.unwrap_or(Err(Reject::BodyTimeout))
+/// What was read of a body, and the room that it takes.
+pub(crate) struct Part {
+    first: Option<Bytes>,
+    /// Where there are several pieces.
+    all: Option<BytesMut>,
+    lease: BodyLease,
 }
 
-async fn collect(
-    process: &Arc<Process>,
-    length: Option<usize>,
-    max_bytes: usize,
-    mut body: Source,
-) -> Result<(Bytes, BodyLease), Reject> {
-    // What has come takes room, not what was announced: callers that announce much and send nothing keep nobody out.
-    let mut lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
-    let mut first: Option<Bytes> = None;
-    let mut all: Option<BytesMut> = None;
-    while let Some(bytes) = body.next().await? {
-        let before = all
-            .as_ref()
-            .map(BytesMut::len)
-            .or(first.as_ref().map(Bytes::len))
-            .unwrap_or(0);
-        let now = before + bytes.len();
-        if now > max_bytes {
-            return Err(Reject::BodyTooLarge { max_bytes });
-        }
-        drop(lease);
-        lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
-        match (&mut all, first.take()) {
+impl Part {
+    fn new(process: &Arc<Process>) -> Result<Self, Reject> {
+        // What has come takes room, not what was announced: callers that announce much and send nothing keep nobody
+        // out.
+        let lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
+        Ok(Self {
+            first: None,
+            all: None,
+            lease,
+        })
+    }
+
+    fn len(&self) -> usize {
+        let all = self.all.as_ref().map(BytesMut::len);
+        all.or(self.first.as_ref().map(Bytes::len)).unwrap_or(0)
+    }
+
+    fn add(
+        &mut self,
+        process: &Arc<Process>,
+        length: Option<usize>,
+        bytes: Bytes,
+    ) -> Result<(), Reject> {
+        let now = self.len() + bytes.len();
+        // The room of before is part of the new one.
+        self.lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
+        self.lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
+        match (&mut self.all, self.first.take()) {
             (Some(all), _) => all.extend_from_slice(&bytes),
-            (None, None) => first = Some(bytes),
+            (None, None) => self.first = Some(bytes),
             (None, Some(start)) => {
                 let mut joined =
                     BytesMut::with_capacity(length.unwrap_or(0).max(FIRST_BYTES).max(now));
                 joined.extend_from_slice(&start);
                 joined.extend_from_slice(&bytes);
-                all = Some(joined);
+                self.all = Some(joined);
             }
         }
-        if body.is_over() {
-            break;
-        }
+        Ok(())
     }
-    let bytes = all.map(BytesMut::freeze).or(first).unwrap_or_default();
-    Ok((bytes, lease))
+
+    /// Reads on: whether the body ended with at most `max_bytes`. Cancel safe.
+    async fn fill(
+        &mut self,
+        process: &Arc<Process>,
+        length: Option<usize>,
+        max_bytes: usize,
+        body: &mut Source,
+    ) -> Result<bool, Reject> {
+        while let Some(bytes) = body.next().await? {
+            self.add(process, length, bytes)?;
+            if self.len() > max_bytes {
+                return Ok(false);
+            }
+            if body.is_over() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The bytes, and the room that they take.
+    pub(crate) fn into_bytes(self) -> (Bytes, BodyLease) {
+        let bytes = self.all.map(BytesMut::freeze).or(self.first);
+        (bytes.unwrap_or_default(), self.lease)
+    }
+}
+
+/// The length that the head gives.
+fn announced(headers: &HeaderMap) -> Option<usize> {
+    let length = headers.get(CONTENT_LENGTH)?;
+    length.to_str().ok()?.parse().ok()
+}
+
+/// The body and the room that it takes.
+pub(crate) async fn read(
+    process: &Arc<Process>,
+    watch: &Watch,
+    headers: &HeaderMap,
+    mut body: Source,
+) -> Result<(Bytes, BodyLease), Reject> {
+    let max_bytes = process.settings.limits.body_bytes;
+    let length = announced(headers);
+    if length.is_some_and(|length| length > max_bytes) {
+        return Err(Reject::BodyTooLarge { max_bytes });
+    }
+    let mut part = Part::new(process)?;
+    let limit = process.settings.limits.body_timeout;
+    let is_whole = {
+        let fill = part.fill(process, length, max_bytes, &mut body);
+        within(watch, limit, fill)
+            .await
+            .ok_or(Reject::BodyTimeout)??
+    };
+    if is_whole {
+        Ok(part.into_bytes())
+    } else {
+        Err(Reject::BodyTooLarge { max_bytes })
+    }
+}
+
+/// The body, if it is here before long and has at most `max_bytes`; else its beginning, and what it comes from.
+pub(crate) async fn begin(
+    process: &Arc<Process>,
+    watch: &Watch,
+    headers: &HeaderMap,
+    max_bytes: usize,
+    mut body: Source,
+) -> Result<(Part, Option<Incoming>), Reject> {
+    let length = announced(headers);
+    let mut part = Part::new(process)?;
+    // Trailers are not kept.
+    let may_be_kept = length.unwrap_or(0) <= max_bytes && !headers.contains_key(TRAILER);
+    let is_whole = may_be_kept && {
+        let fill = part.fill(process, length, max_bytes, &mut body);
+        within(watch, MAX_WAIT, fill).await.unwrap_or(Ok(false))?
+    };
+    let rest = match body {
+        Source::Coming(body) if !is_whole => Some(body),
+        Source::Coming(_) | Source::Here(_) => None,
+    };
+    Ok((part, rest))
+}
+
+/// What comes of `read`; `None` if it takes longer than `limit`.
+async fn within<T>(watch: &Watch, limit: Duration, read: impl Future<Output = T>) -> Option<T> {
+    let mut read = std::pin::pin!(read);
+    // Usually the body came together with the head: then no timer is needed.
+    if let Some(result) = read.as_mut().now_or_never() {
+        return Some(result);
+    }
+    watch.reads_body();
+    let result = tokio::time::timeout(limit, read).await;
+    watch.has_body();
+    result.ok()
 }

@@ -32,6 +32,10 @@ pub(crate) enum Failure {
     FirstTokenTimeout,
     /// The rule's limit for the whole request passed.
     Deadline,
+    /// The caller broke off its body on the way.
+    BodyBroken,
+    /// The caller did not go on with its body.
+    BodyTimeout,
     /// The answer began with the backend giving up.
     GaveUp,
     /// 429 or 5xx.
@@ -47,10 +51,12 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn class(&self) -> FailureClass {
         match self {
-            Self::Connect | Self::Handshake(_) | Self::NotTaken | Self::Broken => {
-                FailureClass::Connection
-            }
-            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline => {
+            Self::Connect
+            | Self::Handshake(_)
+            | Self::NotTaken
+            | Self::Broken
+            | Self::BodyBroken => FailureClass::Connection,
+            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline | Self::BodyTimeout => {
                 FailureClass::Timeout
             }
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
@@ -70,6 +76,8 @@ impl Failure {
             Self::Broken => "broken",
             Self::FirstTokenTimeout => "first_token_timeout",
             Self::Deadline => "deadline",
+            Self::BodyBroken => "body_broken",
+            Self::BodyTimeout => "body_timeout",
             Self::GaveUp => "gave_up",
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 "status_429"
@@ -88,8 +96,9 @@ impl Failure {
         match self {
             Self::Connect | Self::ConnectTimeout | Self::Handshake(_) => CONNECT_WEIGHT,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
-            // The limit counts all attempts, a refusal is about the request: neither says a thing of the endpoint.
-            Self::Deadline | Self::Refused { .. } => 0,
+            // The limit counts all attempts, a refusal is about the request, a body is the caller's: none says a thing
+            // of the endpoint.
+            Self::Deadline | Self::BodyBroken | Self::BodyTimeout | Self::Refused { .. } => 0,
             _ => 1,
         }
     }
@@ -102,6 +111,8 @@ impl Failure {
             | Self::Handshake(_)
             | Self::FirstTokenTimeout
             | Self::Deadline
+            | Self::BodyBroken
+            | Self::BodyTimeout
             | Self::Refused { .. } => false,
             Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
         }
@@ -124,6 +135,8 @@ impl Failure {
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
             Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
             Self::Deadline => Err(Reject::DeadlineExceeded),
+            Self::BodyBroken => Err(Reject::BodyBroken),
+            Self::BodyTimeout => Err(Reject::BodyTimeout),
             Self::Status { head, bytes } if openai::is_error(&bytes) => {
                 Ok(Answer::Refused { head, bytes })
             }
@@ -141,7 +154,7 @@ impl Failure {
 
     /// Whether it is the request's end, whatever else could be tried.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Deadline)
+        matches!(self, Self::Deadline | Self::BodyBroken | Self::BodyTimeout)
     }
 
     /// Whether the endpoint is over a limit, or says when to come back.

@@ -10,6 +10,7 @@ use penstock_core::config::Protocol;
 use crate::capability::Needed;
 use crate::choose::Choice;
 use crate::openai::{Api, Call};
+use crate::passage::Passage;
 use crate::process::Worker;
 use crate::provider::translations::Translations;
 use crate::provider::{Misfit, Rest, Route, Translated};
@@ -113,7 +114,17 @@ impl Job<'_> {
     /// Whether it may go upstream once more though it, or part of it, was there.
     pub(crate) fn may_be_sent_again(&self) -> bool {
         let is_repeatable = self.passing.is_none_or(|passing| passing.is_repeatable);
-        is_repeatable && self.body.len() <= MAX_REPLAY_BYTES
+        is_repeatable && self.body.len() <= MAX_REPLAY_BYTES && self.passage().is_none()
+    }
+
+    /// Its body, if that is not kept.
+    pub(crate) fn passage(&self) -> Option<&Passage> {
+        self.passing?.passage.as_ref()
+    }
+
+    /// Whether a part of its body that is not kept went upstream.
+    pub(crate) fn is_begun(&self) -> bool {
+        self.passage().is_some_and(Passage::is_begun)
     }
 
     pub(crate) fn prompt_tokens(&self) -> u32 {

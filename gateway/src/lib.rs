@@ -28,6 +28,7 @@ pub mod outbound;
 pub mod outlier;
 pub mod pace;
 pub mod parameters;
+mod passage;
 pub mod patience;
 pub mod pick;
 pub mod prompts;

@@ -39,8 +39,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// Headers that the gateway adds: `Host`, the credential, `Via`, the request id, and `Anthropic-Version` or the three
-/// `X-Forwarded`.
-const ADDED: usize = 7;
+/// `X-Forwarded`, `TE` and `Connection`.
+const ADDED: usize = 9;
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     [
@@ -149,7 +149,15 @@ impl Forwarded {
     }
 }
 
-/// What goes to a backend that is no model.
+fn takes_trailers(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(TE).iter();
+    values
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+}
+
+/// What goes to a backend that is no model. Trailers pass there, so that they are announced and asked for passes too.
 pub fn to_service(
     from_caller: &HeaderMap,
     own: &Own<'_>,
@@ -159,6 +167,13 @@ pub fn to_service(
     let mut headers = end_to_end(from_caller, own, |name| {
         keeps_credentials || !is_credential(name)
     });
+    for announced in from_caller.get_all(TRAILER) {
+        headers.append(TRAILER, announced.clone());
+    }
+    if takes_trailers(from_caller) {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+        headers.insert(CONNECTION, HeaderValue::from_static("te"));
+    }
     forwarded.tell(&mut headers);
     headers
 }
@@ -222,10 +237,11 @@ pub fn speaks(headers: &HeaderMap) -> Dialect {
 
 /// Leaves of a backend's headers what the caller may see. The length stays only where the bytes are sure to match.
 pub fn answer(headers: &mut HeaderMap, keeps_length: bool) {
+    headers.remove(TRAILER);
     answer_of_service(headers, keeps_length, false);
 }
 
-/// [`answer`], of a backend that is no model: its cookies may pass.
+/// [`answer`], or what follows one, of a backend that is no model: its cookies may pass, and its trailers.
 pub fn answer_of_service(headers: &mut HeaderMap, keeps_length: bool, keeps_cookies: bool) {
     if !keeps_cookies {
         headers.remove(SET_COOKIE);
@@ -242,13 +258,23 @@ pub fn answer_of_service(headers: &mut HeaderMap, keeps_length: bool, keeps_cook
         &CONNECTION,
         &TRANSFER_ENCODING,
         &KEEP_ALIVE,
-        &TRAILER,
         &UPGRADE,
         &PROXY_AUTHENTICATE,
         &PROXY_CONNECTION,
     ] {
         headers.remove(name);
     }
+}
+
+/// What of trailers goes further, in either direction: nothing about the connection, no credentials, no cookies.
+pub(crate) fn trailers(trailers: HeaderMap) -> HeaderMap {
+    let mut passed = HeaderMap::with_capacity(trailers.len());
+    for (name, value) in &trailers {
+        if !stays_here(name) && !is_credential(name) && *name != SET_COOKIE {
+            passed.append(name, value.clone());
+        }
+    }
+    passed
 }
 
 /// Whether the request went through a gateway that calls itself `token` before.
@@ -367,6 +393,40 @@ mod tests {
         ]);
         answer(&mut headers, false);
         assert_eq!(headers, map(&[("content-type", "text/event-stream")]));
+    }
+
+    #[test]
+    fn trailers_hold_no_credential_and_nothing_about_the_connection() {
+        let sent = map(&[
+            ("grpc-status", "0"),
+            ("authorization", "Bearer caller"),
+            ("cookie", "a=b"),
+            ("set-cookie", "a"),
+            ("content-length", "5"),
+            ("transfer-encoding", "chunked"),
+            ("x-api-key", "k"),
+        ]);
+        assert_eq!(trailers(sent), map(&[("grpc-status", "0")]));
+    }
+
+    #[test]
+    fn a_service_is_asked_for_trailers_where_the_caller_takes_them() {
+        let value = HeaderValue::from_static;
+        let own = Own {
+            host: &value("h"),
+            credential: None,
+            via: &value("1.1 me"),
+            id: &value("id"),
+        };
+        let forwarded = Forwarded {
+            address: IpAddr::from([127, 0, 0, 1]),
+            is_tls: false,
+            host: None,
+        };
+        let sent = |te| to_service(&map(&[("te", te)]), &own, false, &forwarded);
+        assert_eq!(sent("gzip;q=0.5, Trailers")[TE], "trailers");
+        assert_eq!(sent("gzip;q=0.5, Trailers")[CONNECTION], "te");
+        assert!(!sent("gzip").contains_key(TE));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request};
-use http_body_util::Full;
+use http_body_util::{Either, Full};
 
 use crate::job::Job;
 use crate::openai::{self, Encoding, Pieces};
@@ -14,6 +14,7 @@ use crate::provider::{Route, Translated, bedrock};
 use crate::service;
 use crate::snapshot::{Candidate, Credential, Endpoint};
 use crate::stream_usage::{self, Asking};
+use crate::upstream::RequestBody;
 
 /// For `endpoint`, by `route`. `translated` is the body, if it is not the caller's; `asking` is what else changes in
 /// it; `since_epoch` is now.
@@ -25,7 +26,7 @@ pub(crate) fn request(
     translated: Option<&Translated>,
     asking: Option<&Asking>,
     since_epoch: Duration,
-) -> Request<Full<Pieces>> {
+) -> Request<RequestBody> {
     if let Some(passing) = job.passing {
         return service::request(job, passing, candidate, endpoint);
     }
@@ -33,7 +34,8 @@ pub(crate) fn request(
     let target = endpoint
         .targets
         .of(route.api(job.api), job.call.stream, model);
-    let mut request = Request::new(Full::new(body(job, candidate, translated, asking)));
+    let body = Full::new(body(job, candidate, translated, asking));
+    let mut request = Request::new(Either::Left(body));
     *request.method_mut() = Method::POST;
     // There is one: else the candidate would not have been chosen.
     *request.uri_mut() = target.unwrap_or_default();

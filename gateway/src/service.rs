@@ -5,10 +5,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::UPGRADE;
+use http::header::{TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{Either, Full};
+use hyper::body::Body as _;
 use penstock_core::config::{CallerCredentials, Repeat};
 
 use crate::answers;
@@ -17,15 +18,17 @@ use crate::body::{self, Source};
 use crate::conditions::Asked;
 use crate::failure::Failure;
 use crate::guard::Watch;
-use crate::job::Job;
-use crate::openai::{self, Api, Call, Pieces};
+use crate::job::{Job, MAX_REPLAY_BYTES};
+use crate::openai::{self, Api, Call};
 use crate::outbound::{self, Forwarded, Own};
+use crate::passage::{self, Passage};
 use crate::process::Worker;
 use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
 use crate::snapshot::{Candidate, Credential, Endpoint};
 use crate::stream::{AnswerBody, Limits, Stream};
+use crate::upstream::RequestBody;
 use crate::wish;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
@@ -35,6 +38,8 @@ pub(crate) struct Passing<'a> {
     method: &'a Method,
     target: &'a PathAndQuery,
     forwarded: Forwarded,
+    /// Its body, if that is not kept.
+    pub(crate) passage: Option<Passage>,
     /// Whether it may be sent again once it, or part of it, went upstream.
     pub(crate) is_repeatable: bool,
 }
@@ -74,12 +79,20 @@ pub(crate) async fn serve(
         return Err(Reject::UpgradeUnsupported);
     }
     record.admit()?;
-    let (body, _lease) = body::read(process, watch, &head.headers, body).await?;
+    let most = MAX_REPLAY_BYTES.min(process.settings.limits.body_bytes);
+    let (first, rest) = body::begin(process, watch, &head.headers, most, body).await?;
+    let (body, _lease) = first.into_bytes();
+    let limits = passage::Limits {
+        idle: rule.idle,
+        answer: rule.first_token,
+        last: record.started + rule.total,
+    };
     record.rule = Some(Arc::clone(&rule));
     let passing = Passing {
         method: &head.method,
         target,
         forwarded: Forwarded::new(&watch.caller, head),
+        passage: rest.map(|rest| Passage::new(body.clone(), rest, limits, watch)),
         is_repeatable: is_repeatable(rule.repeat, &head.method, &head.headers),
     };
     let job = Job {
@@ -142,7 +155,7 @@ pub(crate) fn request(
     passing: &Passing<'_>,
     candidate: &Candidate,
     endpoint: &Endpoint,
-) -> Request<Full<Pieces>> {
+) -> Request<RequestBody> {
     let own = Own {
         host: &endpoint.host,
         credential: match &candidate.backend.credential {
@@ -153,11 +166,24 @@ pub(crate) fn request(
         id: &job.id,
     };
     let keeps_credentials = candidate.backend.caller_credentials == CallerCredentials::Passed;
-    let mut request = Request::new(Full::new(openai::unpatched(job.body.clone())));
+    let body = match &passing.passage {
+        None => Either::Left(Full::new(openai::unpatched(job.body.clone()))),
+        Some(passage) => Either::Right(passage.clone()),
+    };
+    let has_length = body.size_hint().exact().is_some();
+    let mut request = Request::new(body);
     *request.method_mut() = passing.method.clone();
     *request.uri_mut() = Uri::from(passing.target.clone());
-    *request.headers_mut() =
+    let mut headers =
         outbound::to_service(job.headers, &own, keeps_credentials, &passing.forwarded);
+    if has_length {
+        // Nothing follows what is kept.
+        headers.remove(TRAILER);
+    } else {
+        // Without it there is no body to methods that seldom have one.
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    *request.headers_mut() = headers;
     request
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use http::HeaderMap;
 use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
@@ -17,6 +18,7 @@ use crate::events::{Events, Passed};
 use crate::heartbeat::Kept;
 use crate::meter::{Cut, Meter};
 use crate::openai::{Api, DONE, Wire};
+use crate::outbound;
 use crate::process::Worker;
 use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
@@ -103,9 +105,15 @@ impl Body for AnswerBody {
                 Poll::Ready(next.map(|result| result.map(Frame::data)))
             }
             Self::Kept(kept) => kept.poll_next(cx),
-            Self::Stream(stream) => stream
-                .poll_next(cx)
-                .map(|next| next.map(|result| result.map(Frame::data))),
+            Self::Stream(stream) => {
+                let next = std::task::ready!(stream.poll_next(cx));
+                Poll::Ready(if let Some(result) = next {
+                    Some(result.map(Frame::data))
+                } else {
+                    let last = stream.trailers.take();
+                    last.map(|last| Ok(Frame::trailers(outbound::trailers(*last))))
+                })
+            }
             Self::Resumable(stream) => stream
                 .poll_next(cx)
                 .map(|next| next.map(|result| result.map(Frame::data))),
@@ -201,6 +209,8 @@ pub(crate) struct Stream {
     /// What the caller's stream is made of.
     wire: Wire,
     ready: Option<Bytes>,
+    /// What follows the body, of a backend that is no model.
+    trailers: Option<Box<HeaderMap>>,
     next: Next,
     limits: Limits,
     fill: Option<Fill>,
@@ -270,6 +280,7 @@ impl Stream {
             translator,
             wire: record.api.map(Api::wire).unwrap_or_default(),
             ready: None,
+            trailers: None,
             next: Next::Upstream,
             limits,
             fill: None,
@@ -310,7 +321,7 @@ impl Stream {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.next == Next::End && self.ready.is_none()
+        self.next == Next::End && self.ready.is_none() && self.trailers.is_none()
     }
 
     /// Takes in what the backend sent.
@@ -481,6 +492,9 @@ impl Stream {
         if let (Some(mut exchange), Some(in_flight)) =
             (self.exchange.take(), &self.record.in_flight)
         {
+            if self.record.api == Some(Api::Http) {
+                self.trailers = exchange.take_trailers();
+            }
             exchange.finish(&in_flight.endpoint().live, self.worker.index, now);
         }
         self.record.completed(self.events.is_some(), now);

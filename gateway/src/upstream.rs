@@ -8,6 +8,7 @@ mod bell;
 mod connect;
 mod http1;
 mod http2;
+mod upload;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,12 +17,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{CONNECTION, HOST};
-use http::{HeaderValue, Request, Response, Uri};
-use http_body_util::Full;
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use http_body_util::{Either, Full};
 use tokio::task::JoinSet;
 
 use self::connect::Made;
 use crate::openai::{self, Pieces};
+use crate::passage::Passage;
 use crate::provider::foreign;
 use crate::snapshot::{Endpoint, EndpointLive};
 use crate::socket::Socket;
@@ -32,8 +34,16 @@ const MAX_IDLE_CONNECTIONS: usize = 128;
 /// Read buffer of a connection, and so the largest answer head.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// What goes upstream.
-pub(crate) type RequestBody = Full<Pieces>;
+/// What goes upstream: what is here as a whole, or what comes from a caller.
+pub(crate) type RequestBody = Either<Full<Pieces>, Passage>;
+
+/// The body of a request that comes from its caller.
+fn passage(request: &Request<RequestBody>) -> Option<Passage> {
+    match request.body() {
+        Either::Left(_) => None,
+        Either::Right(passage) => Some(passage.clone()),
+    }
+}
 
 /// Tasks of a worker that no connection of a caller has. They end with it.
 #[derive(Debug, Default)]
@@ -115,7 +125,8 @@ pub(crate) async fn get(
 ) -> Option<(Response<()>, Exchange)> {
     let deadline = penstock_shell::clock::now() + limit;
     let conn = connect(endpoint, None, tasks, limit).await.ok()?;
-    let mut request = Request::new(Full::new(openai::unpatched(Bytes::new())));
+    let body = Full::new(openai::unpatched(Bytes::new()));
+    let mut request = Request::new(Either::Left(body));
     *request.uri_mut() = uri;
     request.headers_mut().insert(HOST, endpoint.host.clone());
     if !endpoint.may_speak_http2() {
@@ -295,6 +306,14 @@ impl Exchange {
     /// Whether nothing is left of the body.
     pub(crate) fn is_over(&self) -> bool {
         self.body.is_over() && self.foreign.is_none()
+    }
+
+    /// What came after the body.
+    pub(crate) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        match &mut self.body {
+            Body::One(body) => body.take_trailers(),
+            Body::Many(body) => body.take_trailers(),
+        }
     }
 
     /// The body was read to its end: gives the connection back, if it can carry another request.

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -17,7 +17,8 @@ use tokio::time::Sleep;
 
 use super::bell::Bell;
 use super::connect::{Made, note};
-use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError};
+use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, passage};
+use crate::passage::Passage;
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
 use crate::trust::HandshakeError;
@@ -104,12 +105,6 @@ impl Conn {
         self.closed
     }
 
-    /// Waits for the socket, or until the deadline.
-    fn poll_wait(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.bell.wait(cx.waker());
-        self.deadline.as_mut().poll(cx)
-    }
-
     fn set_deadline(&mut self, deadline: Instant) {
         self.deadline.as_mut().reset(deadline.into());
     }
@@ -122,6 +117,7 @@ impl Conn {
         deadline: Instant,
     ) -> Result<(Response<()>, Body), SendError> {
         self.set_deadline(deadline);
+        let passage = passage(&request);
         let mut answer = std::pin::pin!(self.sender.try_send_request(request.map(Box::new)));
         let rings = self.rings.clone();
         let answer = std::future::poll_fn(|cx| {
@@ -147,12 +143,22 @@ impl Conn {
                     break;
                 }
             }
-            self.poll_wait(cx).map(|()| Err(SendError::TimedOut))
+            self.bell.wait(cx.waker());
+            let late = match &passage {
+                Some(passage) => passage.poll_late(&mut self.deadline, cx),
+                None => self.deadline.as_mut().poll(cx),
+            };
+            late.map(|()| Err(SendError::TimedOut))
         })
         .await?;
         let (parts, body) = answer.into_parts();
-        let conn = Some(self);
-        Ok((Response::from_parts(parts, ()), Body { conn, body }))
+        let body = Body {
+            conn: Some(self),
+            body,
+            passage,
+            trailers: None,
+        };
+        Ok((Response::from_parts(parts, ()), body))
     }
 }
 
@@ -161,6 +167,9 @@ impl Conn {
 pub(crate) struct Body {
     conn: Option<Conn>,
     body: Incoming,
+    /// The body of the request, which may go on beside this one.
+    passage: Option<Passage>,
+    trailers: Option<Box<HeaderMap>>,
 }
 
 impl Body {
@@ -179,13 +188,13 @@ impl Body {
             let closed = conn.is_closed();
             let mut rings = Context::from_waker(&conn.rings);
             match Pin::new(&mut self.body).poll_frame(&mut rings) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers mean nothing here.
-                    if let Ok(bytes) = frame.into_data() {
-                        return Poll::Ready(Ok(Some(bytes)));
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(bytes) => return Poll::Ready(Ok(Some(bytes))),
+                    Err(frame) => {
+                        self.trailers = frame.into_trailers().ok().map(Box::new);
+                        looks = 0;
                     }
-                    looks = 0;
-                }
+                },
                 Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
                 Poll::Ready(None) => return Poll::Ready(Ok(None)),
                 Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
@@ -193,7 +202,12 @@ impl Body {
                 Poll::Pending => {}
             }
         }
-        conn.poll_wait(cx).map(|()| Err(BodyError::TimedOut))
+        conn.bell.wait(cx.waker());
+        let late = match &self.passage {
+            Some(passage) => passage.poll_stalled(&mut conn.deadline, cx),
+            None => conn.deadline.as_mut().poll(cx),
+        };
+        late.map(|()| Err(BodyError::TimedOut))
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
@@ -205,6 +219,10 @@ impl Body {
     /// Whether nothing is left.
     pub(super) fn is_over(&self) -> bool {
         self.body.is_end_stream()
+    }
+
+    pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        self.trailers.take()
     }
 
     /// The connection, if the body was read to its end and it can carry another request.

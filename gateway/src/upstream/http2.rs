@@ -14,19 +14,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, Reason, RecvStream};
-use http::header::{CONTENT_LENGTH, HOST};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderMap, Request, Response, Uri, Version};
+use http_body_util::Either;
 use hyper::body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::connect::{self, Made, note};
-use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError};
+use super::upload::Upload;
+use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, passage};
 use crate::openai::Pieces;
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
@@ -220,33 +222,42 @@ impl Place {
         };
         // It may have ended since it was chosen.
         let mut sender = sender.ok_or(UNSENT)?;
+        let passage = passage(&request);
         let (head, body) = outgoing(request, endpoint).ok_or(UNSENT)?;
         let mut deadline = Box::pin(tokio::time::sleep_until(deadline.into()));
         std::future::poll_fn(|cx| sender.poll_ready(cx))
             .await
             .map_err(|_| UNSENT)?;
         let (answer, mut stream) = sender
-            .send_request(head, body.is_none())
+            .send_request(head, body.is_none() && passage.is_none())
             .map_err(|_| UNSENT)?;
         if let Some(body) = body {
             // All of it is in memory already; it leaves as the other side takes it.
             stream.send_data(body, true).map_err(|err| broken(&err))?;
         }
+        let mut upload = passage.map(|passage| Box::new(Upload::new(stream, passage)));
         let mut answer = std::pin::pin!(answer);
         let answer = std::future::poll_fn(|cx| {
             if let Poll::Ready(answer) = answer.as_mut().poll(cx) {
                 return Poll::Ready(answer.map_err(|err| broken(&err)));
             }
-            deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(SendError::TimedOut))
+            let Some(upload) = &mut upload else {
+                let late = deadline.as_mut().poll(cx);
+                return late.map(|()| Err(SendError::TimedOut));
+            };
+            if upload.poll(cx) == Poll::Ready(Err(BodyError::Broken)) {
+                return Poll::Ready(Err(SendError::Broken { unsent: false }));
+            }
+            let late = upload.passage.poll_late(&mut deadline, cx);
+            late.map(|()| Err(SendError::TimedOut))
         })
         .await?;
         let (head, stream) = answer.into_parts();
         let body = Body {
             stream,
+            upload,
             deadline,
+            trailers: None,
             _place: self,
         };
         Ok((Response::from_parts(head, ()), body))
@@ -274,16 +285,20 @@ fn broken(err: &h2::Error) -> SendError {
     }
 }
 
-/// A request as HTTP/2 has it: the host in `:authority`, the length said.
+/// A request as HTTP/2 has it: the host in `:authority`, the length said; and its body, if that is here.
 fn outgoing(
     request: Request<RequestBody>,
     endpoint: &Endpoint,
 ) -> Option<(Request<()>, Option<Pieces>)> {
-    let (mut head, mut body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let length = body.size_hint().exact().filter(|length| *length > 0);
     let mut cx = Context::from_waker(Waker::noop());
-    let body = match Pin::new(&mut body).poll_frame(&mut cx) {
-        Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
-        _ => None,
+    let body = match body {
+        Either::Left(mut body) => match Pin::new(&mut body).poll_frame(&mut cx) {
+            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
+            _ => None,
+        },
+        Either::Right(_) => None,
     };
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     uri.scheme = Some(match endpoint.secured {
@@ -295,17 +310,22 @@ fn outgoing(
     uri.path_and_query = uri.path_and_query.or(Some(PathAndQuery::from_static("/")));
     head.uri = Uri::from_parts(uri).ok()?;
     head.version = Version::HTTP_2;
-    if let Some(body) = &body {
-        let length = HeaderValue::from(body.remaining());
-        head.headers.insert(CONTENT_LENGTH, length);
+    if let Some(length) = length {
+        head.headers.insert(CONTENT_LENGTH, length.into());
     }
+    // What HTTP/1.1 says of a connection.
+    head.headers.remove(CONNECTION);
+    head.headers.remove(TRANSFER_ENCODING);
     Some((Request::from_parts(head, ()), body))
 }
 
 /// The body of an answer. Dropping it before its end resets the stream; the connection stays.
 pub(crate) struct Body {
     stream: RecvStream,
+    /// The body of the request, which may go on beside this one.
+    upload: Option<Box<Upload>>,
     deadline: Pin<Box<Sleep>>,
+    trailers: Option<Box<HeaderMap>>,
     _place: Place,
 }
 
@@ -321,20 +341,40 @@ impl Body {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, BodyError>> {
+        if let Some(upload) = &mut self.upload
+            && upload.poll(cx) == Poll::Ready(Err(BodyError::Broken))
+        {
+            return Poll::Ready(Err(BodyError::Broken));
+        }
         match self.stream.poll_data(cx) {
             Poll::Ready(Some(Ok(bytes))) => {
                 // Whoever takes a piece has room for it. On a stream that has ended there is nothing to give back.
                 let _ = self.stream.flow_control().release_capacity(bytes.len());
                 Poll::Ready(Ok(Some(bytes)))
             }
-            Poll::Ready(None) => Poll::Ready(Ok(None)),
+            Poll::Ready(None) => match self.stream.poll_trailers(cx) {
+                Poll::Ready(Ok(trailers)) => {
+                    self.trailers = trailers.map(Box::new);
+                    Poll::Ready(Ok(None))
+                }
+                Poll::Ready(Err(_)) => Poll::Ready(Err(BodyError::Broken)),
+                Poll::Pending => self.poll_stalled(cx),
+            },
             Poll::Ready(Some(Err(_))) => Poll::Ready(Err(BodyError::Broken)),
-            Poll::Pending => self
-                .deadline
-                .as_mut()
-                .poll(cx)
-                .map(|()| Err(BodyError::TimedOut)),
+            Poll::Pending => self.poll_stalled(cx),
         }
+    }
+
+    fn poll_stalled<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, BodyError>> {
+        let late = match &self.upload {
+            Some(upload) => upload.passage.poll_stalled(&mut self.deadline, cx),
+            None => self.deadline.as_mut().poll(cx),
+        };
+        late.map(|()| Err(BodyError::TimedOut))
+    }
+
+    pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
+        self.trailers.take()
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Instant) {

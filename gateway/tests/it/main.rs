@@ -25,6 +25,7 @@ mod join;
 mod limits;
 mod overload;
 mod parameters;
+mod passages;
 mod prompts;
 mod protocols;
 mod providers;
