@@ -297,6 +297,8 @@ impl HandshakeError {
                 | Alert::CertificateUnknown
                 | Alert::UnknownCA
                 | Alert::AccessDenied
+                // Where an authority of the same name is trusted.
+                | Alert::DecryptError
                 | Alert::CertificateRequired,
             ) => Self::ClientCertificate,
             _ => Self::Handshake,

@@ -10,7 +10,7 @@ use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -417,14 +417,21 @@ pub(super) async fn drive(endpoint: Arc<Endpoint>, line: Arc<Line>, limit: Durat
         drop(line);
         weak
     };
-    run(*connection, &line).await;
+    let is_busy = || {
+        let line = line.upgrade();
+        line.is_some_and(|line| line.taken.load(Ordering::Relaxed) > 0)
+    };
+    run(*connection, is_busy).await;
     if let Some(line) = line.upgrade() {
         line.state.send_replace(State::Ended);
     }
 }
 
-/// Drives a connection, and asks now and then whether the other side is there.
-async fn run(mut connection: Connection<Heard, Pieces>, line: &Weak<Line>) {
+/// Drives a connection, and asks now and then, while it is busy, whether the other side is there.
+async fn run<T: AsyncRead + AsyncWrite + Unpin>(
+    mut connection: Connection<T, Pieces>,
+    is_busy: impl Fn() -> bool,
+) {
     let Some(mut pings) = connection.ping_pong() else {
         return;
     };
@@ -440,9 +447,7 @@ async fn run(mut connection: Connection<Heard, Pieces>, line: &Weak<Line>) {
                 if is_asked {
                     return;
                 }
-                let line = line.upgrade();
-                let is_busy = line.is_some_and(|line| line.taken.load(Ordering::Relaxed) > 0);
-                is_asked = is_busy && pings.send_ping(Ping::opaque()).is_ok();
+                is_asked = is_busy() && pings.send_ping(Ping::opaque()).is_ok();
             }
         }
     }
@@ -543,5 +548,60 @@ impl AsyncWrite for Heard {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.socket).poll_write_vectored(cx, bufs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::task::JoinSet;
+
+    use super::*;
+
+    /// How long a request waits over a connection whose other side `other` is, until it fails or for two minutes.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the clock is tokio's, which a test moves"
+    )]
+    async fn waits(
+        other: impl Future<Output = ()> + Send + 'static,
+        io: tokio::io::DuplexStream,
+    ) -> Duration {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(other);
+        let (mut sender, connection) = Builder::new().handshake::<_, Pieces>(io).await.unwrap();
+        tasks.spawn(run(connection, || true));
+        let began = tokio::time::Instant::now();
+        let (answer, _) = sender.send_request(Request::new(()), true).unwrap();
+        let failed = tokio::time::timeout(Duration::from_mins(2), answer).await;
+        assert!(failed.is_err() || failed.is_ok_and(|answer| answer.is_err()));
+        began.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_no_ping_is_given_up_by_the_next_one() {
+        let (io, mut peer) = tokio::io::duplex(64 << 10);
+        let silent = async move {
+            peer.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let mut all = Vec::new();
+            let _ended = peer.read_to_end(&mut all).await;
+        };
+        let waited = waits(silent, io).await;
+        let moment = Duration::from_secs(1);
+        assert!(waited + moment > PING_EVERY * 2, "{waited:?}");
+        assert!(waited < PING_EVERY * 2 + moment, "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_answers_pings_may_take_its_time() {
+        let (io, peer) = tokio::io::duplex(64 << 10);
+        let slow = async move {
+            let mut server = h2::server::handshake(peer).await.unwrap();
+            let mut unanswered = Vec::new();
+            while let Some(request) = server.accept().await {
+                unanswered.push(request);
+            }
+        };
+        assert_eq!(waits(slow, io).await, Duration::from_mins(2));
     }
 }

@@ -1,8 +1,14 @@
 //! Callers that speak HTTP/2: many requests on one connection, and what those may not do.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
+use bytes::Bytes;
+use futures::StreamExt as _;
+use http::Response;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -178,6 +184,67 @@ async fn a_caller_that_resets_its_stream_frees_the_backend_and_no_other_stream()
     gateway
         .metric_is("penstock_gateway_in_flight_requests", 0.0)
         .await;
+}
+
+/// What may be on its way of a stream that nobody reads: the caller's window (2 MiB, hyper's), buffers of the sockets
+/// on both sides, and pieces in hand.
+const MOST_UNREAD_BYTES: usize = (2 << 20) + (12 << 20);
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_holds_little_and_the_others_on_its_connection_go_on() {
+    for h2c in [false, true] {
+        let sent: Arc<AtomicUsize> = Arc::default();
+        let counted = Arc::clone(&sent);
+        let upstream = HyperUpstream::start(clear(), move |_, request| {
+            if !String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
+                return served("x");
+            }
+            let counted = Arc::clone(&counted);
+            let endless = futures::stream::repeat_with(move || {
+                let piece = Bytes::from(word(&"x".repeat(16_000)));
+                counted.fetch_add(piece.len(), Ordering::SeqCst);
+                Ok(Frame::data(piece))
+            });
+            Response::builder()
+                .header("content-type", "text/event-stream")
+                .body(StreamBody::new(endless.boxed()).boxed_unsync())
+                .unwrap()
+        })
+        .await;
+        let mut plan = Plan::chain(&[upstream.address]);
+        plan.config
+            .backends
+            .get_mut(&id("a"))
+            .unwrap()
+            .transport
+            .h2c = h2c;
+        let gateway = Gateway::start(&plan).await;
+        let mut client = H2Client::connect(gateway.address).await;
+        let mut unread = client.begin("/v1/chat/completions", &chat(true)).await;
+        let mut before = 0;
+        within("it stands still", async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                let now = sent.load(Ordering::SeqCst);
+                if now == before {
+                    return;
+                }
+                before = now;
+            }
+        })
+        .await;
+        assert!(before <= MOST_UNREAD_BYTES, "{before} bytes");
+        for _ in 0..20 {
+            let answer = client.post("/v1/chat/completions", &chat(false)).await;
+            assert_eq!(answer, (200, completion("x")));
+        }
+        // Read on, it goes on.
+        let mut read = 0;
+        while read <= before {
+            let frame = within("more", unread.body_mut().frame()).await;
+            read += frame.unwrap().unwrap().into_data().unwrap().len();
+        }
+    }
 }
 
 #[tokio::test]

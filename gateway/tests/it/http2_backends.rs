@@ -199,6 +199,63 @@ async fn what_goaway_left_out_was_not_sent_and_is_repeated_whatever_it_is() {
     }
 }
 
+/// A backend that refuses its first streams as not looked at. How many it was sent.
+async fn refusing(first: usize) -> (std::net::SocketAddr, Arc<AtomicUsize>, JoinSet<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let count: Arc<AtomicUsize> = Arc::default();
+    let counted = Arc::clone(&count);
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let counted = Arc::clone(&counted);
+            connections.spawn(async move {
+                let mut server = h2::server::handshake(stream).await.unwrap();
+                while let Some(Ok((_, mut respond))) = server.accept().await {
+                    if counted.fetch_add(1, Ordering::SeqCst) < first {
+                        respond.send_reset(h2::Reason::REFUSED_STREAM);
+                        continue;
+                    }
+                    let mut body = respond.send_response(Response::new(()), false).unwrap();
+                    body.send_data(Bytes::from("here"), true).unwrap();
+                }
+            });
+        }
+    });
+    (address, count, tasks)
+}
+
+#[tokio::test]
+async fn what_was_refused_as_not_looked_at_goes_elsewhere_whatever_it_is() {
+    // Asked once and three times more, on whichever connection.
+    for (first, body, asked) in [(2, "here", 3), (usize::MAX, "elsewhere", 4)] {
+        let (address, count, _tasks) = refusing(first).await;
+        let other = Upstream::always(|| Reply::Json(200, "elsewhere".to_owned())).await;
+        let plan = plan(address).rule(|rule| {
+            rule.models.clear();
+            let paths = vec![penstock_core::config::NameMatch::Prefix("/".to_owned())];
+            rule.conditions = vec![penstock_core::config::Condition::Paths(paths)];
+        });
+        let plan = plan.backend("b", &[other.address], 1, 1);
+        let plan = plan.speaking("a", penstock_core::config::Protocol::Http);
+        let plan = plan.speaking("b", penstock_core::config::Protocol::Http);
+        let gateway = Gateway::start(&plan).await;
+        // A POST that may not be sent twice.
+        let mut client = gateway.client().await;
+        let request = "POST /tools/x HTTP/1.1\r\nhost: gw\r\ncontent-length: 2\r\n\r\nhi";
+        client.send(request).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, body));
+        assert_eq!(count.load(Ordering::SeqCst), asked);
+        let failures =
+            "penstock_gateway_attempt_failures_total{backend=\"ns/a\",reason=\"not_taken\"}";
+        let failed = if body == "here" { 0.0 } else { 1.0 };
+        gateway.metric_is(failures, failed).await;
+    }
+}
+
 #[tokio::test]
 async fn a_caller_who_goes_resets_the_stream_and_the_connection_stays() {
     let (upstream, senders) = driven_server(128).await;

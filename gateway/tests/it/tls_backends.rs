@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use penstock_core::config::{Condition, NameMatch, Protocol};
 use penstock_gateway::source::{Credential, Credentials};
 
 use crate::harness::*;
@@ -148,6 +149,38 @@ async fn a_backend_that_asks_who_calls_is_shown_the_gateways_certificate() {
     let series = format!("penstock_gateway_attempt_failures_total{{{reason}}}");
     without.metric_is(&series, 1.0).await;
     assert_eq!(upstream.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn over_http_2_a_refused_certificate_is_a_connection_that_cannot_be_made() {
+    let (authority, callers, strangers) = (Authority::new(), Authority::new(), Authority::new());
+    let speaks = over_tls(&authority.sign(&[NAME]), Some(&callers), &["h2"]);
+    let upstream = HyperUpstream::start(speaks, |_, _| served("never")).await;
+    let next = Upstream::always(|| json_answer("next")).await;
+    let shown = strangers.sign(&["gateway"]);
+    for shown in [None, Some(&shown)] {
+        let mut plan = Plan::new().backend("a", &[upstream.address], 1, 0);
+        plan = plan.tls("a", NAME, "ca", shown.is_some());
+        plan = plan.backend("b", &[next.address], 1, 1).rule(|rule| {
+            rule.models.clear();
+            let paths = vec![NameMatch::Prefix("/tools/".to_owned())];
+            rule.conditions = vec![Condition::Paths(paths)];
+        });
+        plan = plan.speaking("a", Protocol::Http);
+        plan = plan.speaking("b", Protocol::Http);
+        let gateway = Gateway::empty(settings()).await;
+        gateway.set_credentials(of(&authority, shown));
+        gateway.apply(&plan).await;
+        // A POST that may not be sent twice: nothing of it was sent.
+        let mut client = gateway.client().await;
+        client.post_to("/tools/x", "", "hi").await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.body), (200, completion("next")));
+        let reason = "backend=\"ns/a\",reason=\"tls_client_certificate\"";
+        let series = format!("penstock_gateway_attempt_failures_total{{{reason}}}");
+        gateway.metric_is(&series, 1.0).await;
+    }
+    assert_eq!(upstream.requests().len(), 0);
 }
 
 #[tokio::test]
