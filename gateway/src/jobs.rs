@@ -37,7 +37,6 @@ use crate::stream::BrokenOff;
 pub(crate) use metrics::Metrics;
 pub(crate) use responses::accept;
 pub(crate) use stored::{Owner, new_id};
-pub(crate) use stream::WAITING;
 
 /// What the process has for jobs.
 pub(crate) struct Jobs {

@@ -59,6 +59,7 @@ mod classifier;
 mod failure;
 mod fan_out;
 mod first_bytes;
+mod following;
 mod framing;
 mod guard;
 mod handle;

@@ -3,31 +3,20 @@
 
 use std::cmp::Ordering;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 use serde_json::json;
 
 use super::responses::Response;
 use super::shape;
 use super::stored::load;
+use crate::following::{Follow, Found, PIECES, follow};
 use crate::store::{Error, Store};
 use crate::stream::BrokenOff;
 
-/// Time between two looks for more.
-const EVERY: Duration = Duration::from_millis(100);
-/// Looks without an event after which a comment keeps the connection open: 15 s.
-const QUIET_LOOKS: u32 = 150;
-/// Without an empty line: behind an id, the official Python SDKs read one as an event without data and break at it.
-pub(crate) const WAITING: &[u8] = b": waiting\n";
-const PIECES: u64 = 64;
 /// Events of one attempt: eight times the longest answers of today's models.
 pub(super) const MAX_EVENTS: u64 = 1_000_000;
-/// Looks at a store that fails, before the stream breaks off.
-const MAX_FAILURES: u32 = 50;
-
 /// Which numbers come next for a reader that was told everything below `next`, and how many of them; `None` if what it
 /// was told is not part of this attempt. Numbers below `opened` are told before the first attempt.
 fn ahead(next: u64, opened: u64, attempt: u32) -> Option<(u64, u64)> {
@@ -51,9 +40,6 @@ struct Following {
     store: Arc<Store>,
     response: Response,
     next: u64,
-    quiet: u32,
-    failures: u32,
-    ended: bool,
 }
 
 /// The events from number `from`, and on to the end.
@@ -62,80 +48,54 @@ pub(super) fn events(
     response: Response,
     from: u64,
 ) -> BoxStream<'static, Result<Bytes, BrokenOff>> {
-    let start = Following {
+    follow(Following {
         store,
         response,
         next: from,
-        quiet: 0,
-        failures: 0,
-        ended: false,
-    };
-    stream::try_unfold(start, async |mut following| {
-        loop {
-            if following.ended {
-                return Ok(None);
-            }
-            match following.look().await {
-                Ok(Some(bytes)) => return Ok(Some((bytes, following))),
-                Ok(None) => {}
-                Err(_) if following.failures < MAX_FAILURES => following.failures += 1,
-                Err(_) => return Err(BrokenOff),
-            }
-            tokio::time::sleep(EVERY).await;
-        }
     })
-    .boxed()
 }
 
-impl Following {
-    /// What there is now.
-    async fn look(&mut self) -> Result<Option<Bytes>, Error> {
+impl Follow for Following {
+    async fn look(&mut self, _quiet: u32) -> Result<Found, Error> {
         // In this order: what was written before the record said that it is over is seen.
         let record = load::<Response>(&self.store, &self.response.id).await?;
         let Some((_, record)) = record else {
-            self.ended = true;
-            return Ok(Some(self.last("The response was deleted.", None)));
+            return Ok(self.last("The response was deleted.", None));
         };
         let Some((from, most)) = ahead(self.next, record.opened, record.attempt) else {
-            self.ended = true;
             let message = "The response was begun anew: read it from its beginning.";
-            return Ok(Some(self.last(message, None)));
+            return Ok(self.last(message, None));
         };
         let log = self.response.events();
         let pieces = self.store.pieces(&log, from, most).await?;
-        self.failures = 0;
         if let Some((last, _)) = pieces.last() {
             self.next = last + 1;
-            self.quiet = 0;
             let all: Vec<&[u8]> = pieces.iter().map(|(_, piece)| &piece[..]).collect();
-            return Ok(Some(Bytes::from(all.concat())));
+            return Ok(Found::More(Bytes::from(all.concat())));
         }
         if record.status.is_over() {
-            self.ended = true;
             let was_told = matches!(
                 record.status,
                 shape::Status::Completed | shape::Status::Incomplete
             );
             if was_told {
-                return Ok(None);
+                return Ok(Found::End);
             }
             let response = record.pending(&self.store).await.unwrap_or_default();
-            return Ok(Some(self.last("The response failed.", Some(response))));
+            return Ok(self.last("The response failed.", Some(response)));
         }
-        self.quiet += 1;
-        if self.quiet.is_multiple_of(QUIET_LOOKS) {
-            return Ok(Some(Bytes::from_static(WAITING)));
-        }
-        Ok(None)
+        Ok(Found::Nothing)
     }
+}
 
+impl Following {
     /// The event that ends a stream without an answer.
-    fn last(&self, message: &str, response: Option<serde_json::Value>) -> Bytes {
+    fn last(&self, message: &str, response: Option<serde_json::Value>) -> Found {
         let number = self.next;
         if let Some(response) = response {
             let kind = "response.failed";
             let event = json!({"type": kind, "sequence_number": number, "response": response});
-            return shape::written(kind, &event);
+            return Found::Last(shape::written(kind, &event));
         }
         let code = "stream_ended";
         let error =
@@ -143,7 +103,7 @@ impl Following {
         let event = json!({
             "type": "error", "sequence_number": number, "code": code, "message": message, "param": null, "error": error,
         });
-        shape::written("error", &event)
+        Found::Last(shape::written("error", &event))
     }
 }
 

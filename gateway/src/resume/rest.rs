@@ -2,33 +2,25 @@
 //! them.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
-use futures::stream::{self, BoxStream};
+use futures::stream::BoxStream;
 
 use super::id::EventId;
 use super::log::{self, Head, MARK, renewed_every};
 use super::sequence;
-use crate::jobs::{Owner, WAITING};
+use crate::following::{EVERY, Follow, Found, PIECES, follow};
+use crate::jobs::Owner;
 use crate::openai::{Api, Wire};
 use crate::reject::{Broken, Reject};
 use crate::store::{Error, Expect, Piece, Store};
 use crate::stream::BrokenOff;
 
-/// Time between two looks for more.
-const EVERY: Duration = Duration::from_millis(100);
 /// A caller may be back before the first events are written.
 const FIRST_LOOKS: u32 = 5;
 /// Looks without an event after which it is seen whether somebody still writes: 1 s.
 const DOUBTFUL_LOOKS: u32 = 10;
-/// Looks without an event after which a comment keeps the connection open: 15 s.
-const QUIET_LOOKS: u32 = 150;
-/// Looks at a store that fails, before the stream breaks off.
-const MAX_FAILURES: u32 = 50;
-/// Events that are read at a time.
-const PIECES: u64 = 64;
 
 /// Finds a stream for a caller who saw the event `last`.
 pub(super) async fn find(
@@ -84,9 +76,6 @@ struct Following {
     next: u64,
     /// Events of the Responses API up to this number of their own were seen.
     seen: Option<u64>,
-    quiet: u32,
-    failures: u32,
-    ended: bool,
     /// When the reader's mark is renewed.
     mark_at: Instant,
 }
@@ -98,75 +87,47 @@ pub(super) fn events(
     last: EventId,
     seen: Option<u64>,
 ) -> BoxStream<'static, Result<Bytes, BrokenOff>> {
-    let start = Following {
+    follow(Following {
         store,
         id: last.stream,
         wire,
         next: last.number.saturating_add(1),
         seen,
-        quiet: 0,
-        failures: 0,
-        ended: false,
         mark_at: penstock_shell::clock::now(),
-    };
-    stream::try_unfold(start, async |mut following| {
-        loop {
-            if following.ended {
-                return Ok(None);
-            }
-            match following.look().await {
-                Ok(Some(bytes)) => return Ok(Some((bytes, following))),
-                Ok(None) if following.ended => return Ok(None),
-                Ok(None) => {}
-                Err(_) if following.failures < MAX_FAILURES => following.failures += 1,
-                Err(_) => return Err(BrokenOff),
-            }
-            tokio::time::sleep(EVERY).await;
-        }
     })
-    .boxed()
 }
 
-impl Following {
-    /// What there is now.
-    async fn look(&mut self) -> Result<Option<Bytes>, Error> {
+impl Follow for Following {
+    async fn look(&mut self, quiet: u32) -> Result<Found, Error> {
         // In this order: what was written before the mark ended, or the head said that it is over, is seen.
-        let is_doubtful = self.quiet > 0 && self.quiet.is_multiple_of(DOUBTFUL_LOOKS);
+        let is_doubtful = quiet > 0 && quiet.is_multiple_of(DOUBTFUL_LOOKS);
         let is_written = !is_doubtful || self.store.get(&log::writer(&self.id)).await?.is_some();
         let Some(head) = head(&self.store, &self.id).await? else {
-            return Ok(Some(self.cut()));
+            return Ok(self.cut());
         };
         self.mark(&head).await;
         let key = log::events(&self.id);
         loop {
             let pieces = self.store.pieces(&key, self.next, PIECES).await?;
-            self.failures = 0;
             let Some((last, _)) = pieces.last() else {
                 break;
             };
             self.next = last + 1;
-            self.quiet = 0;
             let unseen = self.unseen(&pieces);
             if !unseen.is_empty() {
-                return Ok(Some(Bytes::from(unseen.concat())));
+                return Ok(Found::More(Bytes::from(unseen.concat())));
             }
         }
-        match head.last {
-            Some(last) if self.next > last => {
-                self.ended = true;
-                return Ok(None);
-            }
-            Some(_) => return Ok(Some(self.cut())),
-            None if !is_written => return Ok(Some(self.cut())),
-            None => {}
-        }
-        self.quiet += 1;
-        if self.quiet.is_multiple_of(QUIET_LOOKS) {
-            return Ok(Some(Bytes::from_static(WAITING)));
-        }
-        Ok(None)
+        Ok(match head.last {
+            Some(last) if self.next > last => Found::End,
+            Some(_) => self.cut(),
+            None if !is_written => self.cut(),
+            None => Found::Nothing,
+        })
     }
+}
 
+impl Following {
     /// Those of `pieces` that the caller has not seen.
     fn unseen<'a>(&mut self, pieces: &'a [Piece]) -> Vec<&'a [u8]> {
         let mut pieces = pieces.iter().map(|(_, piece)| &piece[..]).peekable();
@@ -210,8 +171,7 @@ impl Following {
     }
 
     /// The event that ends a stream whose rest is gone.
-    fn cut(&mut self) -> Bytes {
-        self.ended = true;
-        Bytes::from(Broken::Cut.event(self.wire, false))
+    fn cut(&self) -> Found {
+        Found::Last(Bytes::from(Broken::Cut.event(self.wire, false)))
     }
 }
