@@ -22,7 +22,7 @@ use penstock_core::ids::Id;
 use serde::Serialize;
 
 use crate::object::{Kind, ObjectRef, Objects};
-use crate::problem::{Problem, Reason};
+use crate::problem::Problem;
 
 /// What is known about things that objects refer to but that are not objects of ours. `None`: nobody looked, so
 /// references are taken to resolve.
@@ -135,12 +135,7 @@ fn compile_cache(
 ) -> Option<Cache> {
     let object = ObjectRef::new(Kind::SemanticCache, id.clone());
     let mut refuse = |path: &str, message: String| {
-        problems.push(Problem {
-            object: object.clone(),
-            path: path.to_owned(),
-            reason: Reason::InvalidValue,
-            message,
-        });
+        problems.push(Problem::invalid(object.clone(), path, message));
     };
     let ttl = match exact.ttl.parse() {
         Ok(ttl) if ttl.is_zero() || ttl.as_secs() > MAX_CACHE_TTL_HOURS * 3600 => {

@@ -15,6 +15,18 @@ pub struct Problem {
     pub message: String,
 }
 
+impl Problem {
+    /// A value at `path` that cannot be used.
+    pub(crate) fn invalid(object: ObjectRef, path: impl Into<String>, message: String) -> Self {
+        Self {
+            object,
+            path: path.into(),
+            reason: Reason::InvalidValue,
+            message,
+        }
+    }
+}
+
 /// Why an object, or a part of it, is not used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {

@@ -23,12 +23,7 @@ const MAX_VERSION: i32 = 1_000_000;
 pub(super) fn compile(id: &Id, specs: &[PromptSpec], problems: &mut Vec<Problem>) -> Vec<Prompt> {
     let object = ObjectRef::new(Kind::RoutingPolicy, id.clone());
     let mut refuse = |path: String, message: String| {
-        problems.push(Problem {
-            object: object.clone(),
-            path,
-            reason: Reason::InvalidValue,
-            message,
-        });
+        problems.push(Problem::invalid(object.clone(), path, message));
     };
     if specs.len() > MAX_PROMPTS {
         let message = format!("has {} entries: use {MAX_PROMPTS} at most", specs.len());

@@ -139,12 +139,7 @@ impl Scope<'_> {
 fn check_rule_list(id: &Id, rules: &[RuleSpec], problems: &mut Vec<Problem>) {
     let object = ObjectRef::new(Kind::RoutingPolicy, id.clone());
     let mut refuse = |path: String, message: String| {
-        problems.push(Problem {
-            object: object.clone(),
-            path,
-            reason: Reason::InvalidValue,
-            message,
-        });
+        problems.push(Problem::invalid(object.clone(), path, message));
     };
     if rules.is_empty() {
         refuse(

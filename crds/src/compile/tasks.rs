@@ -8,7 +8,7 @@ use penstock_core::ids::Id;
 
 use crate::object::{Kind, ObjectRef};
 use crate::policy::{RoutingPolicySpec, TaskEmbeddingSpec, TaskSpec};
-use crate::problem::{Problem, Reason};
+use crate::problem::Problem;
 
 /// Lists and texts are bounded here too: files are not checked against the schema's maxima.
 const MAX_TASKS: usize = 16;
@@ -28,8 +28,9 @@ pub(super) fn compile(
     spec: &RoutingPolicySpec,
     problems: &mut Vec<Problem>,
 ) -> Option<Tasks> {
+    let object = ObjectRef::new(Kind::RoutingPolicy, id.clone());
     let mut refuse = |path: String, message: String| {
-        problems.push(problem(id, path, message));
+        problems.push(Problem::invalid(object.clone(), path, message));
     };
     let Some(embedding) = &spec.task_embedding else {
         if !spec.tasks.is_empty() {
@@ -64,15 +65,6 @@ pub(super) fn compile(
         timeout_ms: timeout_ms(embedding, &mut refuse),
         tasks,
     })
-}
-
-fn problem(id: &Id, path: String, message: String) -> Problem {
-    Problem {
-        object: ObjectRef::new(Kind::RoutingPolicy, id.clone()),
-        path,
-        reason: Reason::InvalidValue,
-        message,
-    }
 }
 
 fn compile_task(
@@ -145,7 +137,12 @@ pub(super) fn check_models<'a>(
                 "no rule of this gateway takes the model '{}': add one with match.models and an embedding backend",
                 tasks.model
             );
-            problems.push(problem(id, "spec.taskEmbedding.model".to_owned(), message));
+            let object = ObjectRef::new(Kind::RoutingPolicy, id.clone());
+            problems.push(Problem::invalid(
+                object,
+                "spec.taskEmbedding.model",
+                message,
+            ));
         }
     }
 }
