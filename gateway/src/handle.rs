@@ -135,7 +135,7 @@ pub(crate) async fn answer(
             };
             let early = close.early(head.version);
             let answer = later(worker, watch, head, *waiting, close, record);
-            heartbeat::kept(early, beats, Box::pin(answer)).await
+            heartbeat::beating(early, beats, Box::pin(answer)).await
         }
         Ok(Step::Done(done)) => close.finish(&worker, &head, Ok(done), record),
         Err(reject) => close.finish(&worker, &head, Err(reject), record),

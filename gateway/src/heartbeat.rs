@@ -36,7 +36,7 @@ pub(crate) struct Beats {
 }
 
 /// An event stream with heartbeats.
-pub(crate) struct Kept {
+pub(crate) struct Beating {
     state: State,
     beats: Beats,
     /// When something went out last.
@@ -54,28 +54,28 @@ enum State {
 }
 
 /// The answer, if it comes before the first heartbeat; else `early` and what it turns out to be.
-pub(crate) async fn kept(
+pub(crate) async fn beating(
     early: Response<()>,
     beats: Beats,
     mut answer: Later,
 ) -> Response<AnswerBody> {
-    let with = |state| AnswerBody::Kept(Box::new(Kept::new(state, beats)));
+    let with = |state| AnswerBody::Beating(Box::new(Beating::new(state, beats)));
     match tokio::time::timeout(beats.every, &mut answer).await {
         Ok(response) if is_event_stream(response.headers()) => {
             response.map(|body| with(State::Open(body)))
         }
         Ok(response) => response,
         Err(_not_yet) => {
-            let mut kept = Kept::new(State::Awaited(answer), beats);
+            let mut beating = Beating::new(State::Awaited(answer), beats);
             // The first one is due.
-            kept.beat = Box::pin(tokio::time::sleep(Duration::ZERO));
-            kept.last -= beats.every;
-            early.map(|()| AnswerBody::Kept(Box::new(kept)))
+            beating.beat = Box::pin(tokio::time::sleep(Duration::ZERO));
+            beating.last -= beats.every;
+            early.map(|()| AnswerBody::Beating(Box::new(beating)))
         }
     }
 }
 
-impl Kept {
+impl Beating {
     fn new(state: State, beats: Beats) -> Self {
         Self {
             state,

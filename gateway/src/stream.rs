@@ -15,7 +15,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::events::{Events, Passed};
-use crate::heartbeat::Kept;
+use crate::heartbeat::Beating;
 use crate::meter::{Cut, Meter};
 use crate::openai::{Api, DONE, Wire};
 use crate::outbound;
@@ -51,7 +51,7 @@ pub(crate) enum AnswerBody {
         record: Box<Record>,
     },
     /// One of the others, with heartbeats.
-    Kept(Box<Kept>),
+    Beating(Box<Beating>),
 }
 
 impl AnswerBody {
@@ -104,7 +104,7 @@ impl Body for AnswerBody {
                 }
                 Poll::Ready(next.map(|result| result.map(Frame::data)))
             }
-            Self::Kept(kept) => kept.poll_next(cx),
+            Self::Beating(beating) => beating.poll_next(cx),
             Self::Stream(stream) => {
                 let next = std::task::ready!(stream.poll_next(cx));
                 Poll::Ready(if let Some(result) = next {
@@ -126,7 +126,7 @@ impl Body for AnswerBody {
             Self::Stream(stream) => stream.is_over(),
             Self::Resumable(stream) => stream.is_over(),
             Self::Stored { pieces, .. } => pieces.is_none(),
-            Self::Kept(kept) => kept.is_over(),
+            Self::Beating(beating) => beating.is_over(),
         }
     }
 
@@ -137,7 +137,7 @@ impl Body for AnswerBody {
                     .as_ref()
                     .map_or(0, |bytes| u64::try_from(bytes.len()).unwrap_or(u64::MAX)),
             ),
-            Self::Stream(_) | Self::Resumable(_) | Self::Stored { .. } | Self::Kept(_) => {
+            Self::Stream(_) | Self::Resumable(_) | Self::Stored { .. } | Self::Beating(_) => {
                 SizeHint::default()
             }
         }
