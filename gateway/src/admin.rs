@@ -17,14 +17,16 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::classifier::match_told;
 use crate::conditions::Asked;
 use crate::explain;
-use crate::handle::{NoMatch, match_rule};
+use crate::handle::match_rule;
 use crate::load::Demand;
 use crate::openai::{Api, Call};
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::reshape::reshape;
+use crate::tasks::TaskSet;
 
 /// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
@@ -105,20 +107,10 @@ async fn explained(
         call: &call,
         tasks: &[],
     };
-    let mut tasks = Vec::new();
-    let rule = loop {
-        let asked = Asked {
-            tasks: &tasks,
-            ..asked
-        };
-        match match_rule(Some(&snapshot), &asked) {
-            Ok(rule) => break rule,
-            Err(NoMatch::Reject(reject)) => return Err(reject),
-            Err(NoMatch::Unclassified(set)) => {
-                tasks.push(process.desk.ask(&set, call.prompt).await);
-            }
-        }
-    };
+    let look = |asked: &Asked<'_>| match_rule(Some(&snapshot), asked);
+    let prompt = call.prompt;
+    let ask = |set: Arc<TaskSet>| async move { process.desk.ask(&set, prompt).await };
+    let (rule, tasks) = match_told(&asked, look, ask).await?;
     let reshaped = reshape(&rule, api, &call, body)?;
     let (body, changes) = reshaped
         .as_ref()

@@ -39,21 +39,36 @@ pub(crate) async fn rule(worker: &Arc<Worker>, asked: &Asked<'_>) -> Result<Arc<
 }
 
 async fn classified(worker: &Arc<Worker>, asked: &Asked<'_>) -> Result<Arc<Rule>, Reject> {
+    let look = |asked: &Asked<'_>| match_rule(worker.process.snapshot.load().as_deref(), asked);
+    let ask = |set: Arc<TaskSet>| {
+        let text = tasks::text(asked.call.prompt);
+        async move { classify(worker, &set, text).await }
+    };
+    let (rule, _told) = match_told(asked, look, ask).await?;
+    Ok(rule)
+}
+
+/// The rule that `look` finds once it is told what the request is about, and what it was told: `ask` says it of each
+/// policy's tasks.
+pub(crate) async fn match_told<F>(
+    asked: &Asked<'_>,
+    look: impl Fn(&Asked<'_>) -> Result<Arc<Rule>, NoMatch>,
+    ask: impl Fn(Arc<TaskSet>) -> F,
+) -> Result<(Arc<Rule>, Vec<Told>), Reject>
+where
+    F: Future<Output = Told>,
+{
     let mut told = Vec::new();
     loop {
         let asked = Asked {
             tasks: &told,
             ..*asked
         };
-        let found = match_rule(worker.process.snapshot.load().as_deref(), &asked);
-        match found {
-            Ok(rule) => return Ok(rule),
+        match look(&asked) {
+            Ok(rule) => return Ok((rule, told)),
             Err(NoMatch::Reject(reject)) => return Err(reject),
             // Each policy's tasks are asked for once.
-            Err(NoMatch::Unclassified(set)) => {
-                let text = tasks::text(asked.call.prompt);
-                told.push(classify(worker, &set, text).await);
-            }
+            Err(NoMatch::Unclassified(set)) => told.push(ask(set).await),
         }
     }
 }
