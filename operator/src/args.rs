@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use ipnet::IpNet;
+
 /// Turns LLMBackend, RoutingPolicy and SemanticCache objects into pools and gateways.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
@@ -48,9 +50,9 @@ pub struct Args {
     #[arg(long, value_name = "NAME", requires = "gateway_trusted_proxies")]
     pub gateway_region_header: Option<String>,
 
-    /// Addresses of proxies that gateways believe, such as 10.0.0.0/8. May be repeated.
-    #[arg(long, value_name = "CIDR")]
-    pub gateway_trusted_proxies: Vec<String>,
+    /// Addresses of proxies that gateways believe, such as 10.0.0.0/8. May be repeated, or a list with commas.
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    pub gateway_trusted_proxies: Vec<IpNet>,
 
     /// When nodes pull the images of gateways and engines: Always, IfNotPresent or Never.
     #[arg(long, value_name = "POLICY", default_value = "IfNotPresent")]
@@ -100,8 +102,8 @@ pub struct PlanSettings {
     pub gateway_region: String,
     /// Header in which trusted proxies say which region a caller is in.
     pub gateway_region_header: Option<String>,
-    /// Addresses of these proxies, in CIDR notation.
-    pub gateway_trusted_proxies: Vec<String>,
+    /// Addresses of these proxies.
+    pub gateway_trusted_proxies: Vec<IpNet>,
     /// `Always`, `IfNotPresent` or `Never`.
     pub image_pull_policy: String,
     /// Where gateways keep jobs.
@@ -300,6 +302,21 @@ mod tests {
         .concat();
         let SettingsError(mistakes) = parse(&line).settings().unwrap_err();
         assert_eq!(mistakes.len(), 5, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn proxies_are_addresses_as_the_gateway_takes_them() {
+        let line = ["--gateway-trusted-proxies", "10.0.0.0/8,::1/128"];
+        let settings = parse(&line).settings().unwrap();
+        let proxies = settings.plan.gateway_trusted_proxies.iter();
+        let proxies: Vec<String> = proxies.map(ToString::to_string).collect();
+        assert_eq!(proxies, ["10.0.0.0/8", "::1/128"]);
+        for wrong in ["10.0.0", "proxy.example", ""] {
+            assert!(
+                Cli::try_parse_from(["operator", "--gateway-trusted-proxies", wrong]).is_err(),
+                "{wrong}"
+            );
+        }
     }
 
     #[test]

@@ -242,7 +242,7 @@ fn arguments(settings: &PlanSettings, gateway: &str) -> Vec<String> {
         arguments.extend(["--region-header".to_owned(), header.clone()]);
     }
     for proxies in &settings.gateway_trusted_proxies {
-        arguments.extend(["--trusted-proxies".to_owned(), proxies.clone()]);
+        arguments.extend(["--trusted-proxies".to_owned(), proxies.to_string()]);
     }
     if let Some(store) = &settings.store {
         arguments.extend(["--store".to_owned(), store.url.clone()]);

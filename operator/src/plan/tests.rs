@@ -22,7 +22,7 @@ pub(crate) fn settings() -> PlanSettings {
         gateway_replicas: 3,
         gateway_region: String::new(),
         gateway_region_header: Some("x-region".into()),
-        gateway_trusted_proxies: vec!["10.0.0.0/8".into()],
+        gateway_trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         image_pull_policy: "Never".into(),
         store: None,
     }
