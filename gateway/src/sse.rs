@@ -10,10 +10,24 @@ use memchr::memchr2;
 /// log probabilities stay below 1 MiB.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
 
+/// A text may begin with it, and it means nothing there (HTML standard, 9.2.5: "one leading U+FEFF").
+const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
+
 /// An event that never ends, or one larger than [`MAX_EVENT_BYTES`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an event is larger than {MAX_EVENT_BYTES} bytes")]
 pub struct EventTooLarge;
+
+/// What came before the next byte.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Before {
+    /// No whole line.
+    #[default]
+    Nothing,
+    /// CR: an LF that follows belongs to it.
+    Cr,
+    Other,
+}
 
 /// Incremental decoder; one for each stream.
 #[derive(Debug, Default)]
@@ -23,8 +37,7 @@ pub struct Decoder {
     /// Data lines of the event so far, joined by LF.
     data: Vec<u8>,
     has_data: bool,
-    /// The last byte was CR: an LF that follows belongs to it.
-    after_cr: bool,
+    before: Before,
     /// Some byte of an unfinished event was seen.
     inside: bool,
 }
@@ -48,8 +61,9 @@ impl Decoder {
         }
         let mut start = 0;
         let mut position = 0;
-        if std::mem::take(&mut self.after_cr) && chunk.first() == Some(&b'\n') {
-            position = 1;
+        if self.before == Before::Cr {
+            self.before = Before::Other;
+            position = usize::from(chunk.first() == Some(&b'\n'));
         }
         // The event's only data line, when it lies whole in this chunk: then nothing is copied.
         let mut borrowed: Option<&[u8]> = None;
@@ -59,17 +73,19 @@ impl Decoder {
             };
             let end = position + length;
             let mut next = end + 1;
+            let is_first = self.before == Before::Nothing;
+            self.before = Before::Other;
             if chunk[end] == b'\r' {
                 match chunk.get(next) {
                     Some(b'\n') => next += 1,
                     Some(_) => {}
-                    None => self.after_cr = true,
+                    None => self.before = Before::Cr,
                 }
             }
             if !self.line.is_empty() {
                 self.grow(chunk.get(position..end).unwrap_or_default())?;
                 let line = std::mem::take(&mut self.line);
-                if let Some(value) = data_of(&line) {
+                if let Some(value) = data_of(unmarked(&line, is_first)) {
                     self.keep(borrowed.take())?;
                     self.keep(Some(value))?;
                 }
@@ -88,7 +104,8 @@ impl Decoder {
                 self.inside = false;
             } else {
                 self.inside = true;
-                if let Some(value) = data_of(&chunk[position..end]) {
+                let line = unmarked(&chunk[position..end], is_first);
+                if let Some(value) = data_of(line) {
                     if self.has_data || borrowed.is_some() {
                         self.keep(borrowed.take())?;
                         self.keep(Some(value))?;
@@ -130,6 +147,12 @@ impl Decoder {
     }
 }
 
+/// A line without what only the first one may begin with.
+fn unmarked(line: &[u8], is_first: bool) -> &[u8] {
+    let rest = line.strip_prefix(BYTE_ORDER_MARK);
+    rest.filter(|_| is_first).unwrap_or(line)
+}
+
 /// The value of a `data` field; one space behind the colon is not part of it.
 fn data_of(line: &[u8]) -> Option<&[u8]> {
     match line.strip_prefix(b"data")? {
@@ -147,6 +170,7 @@ mod tests {
 
     /// The same by the book: whole text at once.
     fn reference(text: &[u8]) -> Vec<Vec<u8>> {
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         let text: Vec<u8> = {
             let mut out = Vec::new();
             let mut bytes = text.iter().copied().peekable();
@@ -200,6 +224,19 @@ mod tests {
     }
 
     #[test]
+    fn one_mark_before_the_first_line_means_nothing_and_is_part_of_the_first_event() {
+        let marked = "\u{feff}data: a\n\ndata: b\n\n";
+        assert_eq!(decode(&[marked.as_bytes()]), [b"a", b"b"]);
+        let mut places = Vec::new();
+        let mut decoder = Decoder::default();
+        let fed = decoder.feed(marked.as_bytes(), |_, place| places.push(place));
+        assert_eq!((fed, &places[0]), (Ok(marked.len()), &(0..12)));
+        for text in ["\u{feff}\u{feff}data: a\n\n", "\n\u{feff}data: a\n\n"] {
+            assert_eq!(decode(&[text.as_bytes()]).len(), 0, "{text:?}");
+        }
+    }
+
+    #[test]
     fn an_unfinished_event_is_known_as_such() {
         let mut decoder = Decoder::default();
         decoder.feed(b"data: a\n\n", |_, _| {}).unwrap();
@@ -229,7 +266,7 @@ mod tests {
     proptest! {
         #[test]
         fn events_do_not_depend_on_chunk_boundaries(
-            text in "(data: ?[a-z\\x{e9}]{0,6}|:c|event: e|data|\\n|\\r\\n|\\r|\\n\\n|x){0,24}",
+            text in "\\x{feff}{0,2}(data: ?[a-z\\x{e9}]{0,6}|:c|event: e|data|\\n|\\r\\n|\\r|\\n\\n|x|\\x{feff}){0,24}",
             cuts in prop::collection::vec(0_usize..200, 0..12),
         ) {
             let text = text.as_bytes();
