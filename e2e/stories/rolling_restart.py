@@ -23,7 +23,7 @@ def run(story):
 
     common = {"model": "chat", "prompt_tokens": 50, "progress": "0s", "timeout": "240s", "arrivals": "constant"}
     streams = subprocess.Popen(
-        load_command(url, rate=STREAMS // 6, duration="6s", output_tokens=200, **common),
+        load_command(url, rate=STREAMS // 6 + 1, duration="6s", output_tokens=200, **common),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     # Others come and go all the time, on new connections too.
@@ -46,12 +46,12 @@ def run(story):
         streams.kill()
         others.join(220)
     summary = parse_summary(text.strip().splitlines()[-1])
-    check((summary["ok"], summary["errors"]) == (STREAMS, 0), f"streams were cut or refused:\n{text}")
+    check(summary["ok"] >= STREAMS and summary["errors"] == 0, f"streams were cut or refused:\n{text}")
     check("others" in results, "the load of short requests did not end")
     check(results["others"]["errors"] == 0, f"requests failed: {results['others']['kinds']}")
     wait_until("the old gateways to go", lambda: not set(before) & set(pods(story)), 60)
     print(
-        f"e2e: rolling_restart: {STREAMS} streams on {len(before)} gateways, none cut;"
+        f"e2e: rolling_restart: {summary['ok']:.0f} streams on {len(before)} gateways, none cut;"
         f" {results['others']['ok']:.0f} requests beside them, none failed",
         flush=True,
     )
