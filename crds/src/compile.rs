@@ -7,6 +7,7 @@ mod fan_out;
 mod parameters;
 mod profile;
 mod prompts;
+mod reach;
 mod rescue;
 mod rule;
 mod service;

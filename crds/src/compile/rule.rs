@@ -11,7 +11,7 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, rescue, service, tasks};
+use super::{condition, fan_out, parameters, prompts, reach, rescue, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
@@ -103,8 +103,8 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
     }
     entries.sort_by(|a, b| a.0.cmp(&b.0));
     services.sort_by(|a, b| a.0.cmp(&b.0));
-    let mut rules = drop_unreachable(entries, "models", problems);
-    let services = drop_unreachable(services, "paths", problems);
+    let mut rules = reach::drop_unreachable(entries, "models", problems);
+    let services = reach::drop_unreachable(services, "paths", problems);
     let told = known.tasks.iter().filter(|(id, _)| {
         let policy = known.objects.policies.get(id);
         id.namespace == gateway.namespace
@@ -116,7 +116,7 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
 }
 
 /// A rule, which for the time being has its paths for models if it is for HTTP backends; and their positions.
-type Entry = (Order, Rule, Vec<usize>);
+pub(super) type Entry = (Order, Rule, Vec<usize>);
 
 pub(super) struct Scope<'a> {
     object: ObjectRef,
@@ -507,55 +507,4 @@ fn refuse_star(text: &str, position: usize, scope: &mut Scope<'_>) {
         Reason::InvalidValue,
         message,
     );
-}
-
-/// What an earlier rule takes of a name's requests.
-struct Taken {
-    policy: Id,
-    rule: String,
-    conditions: Vec<Condition>,
-}
-
-/// Leaves out names that an earlier rule takes already, whose conditions all hold wherever the later rule's do; says
-/// so.
-fn drop_unreachable(entries: Vec<Entry>, list: &str, problems: &mut Vec<Problem>) -> Vec<Rule> {
-    let mut taken: BTreeMap<NameMatch, Vec<Taken>> = BTreeMap::new();
-    let mut rules = Vec::new();
-    for ((_, _, _, policy, index), mut rule, positions) in entries {
-        let mut kept = Vec::new();
-        for (model, position) in std::mem::take(&mut rule.models).into_iter().zip(positions) {
-            let before = taken.entry(model.clone()).or_default();
-            let by = before.iter().find(|taken| {
-                let mut needed = taken.conditions.iter();
-                needed.all(|condition| rule.conditions.contains(condition))
-            });
-            if let Some(by) = by {
-                let message = format!(
-                    "rule '{}' of RoutingPolicy {} takes these requests already: \
-                     remove the name here or there",
-                    by.rule, by.policy
-                );
-                problems.push(Problem {
-                    object: ObjectRef::new(Kind::RoutingPolicy, policy.clone()),
-                    path: format!("spec.rules[{index}].match.{list}[{position}]"),
-                    reason: Reason::UnreachableRule,
-                    message,
-                });
-            } else {
-                before.push(Taken {
-                    policy: policy.clone(),
-                    rule: rule.name.clone(),
-                    conditions: rule.conditions.clone(),
-                });
-                kept.push(model);
-            }
-        }
-        if !kept.is_empty() {
-            rules.push(Rule {
-                models: kept,
-                ..rule
-            });
-        }
-    }
-    rules
 }

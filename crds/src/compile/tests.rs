@@ -360,16 +360,72 @@ fn rules_with_more_conditions_come_first_and_those_of_others_are_no_obstacle() {
 }
 
 #[test]
-fn a_rule_behind_one_with_the_same_or_fewer_conditions_is_unreachable() {
+fn a_rule_behind_those_that_take_all_of_it_is_unreachable() {
+    for (earlier, later) in [
+        ("paths: ['/v1/chat/*']", "paths: ['/v1/chat/*']"),
+        ("paths: ['/v1/chat/*']", "paths: ['/v1/chat/completions']"),
+        (
+            "paths: ['/v1/*']",
+            "paths: ['/v1/chat/*', '/v1/embeddings']",
+        ),
+        ("promptTokens: {min: 100}", "promptTokens: {min: 500}"),
+        ("promptTokens: {max: 9}", "promptTokens: {min: 3, max: 9}"),
+        ("region: '*'", "region: 'eu-*'"),
+        ("region: 'eu-*'", "region: eu-west-1"),
+        (
+            "headers: [{name: X-Team, value: '*'}]",
+            "headers: [{name: x-team, value: red}]",
+        ),
+        ("needs: [Vision]", "needs: [Tools, Vision]"),
+        ("text: '.*'", "text: sql"),
+        ("stream: true", "stream: true"),
+    ] {
+        let compiled = compile_rules(&[matching("a", earlier), matching("b", later)]);
+        assert_eq!(
+            messages(&compiled),
+            ["RoutingPolicy/default/p spec.rules[1].match.models[0] UnreachableRule"],
+            "{earlier}, then {later}"
+        );
+    }
     let compiled = compile_rules(&[
-        matching("a", "paths: ['/v1/chat/*']"),
-        matching("b", "paths: ['/v1/chat/*']"),
-        matching("c", "paths: ['/v1/embeddings']"),
+        matching("a", "stream: true"),
+        matching("b", "stream: false"),
+        rule("c", "chat", "chat"),
     ]);
     assert_eq!(
         messages(&compiled),
-        ["RoutingPolicy/default/p spec.rules[1].match.models[0] UnreachableRule"]
+        ["RoutingPolicy/default/p spec.rules[2].match.models[0] UnreachableRule"]
     );
+}
+
+#[test]
+fn a_rule_behind_those_that_leave_something_is_reached() {
+    for (earlier, later) in [
+        ("paths: ['/v1/chat/completions']", "paths: ['/v1/chat/*']"),
+        (
+            "paths: ['/v1/chat/*']",
+            "paths: ['/v1/chat/completions', '/v1/embeddings']",
+        ),
+        ("promptTokens: {min: 500}", "promptTokens: {min: 100}"),
+        ("promptTokens: {min: 5, max: 9}", "promptTokens: {min: 5}"),
+        ("region: eu-west-1", "region: 'eu-*'"),
+        (
+            "headers: [{name: x-team, value: '*'}]",
+            "headers: [{name: x-unit, value: red}]",
+        ),
+        ("needs: [Tools, Vision]", "needs: [Vision]"),
+        ("text: sql", "text: '.*'"),
+        ("text: '.*'", "region: eu"),
+        ("stream: true", "stream: false"),
+        ("stream: true", "needs: [Tools]"),
+    ] {
+        let compiled = compile_rules(&[matching("a", earlier), matching("b", later)]);
+        assert_eq!(
+            messages(&compiled),
+            [] as [&str; 0],
+            "{earlier}, then {later}"
+        );
+    }
 }
 
 #[test]

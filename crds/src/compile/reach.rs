@@ -1,0 +1,117 @@
+//! Which rules no request can reach, because earlier ones take all that they would.
+
+use std::collections::BTreeMap;
+
+use penstock_core::config::{Condition, NameMatch, Rule};
+use penstock_core::ids::Id;
+
+use super::rule::Entry;
+use crate::object::{Kind, ObjectRef};
+use crate::problem::{Problem, Reason};
+
+/// Patterns that find something in every text.
+const ANY_TEXT: [&str; 2] = ["", ".*"];
+/// More tokens than any prompt has.
+const MANY: u32 = u32::MAX;
+
+/// What an earlier rule takes of a name's requests.
+struct Taken {
+    policy: Id,
+    rule: String,
+    conditions: Vec<Condition>,
+}
+
+/// Leaves out names whose requests earlier rules take already, and says so.
+pub(super) fn drop_unreachable(
+    entries: Vec<Entry>,
+    list: &str,
+    problems: &mut Vec<Problem>,
+) -> Vec<Rule> {
+    let mut taken: BTreeMap<NameMatch, Vec<Taken>> = BTreeMap::new();
+    let mut rules = Vec::new();
+    for ((_, _, _, policy, index), mut rule, positions) in entries {
+        let mut kept = Vec::new();
+        for (model, position) in std::mem::take(&mut rule.models).into_iter().zip(positions) {
+            let before = taken.entry(model.clone()).or_default();
+            if let Some(by) = takes_all(before, &rule.conditions) {
+                let message = format!(
+                    "rule '{}' of RoutingPolicy {} takes these requests already: \
+                     remove the name here or there",
+                    by.rule, by.policy
+                );
+                problems.push(Problem {
+                    object: ObjectRef::new(Kind::RoutingPolicy, policy.clone()),
+                    path: format!("spec.rules[{index}].match.{list}[{position}]"),
+                    reason: Reason::UnreachableRule,
+                    message,
+                });
+            } else {
+                before.push(Taken {
+                    policy: policy.clone(),
+                    rule: rule.name.clone(),
+                    conditions: rule.conditions.clone(),
+                });
+                kept.push(model);
+            }
+        }
+        if !kept.is_empty() {
+            rules.push(Rule {
+                models: kept,
+                ..rule
+            });
+        }
+    }
+    rules
+}
+
+/// The last of the earlier rules that together take every request for which `conditions` hold: streams and others may be
+/// taken by two of them.
+fn takes_all<'a>(before: &'a [Taken], conditions: &[Condition]) -> Option<&'a Taken> {
+    let mut last = None;
+    for stream in [true, false] {
+        if conditions.contains(&Condition::Stream(!stream)) {
+            continue;
+        }
+        let with = [conditions, &[Condition::Stream(stream)]].concat();
+        let by = before.iter().position(|taken| {
+            let mut needed = taken.conditions.iter();
+            needed.all(|needed| with.iter().any(|has| implies(has, needed)))
+        });
+        last = last.max(Some(by?));
+    }
+    before.get(last?)
+}
+
+/// Whether `needed` holds wherever `has` does.
+fn implies(has: &Condition, needed: &Condition) -> bool {
+    use Condition::{Header, Methods, Needs, Paths, PromptTokens, Region, Text};
+    match (has, needed) {
+        (Paths(has), Paths(needed)) => {
+            let within = |path: &NameMatch| needed.iter().any(|needed| covers(needed, path));
+            has.iter().all(within)
+        }
+        (Methods(has), Methods(needed)) => has.is_subset(needed),
+        (Header(name, has), Header(other, needed)) => name == other && covers(needed, has),
+        (
+            PromptTokens { min, max },
+            PromptTokens {
+                min: least,
+                max: most,
+            },
+        ) => min.unwrap_or(0) >= least.unwrap_or(0) && max.unwrap_or(MANY) <= most.unwrap_or(MANY),
+        (Needs(has), Needs(needed)) => has.is_superset(needed),
+        (Region(has), Region(needed)) => covers(needed, has),
+        (Text(has), Text(needed)) => has == needed || ANY_TEXT.contains(&needed.as_str()),
+        (has, needed) => has == needed,
+    }
+}
+
+/// Whether `wide` matches every name that `narrow` does.
+fn covers(wide: &NameMatch, narrow: &NameMatch) -> bool {
+    match narrow {
+        NameMatch::Exact(name) => wide.matches(name),
+        NameMatch::Prefix(prefix) => {
+            matches!(wide, NameMatch::Prefix(wide) if prefix.starts_with(wide.as_str()))
+        }
+    }
+}
