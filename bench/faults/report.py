@@ -11,6 +11,8 @@ SHOWN = {
     "penstock": "Penstock", "litellm": "LiteLLM", "portkey": "Portkey", "vllm_router": "vllm-router", "envoy": "Envoy",
 }  # fmt: skip
 CLEAN_TARGET_PCT = 99.9
+# Faults that nothing can be made of but a clear error, unless a rescue of the stream was asked for.
+MAY_BE_SAFE = ("S08", "S14")
 PREFACE = (
     "Each case has clean traffic before, beside and after its fault, and the same judge for all: **pass** is the "
     "expected outcome, **partial** an answer that is not as it should be, **safe** a clear error in time with nothing "
@@ -108,6 +110,15 @@ def last_line(results, facts):
             shown.append(f"{name}=-")
     grades = " ".join(f"{grade}={mine[grade]}" for grade in ("pass", "safe", "fail"))
     text = f"faults: {grades} of={of} clean_pct={clean:.2f} {' '.join(shown)}"
-    broken = any(by[facts.ours]["reason"].startswith("the case broke") for by in results.values() if facts.ours in by)
-    failed = mine["fail"] > 0 or broken or clean < CLEAN_TARGET_PCT
+    failed = bool(missed(results, facts.ours)) or clean < CLEAN_TARGET_PCT
     return text, int(failed and facts.ours in facts.versions)
+
+
+def missed(results, ours):
+    """Our cases that ended otherwise than they have to."""
+
+    def is_met(case, result):
+        fine = ("pass", "none", "safe") if case in MAY_BE_SAFE else ("pass", "none")
+        return result["grade"] in fine and not result["reason"].startswith("the case broke")
+
+    return [case for case, by in results.items() if ours in by and not is_met(case, by[ours])]

@@ -103,6 +103,8 @@ def run():
     with open(os.path.join(target, "faults.md"), "w", encoding="utf-8") as file:
         file.write(report.markdown(cases, results, facts))
     line, code = report.last_line(results, facts)
+    if missed := report.missed(results, facts.ours):
+        print(f"faults: not as it has to be: {' '.join(missed)}", flush=True)
     print(line, flush=True)
     return code
 
