@@ -461,24 +461,33 @@ impl Reject {
                     "No backend for this model could be reached.",
                 )
             },
-            Self::UpstreamTimeout => shape(
-                504,
-                "upstream_timeout",
-                SERVER,
-                "The backend did not begin to answer in time.",
-            ),
-            Self::UpstreamBroken => shape(
-                502,
-                "upstream_broken",
-                SERVER,
-                "The backend broke off before it answered.",
-            ),
-            Self::UpstreamFailed { status } => shape(
-                502,
-                "upstream_failed",
-                SERVER,
-                &format!("The backend failed with status {status}."),
-            ),
+            Self::UpstreamTimeout => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    504,
+                    "upstream_timeout",
+                    SERVER,
+                    "The backend did not begin to answer in time.",
+                )
+            },
+            Self::UpstreamBroken => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    502,
+                    "upstream_broken",
+                    SERVER,
+                    "The backend broke off before it answered.",
+                )
+            },
+            Self::UpstreamFailed { status } => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    502,
+                    "upstream_failed",
+                    SERVER,
+                    &format!("The backend failed with status {status}."),
+                )
+            },
             Self::UpstreamBusy { .. } => shape(
                 429,
                 "upstream_busy",
