@@ -39,6 +39,13 @@ pub(crate) struct Args {
     /// Address for requests.
     #[arg(long, default_value = "127.0.0.1:8080")]
     listen: SocketAddr,
+    /// Address for requests over TLS; used with --tls-dir.
+    #[arg(long, default_value = "127.0.0.1:8443")]
+    tls_listen: SocketAddr,
+    /// Folder with `tls.crt` and `tls.key`, as a TLS Secret is mounted. May be repeated: the caller's server name
+    /// chooses, and the first folder answers names that no certificate is for. Changes are followed.
+    #[arg(long, value_name = "DIR")]
+    tls_dir: Vec<PathBuf>,
     /// Address of the gateway's /metrics, /config and /load.
     #[arg(long, default_value = "127.0.0.1:9090")]
     admin_listen: SocketAddr,
@@ -76,6 +83,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         say(&format!("problem: {problem}"));
     }
     let data = listen::bind(args.listen, "--listen")?;
+    let tls = (!args.tls_dir.is_empty()).then(|| listen::bind(args.tls_listen, "--tls-listen"));
     let admin = listen::bind(args.admin_listen, "--admin-listen")?;
     let grpc = listen::bind(args.scaler_listen, "--scaler-listen")?;
     let scaler_admin = listen::bind(args.scaler_admin_listen, "--scaler-admin-listen")?;
@@ -89,6 +97,10 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     let id = folder.config.gateway.clone();
     let gateway_settings = penstock_gateway::Settings {
         replica: url.to_string(),
+        tls: penstock_gateway::TlsSettings {
+            folders: args.tls_dir,
+            client_ca: None,
+        },
         store: store(args.store),
         place: penstock_gateway::Place {
             region: args.region.clone(),
@@ -98,7 +110,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
     };
     let listeners = penstock_gateway::Listeners {
         http: data,
-        https: None,
+        https: tls.transpose()?,
         admin,
     };
     let gateway = penstock_gateway::run(gateway_settings, sources, listeners, planes.clone());
