@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::args::{HoldArgs, Shape};
-use crate::caller::{Caller, Template, first_nonce};
+use crate::caller::{Caller, first_nonce};
 use crate::say;
 use crate::tally::Tally;
+use crate::template::Template;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -28,7 +29,7 @@ pub(crate) async fn run(shape: &Shape, hold: &HoldArgs) -> anyhow::Result<()> {
     let mut streams = JoinSet::new();
     for number in 0..hold.streams {
         let mut caller = Caller::new(&template, &begun);
-        let (tally, ended) = (Rc::clone(&tally), Rc::clone(&ended));
+        let (template, tally, ended) = (Rc::clone(&template), Rc::clone(&tally), Rc::clone(&ended));
         let due = start + Duration::from_millis(hold.ramp_ms) * number / hold.streams;
         streams.spawn_local(async move {
             tokio::time::sleep_until(due).await;
@@ -37,7 +38,7 @@ pub(crate) async fn run(shape: &Shape, hold: &HoldArgs) -> anyhow::Result<()> {
             match result {
                 Ok(answer) => {
                     let mut tally = tally.borrow_mut();
-                    tally.answered(caller.deltas());
+                    tally.answered(template.deltas());
                     tally.times(answer.first - answer.sent, answer.end - answer.sent);
                 }
                 Err(failure) => tally.borrow_mut().failed(&failure.reason()),

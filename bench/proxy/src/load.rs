@@ -10,10 +10,12 @@ use anyhow::Context as _;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
+use crate::answer::{Answer, Failure};
 use crate::args::{LoadArgs, Shape};
-use crate::caller::{Answer, Caller, Failure, Template, first_nonce};
+use crate::caller::{Caller, first_nonce};
 use crate::say;
 use crate::tally::Tally;
+use crate::template::Template;
 
 /// A caller whose request failed waits this long, so that a dead proxy does not cost a core.
 const PAUSE: Duration = Duration::from_millis(10);

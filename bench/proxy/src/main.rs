@@ -2,6 +2,7 @@
 //! bytes and understands nothing; `load` and `hold`, the callers. Requests are made before they are needed and answers
 //! are only counted, so that little of what is measured is the rig itself. `run.py` starts them.
 
+mod answer;
 mod args;
 mod caller;
 mod hold;
@@ -9,6 +10,7 @@ mod load;
 mod mock;
 mod relay;
 mod tally;
+mod template;
 mod wire;
 
 use std::io::Write as _;

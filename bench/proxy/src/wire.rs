@@ -238,10 +238,6 @@ impl Marker {
         }
     }
 
-    pub(crate) fn reset(&mut self) {
-        (self.matched, self.count) = (0, 0);
-    }
-
     pub(crate) fn read(&mut self, mut piece: &[u8]) {
         loop {
             if self.matched == 0 {
