@@ -20,6 +20,7 @@ pub(crate) struct Answer {
 /// Why there was no whole answer.
 pub(crate) enum Failure {
     Connect,
+    Handshake,
     Send,
     Receive,
     Closed,
@@ -42,6 +43,7 @@ impl Failure {
     pub(crate) fn reason(&self) -> String {
         match self {
             Self::Connect => "cannot connect".to_owned(),
+            Self::Handshake => "no TLS, or no certificate that is trusted".to_owned(),
             Self::Send => "cannot send".to_owned(),
             Self::Receive => "cannot receive".to_owned(),
             Self::Closed => "closed early".to_owned(),

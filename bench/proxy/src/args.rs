@@ -1,6 +1,7 @@
 //! Command line of the rig.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser};
@@ -35,6 +36,12 @@ pub(crate) enum Command {
         shape: Shape,
         #[command(flatten)]
         hold: HoldArgs,
+    },
+    /// Makes an authority and a certificate for 127.0.0.1: `ca.crt`, `tls.crt` and `tls.key`.
+    Certificate {
+        /// Folder for the files; it must be there.
+        #[arg(long)]
+        folder: PathBuf,
     },
 }
 
@@ -82,12 +89,21 @@ pub(crate) struct LoadArgs {
 
 #[derive(Args)]
 pub(crate) struct HoldArgs {
-    /// Streams, each on a connection of its own.
+    /// Streams, each on a connection of its own but for --h2.
     #[arg(long)]
     pub(crate) streams: u32,
     /// Time within which they are opened.
     #[arg(long, default_value_t = 2000)]
     pub(crate) ramp_ms: u64,
+    /// Speak HTTP/1.1 over TLS.
+    #[arg(long, requires = "ca")]
+    pub(crate) tls: bool,
+    /// PEM file with the authority that must have signed the certificate which is shown; no other counts.
+    #[arg(long, requires = "tls")]
+    pub(crate) ca: Option<PathBuf>,
+    /// Speak HTTP/2 in the clear, with at most 100 streams on a connection.
+    #[arg(long, conflicts_with = "tls")]
+    pub(crate) h2: bool,
 }
 
 impl LoadArgs {

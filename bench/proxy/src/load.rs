@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::answer::{Answer, Failure};
 use crate::args::{LoadArgs, Shape};
-use crate::caller::{Caller, first_nonce};
+use crate::caller::{Caller, Target, first_nonce};
 use crate::say;
 use crate::tally::Tally;
 use crate::template::Template;
@@ -44,10 +44,14 @@ struct Due {
 pub(crate) async fn run(shape: &Shape, load: &LoadArgs) -> anyhow::Result<()> {
     let template = Rc::new(Template::new(shape));
     let begun = Rc::default();
+    let target = Target {
+        address: shape.connect,
+        tls: None,
+    };
     let mut tally = Tally::new()?;
     let mut callers = Vec::new();
     for _ in 0..load.connections {
-        let mut caller = Caller::new(&template, &begun);
+        let mut caller = Caller::new(&target, &template, &begun);
         // One after the other: all at once might be more than the backlog of the proxy's listener.
         if let Err(failure) = caller.open().await {
             tally.failed(&failure.reason());

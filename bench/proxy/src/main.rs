@@ -1,16 +1,19 @@
 //! (IO) The rig of the proxy benchmark: `mock`, an upstream that answers at once or at a pace; `relay`, which copies
-//! bytes and understands nothing; `load` and `hold`, the callers. Requests are made before they are needed and answers
-//! are only counted, so that little of what is measured is the rig itself. `run.py` starts them.
+//! bytes and understands nothing; `load` and `hold`, the callers; `certificate`, for those that speak TLS. Requests are
+//! made before they are needed and answers are only counted, so that little of what is measured is the rig itself.
+//! `run.py` starts them.
 
 mod answer;
 mod args;
 mod caller;
 mod hold;
+mod http2;
 mod load;
 mod mock;
 mod relay;
 mod tally;
 mod template;
+mod tls;
 mod wire;
 
 use std::io::Write as _;
@@ -28,6 +31,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Relay { listen, to } => relay::run(listen, to).await,
         Command::Load { shape, load } => LocalSet::new().run_until(load::run(&shape, &load)).await,
         Command::Hold { shape, hold } => LocalSet::new().run_until(hold::run(&shape, &hold)).await,
+        Command::Certificate { folder } => tls::certificate(&folder),
     }
 }
 

@@ -1,14 +1,14 @@
 //! What a caller sends: one request, made before it is needed, in which only a number changes from call to call.
 
-use std::net::SocketAddr;
+use bytes::Bytes;
 
 use crate::args::Shape;
 
 /// Of the number that makes each body another one, in hexadecimal.
 const NONCE_DIGITS: usize = 16;
-const PATH: &str = "/v1/chat/completions";
+pub(crate) const PATH: &str = "/v1/chat/completions";
 /// Of every request, besides the length of its body and what [`Shape`] adds.
-const HEADERS: [(&str, &str); 4] = [
+pub(crate) const HEADERS: [(&str, &str); 4] = [
     ("content-type", "application/json"),
     ("accept", "*/*"),
     ("user-agent", "penstock-bench"),
@@ -24,7 +24,6 @@ pub(crate) struct Template {
     pub(crate) stream: bool,
     /// Head and body are written apart.
     pub(crate) split: bool,
-    pub(crate) connect: SocketAddr,
 }
 
 impl Template {
@@ -61,7 +60,6 @@ impl Template {
             marks: if shape.stream { shape.deltas } else { 1 },
             stream: shape.stream,
             split: shape.split,
-            connect: shape.connect,
         }
     }
 
@@ -79,6 +77,17 @@ impl Template {
     /// The two parts of a copy.
     pub(crate) fn parts<'a>(&self, request: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         request.split_at(self.head_bytes)
+    }
+
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.bytes.len() - self.head_bytes
+    }
+
+    /// The body alone.
+    pub(crate) fn body(&self, nonce: u64) -> Bytes {
+        let mut request = self.request();
+        self.number(&mut request, nonce);
+        Bytes::from(request).slice(self.head_bytes..)
     }
 
     pub(crate) fn deltas(&self) -> u64 {
@@ -104,7 +113,8 @@ mod tests {
         let mut request = template.request();
         template.number(&mut request, 0xabc);
         let (head, body) = template.parts(&request);
-        assert_eq!(body.len(), 300);
+        assert_eq!((body.len(), template.body_bytes()), (300, 300));
+        assert_eq!(template.body(0xabc), body);
         let head = std::str::from_utf8(head).unwrap();
         assert!(head.contains("\r\ncontent-length: 300\r\n"));
         assert!(head.ends_with("\r\nx-one: 1\r\n\r\n"));

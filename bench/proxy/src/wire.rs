@@ -4,8 +4,7 @@
 use std::io;
 
 use memchr::{memchr, memmem};
-use tokio::io::AsyncReadExt as _;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 const FIRST_BUFFER_BYTES: usize = 4 << 10;
 /// A head that has not ended by then never will.
@@ -52,7 +51,7 @@ impl Buffer {
     }
 
     /// Reads once; false at the end. Cancel safe: either bytes are in the buffer or nothing was read.
-    pub(crate) async fn fill(&mut self, stream: &mut TcpStream) -> io::Result<bool> {
+    pub(crate) async fn fill(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> io::Result<bool> {
         if self.start == self.end {
             self.clear();
         } else if self.end == self.bytes.len() {
