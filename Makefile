@@ -40,7 +40,7 @@ kind: ## A kind cluster with KEDA and metrics-server
 kind-down: ## Takes the kind cluster away
 	@e2e/kind/down
 
-bench-proxy: ## CPU, latency, throughput, memory beside Envoy, nginx, vllm-router, sglang-router, LiteLLM, Portkey (25 min; QUICK=1: 4)
+bench-proxy: ## CPU, latency, throughput, memory beside Envoy, nginx, vllm-router, sglang-router, LiteLLM, Portkey (30 min; QUICK=1: 7)
 	@tools/need cargo cc python3
 	@bench/proxy/run
 

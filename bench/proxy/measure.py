@@ -3,7 +3,9 @@ none of its figures counts."""
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections import defaultdict
 
@@ -16,6 +18,14 @@ SIZES = {"1": 1024, "32": 32 << 10, "256": 256 << 10}
 STREAMS = 4000
 # Open while they are held: the last one begins before the first one ends, with time to look at memory.
 HELD = {"ramp_ms": 1500, "deltas": 7, "gap_ms": 1000}
+# How callers come to them. Thousands of handshakes take the callers' core seconds.
+TRANSPORTS = {
+    "plain": HELD,
+    "tls": HELD | {"ramp_ms": 5000, "gap_ms": 2500, "tls": True},
+    "h2": HELD | {"h2": True},
+}
+# The figure that comes of each.
+STREAM_KIB = {"plain": "stream_kib", "tls": "tls_stream_kib", "h2": "h2_stream_kib"}
 SETTLE_S = 4
 
 LIGHT = {
@@ -45,6 +55,7 @@ HEAVY = {
 BURST_DELTAS = 16
 FIRST = "first calls"
 ALONE_DELTAS = 4
+FIRST_STREAMS = {"streams": 4, "ramp_ms": 20, "deltas": ALONE_DELTAS, "gap_ms": 20}
 
 
 class Meter:
@@ -78,11 +89,14 @@ class Bench:
         self.rig = os.path.join(release, "penstock-bench-proxy")
         self.mock_port = free_port()
         self.mock = None
+        self.certificates = None
 
     def __enter__(self):
+        self.certificates = tempfile.mkdtemp(prefix="penstock-bench-certificates-")
         command = [self.rig, "mock", "--listen", f"127.0.0.1:{self.mock_port}"]
-        self.mock = subprocess.Popen(["taskset", "-c", str(self.mock_core), *command])
         try:
+            subprocess.run([self.rig, "certificate", "--folder", self.certificates], check=True, timeout=30)
+            self.mock = subprocess.Popen(["taskset", "-c", str(self.mock_core), *command])
             wait_port(self.mock_port)
         except BaseException:
             self.__exit__()
@@ -90,8 +104,10 @@ class Bench:
         return self
 
     def __exit__(self, *_):
-        self.mock.terminate()
-        self.mock.wait(30)
+        if self.mock:
+            self.mock.terminate()
+            self.mock.wait(30)
+        shutil.rmtree(self.certificates, ignore_errors=True)
 
     def add(self, name, **figures):
         for figure, value in figures.items():
@@ -146,7 +162,9 @@ class Bench:
     def hold(self, name, running, window, **options):
         """One run of `hold`: (figures or None, most resident memory while all streams were open)."""
         meter, held, opened = Meter(running, self.subject_core), 0, {}
-        command = self.command("hold", running.port, running.headers, {"stream": True, **options})
+        if options.get("tls"):
+            options["ca"] = os.path.join(self.certificates, "ca.crt")
+        command = self.command("hold", running.stream_port, running.headers, {"stream": True, **options})
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
             try:
                 opened = json.loads(caller.stdout.readline() or "{}")
@@ -170,7 +188,7 @@ class Bench:
         """One life of a subject: all loads, then memory."""
         plan = HEAVY if subject.heavy else LIGHT
         try:
-            with Running(subject, self.mock_port, self.release, self.subject_core) as running:
+            with Running(subject, self) as running:
                 idle = self.idle(subject.name, running, plan)
                 self.loads(subject.name, running, plan)
                 peak = memory_kib(running.pid, "VmHWM")
@@ -185,9 +203,13 @@ class Bench:
         some |= {"window_ms": plan["warm_up_ms"], "warm_up_ms": plan["warm_up_ms"]}
         for stream in (False, True):
             self.window(name, running, FIRST, stream=stream, **some)
+        transport = running.place.transport
+        if transport != "plain":
+            self.hold(name, running, FIRST, **TRANSPORTS[transport] | FIRST_STREAMS)
         time.sleep(0.3)
         kib = memory_kib(running.pid)
-        self.add(name, idle_kib=kib)
+        if transport == "plain":
+            self.add(name, idle_kib=kib)
         return kib
 
     def loads(self, name, running, plan):
@@ -256,17 +278,22 @@ class Bench:
             self.add(name, delta_us=total / result["deltas"])
 
     def held(self, subject):
-        """Another life of a subject: thousands of paced streams at a time."""
-        try:
-            with Running(subject, self.mock_port, self.release, self.subject_core) as running:
-                idle = self.idle(subject.name, running, LIGHT)
-                window = f"{STREAMS} streams"
-                result, kib, opened = self.hold(subject.name, running, window, streams=STREAMS, **HELD)
-                if result and opened < STREAMS:
-                    self.void(subject.name, window, f"only {opened} were open at one time")
-                elif result:
-                    time.sleep(SETTLE_S * self.scale)
-                    after = memory_kib(running.pid)
-                    self.add(subject.name, stream_kib=(kib - idle) / STREAMS, held_kib=kib, held_growth=after / idle)
-        except NotStarted as error:
-            self.void(subject.name, "start", str(error))
+        """Other lives of a subject, one for each transport: thousands of paced streams at a time."""
+        for transport in ("plain", *subject.transports):
+            try:
+                with Running(subject, self, transport) as running:
+                    self.streams(subject.name, running, transport)
+            except NotStarted as error:
+                self.void(subject.name, "start", str(error))
+
+    def streams(self, name, running, transport):
+        idle = self.idle(name, running, LIGHT)
+        window = f"{STREAMS} streams, {transport}"
+        result, kib, opened = self.hold(name, running, window, streams=STREAMS, **TRANSPORTS[transport])
+        if result and opened < STREAMS:
+            self.void(name, window, f"only {opened} were open at one time")
+        elif result:
+            self.add(name, **{STREAM_KIB[transport]: (kib - idle) / STREAMS})
+            if transport == "plain":
+                time.sleep(SETTLE_S * self.scale)
+                self.add(name, held_kib=kib, held_growth=memory_kib(running.pid) / idle)

@@ -3,13 +3,12 @@
 import statistics
 import textwrap
 
-from measure import BURST_DELTAS, LIMIT_P99_MS, SIZES, STREAMS
+from measure import BURST_DELTAS, LIMIT_P99_MS, SIZES, STREAM_KIB, STREAMS
 
 WIDTH = 118
 # What each subject must have, or the run has failed.
 FIGURES = ["us", "alone_p99", "most_rps", "half_p99", "delta_us", "first_p99", "load_growth"]
 FIGURES += [f"{kind}_{size}_us" for kind in ("whole", "stream") for size in SIZES if (kind, size) != ("whole", "1")]
-HELD_FIGURES = ["stream_kib", "held_growth"]
 # What the last line names, in its order, after ours.
 PEERS = ["envoy", "nginx", "vllm_router", "sglang_router", "litellm", "portkey"]
 
@@ -23,6 +22,12 @@ def number(value, digits=None):
     return f"{value:.{digits}f}"
 
 
+def held_figures(subject):
+    if subject.heavy:
+        return []
+    return ["stream_kib", "held_growth", *(STREAM_KIB[transport] for transport in subject.transports)]
+
+
 class Report:
     def __init__(self, bench, subjects, versions):
         self.bench, self.subjects, self.versions = bench, subjects, versions
@@ -31,7 +36,7 @@ class Report:
         self.missing = [
             f"{subject.name} ({figure})"
             for subject in subjects
-            for figure in FIGURES + ([] if subject.heavy else HELD_FIGURES)
+            for figure in FIGURES + held_figures(subject)
             if self.median(subject.name, figure) is None
         ]
 
@@ -140,16 +145,18 @@ class Report:
         direct = [number(self.median("direct", figure)) for figure in ("first_p50", "first_p99")]
         rows = [("direct", ["", *direct])]
         for subject in self.subjects:
-            name = subject.name
+            name, held = subject.name, held_figures(subject)
             rows.append((name, [
                 number(self.median(name, "delta_us")), number(self.added(name, "first_p50")),
-                number(self.added(name, "first_p99")), "" if subject.heavy else number(self.median(name, "stream_kib")),
+                number(self.added(name, "first_p99")),
+                *(number(self.median(name, figure)) if figure in held else "" for figure in STREAM_KIB.values()),
             ]))  # fmt: skip
-        columns = ["µs/delta", "first token p50", "first token p99", "KiB/stream"]
+        columns = ["µs/delta", "first token p50", "first token p99", "KiB/stream", "KiB/stream TLS", "KiB/stream h2"]
         note = "µs/delta: CPU of paced streams less that of their requests: 400 streams (10 for litellm and portkey) "
         note += "with a delta each 20 ms. First token: direct as it is, all others what they add, µs, for one caller "
         note += f"that writes head and body apart. KiB/stream: growth of resident memory while {STREAMS} paced streams "
-        note += "are open. All of it is HTTP/1.1 without TLS."
+        note += "are open; over HTTP/1.1, with TLS or without, each has a connection of its own, over HTTP/2 (in the "
+        note += "clear) 100 share one. All other figures are of HTTP/1.1 without TLS."
         return self.table("Streams", columns, rows, note)
 
     def _memory(self):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
@@ -30,9 +30,16 @@ class Place:
 
     folder: str
     listen: int
+    # For those that speak TLS, or HTTP/2 in the clear, on a port of its own.
+    tls: int
+    h2: int
+    admin: int
     upstream: int
-    spare: tuple
     release: str
+    # Folder with tls.crt and tls.key.
+    certificates: str
+    # How its streams will come: plain, tls or h2.
+    transport: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,8 @@ class Subject:
     command: object
     # Adds milliseconds: fewer connections, longer windows, no thousands of streams.
     heavy: bool = False
+    # How streams may come besides plain HTTP/1.1, and to which port of its place.
+    transports: dict = field(default_factory=dict)
     headers: object = lambda place: ()
     # Installs it where that is needed; peers.Missing where that cannot be.
     install: object = lambda: None
@@ -54,7 +63,8 @@ def config(place, name):
     with open(os.path.join(HERE, "config", name), encoding="utf-8") as file:
         text = file.read()
     values = {
-        "LISTEN": place.listen, "UPSTREAM": place.upstream, "ADMIN": place.spare[0], "FOLDER": place.folder,
+        "LISTEN": place.listen, "TLS": place.tls, "H2": place.h2, "ADMIN": place.admin, "UPSTREAM": place.upstream,
+        "FOLDER": place.folder, "CERTIFICATES": place.certificates,
         "USER": getpass.getuser(), "GROUP": grp.getgrgid(os.getgid()).gr_name,
     }  # fmt: skip
     for key, value in values.items():
@@ -74,6 +84,8 @@ def penstock(place, log="warn"):
     command += ["--listen", f"127.0.0.1:{place.listen}", "--no-scaling"]
     for flag in ("admin-listen", "scaler-listen", "scaler-admin-listen"):
         command += [f"--{flag}", "127.0.0.1:0"]
+    if place.transport == "tls":
+        command += ["--tls-dir", place.certificates, "--tls-listen", f"127.0.0.1:{place.tls}"]
     return command, {"TOKIO_WORKER_THREADS": "1"}
 
 
@@ -121,7 +133,7 @@ def router(binary, *more):
     def command(place):
         line = [binary(), *more, "--host", "127.0.0.1", "--port", str(place.listen)]
         line += ["--worker-urls", f"http://127.0.0.1:{place.upstream}", "--policy", "round_robin"]
-        line += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(place.spare[0]), "--log-level", "error"]
+        line += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(place.admin), "--log-level", "error"]
         return [*line, "--max-concurrent-requests", "20000", "--disable-retries"], {}
 
     return command
@@ -147,14 +159,16 @@ SUBJECTS = {
     subject.name: subject
     for subject in (
         Subject("relay", "copies bytes, reads none: the floor", relay),
-        Subject("penstock", "one rule, one backend, its metrics (they cannot be turned off), no access log", penstock),
+        Subject("penstock", "one rule, one backend, its metrics (they cannot be turned off), no access log", penstock,
+                transports={"tls": "tls", "h2": "listen"}),
         Subject("all_on", f"penstock: {ALL_ON_RULES} rules, exact cache (all misses, all stored), access log, metrics; "
                 "key check and hard budget do not exist yet", penstock_all_on),
         Subject("envoy", "no access log, no statistics", lambda place: envoy(place, "envoy-bare.yaml"),
-                install=peers.envoy, version=lambda: peers.ENVOY),
+                transports={"h2": "listen"}, install=peers.envoy, version=lambda: peers.ENVOY),
         Subject("envoy_on", "Envoy with access log and statistics", lambda place: envoy(place, "envoy.yaml"),
                 install=peers.envoy, version=lambda: peers.ENVOY),
-        Subject("nginx", "no access log", plain_nginx, install=nginx, version=lambda: version(nginx())),
+        Subject("nginx", "no access log", plain_nginx, transports={"tls": "tls", "h2": "h2"},
+                install=nginx, version=lambda: version(nginx())),
         Subject("vllm_router", "round robin", router(peers.vllm_router),
                 install=peers.vllm_router, version=lambda: peers.VLLM_ROUTER),
         Subject("sglang_router", "round robin", router(peers.sglang_router, "launch"),
@@ -174,10 +188,13 @@ class NotStarted(Exception):
 class Running:
     """One process of a subject, from its start to its end, on a core of its own."""
 
-    def __init__(self, subject, upstream, release, core):
-        self.subject, self.core = subject, core
+    def __init__(self, subject, bench, transport="plain"):
+        self.subject, self.core = subject, bench.subject_core
         self.folder = tempfile.mkdtemp(prefix=f"penstock-bench-{subject.name}-")
-        self.place = Place(self.folder, free_port(), upstream, (free_port(), free_port()), release)
+        self.place = Place(
+            self.folder, free_port(), free_port(), free_port(), free_port(), bench.mock_port, bench.release,
+            bench.certificates, transport,
+        )  # fmt: skip
         self.headers = subject.headers(self.place)
         self.process = None
 
@@ -199,6 +216,11 @@ class Running:
     @property
     def port(self):
         return self.place.listen
+
+    @property
+    def stream_port(self):
+        """Where streams of its transport go."""
+        return getattr(self.place, self.subject.transports.get(self.place.transport, "listen"))
 
     @property
     def pid(self):
