@@ -5,8 +5,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use http::Response;
+use http::{HeaderMap, Response};
 use tokio::sync::{Notify, oneshot};
+use xxhash_rust::xxh3::Xxh3Default;
 
 use crate::attempt::{self, Answer};
 use crate::choose::Pass;
@@ -14,6 +15,7 @@ use crate::embeddings::{self, Part, Share};
 use crate::job::Job;
 use crate::meter::Usage;
 use crate::openai::{Api, Call};
+use crate::outbound;
 use crate::provider::translations::Translations;
 use crate::record::Record;
 use crate::snapshot::{Join, Rule};
@@ -46,8 +48,8 @@ struct Filling {
     bytes: u64,
 }
 
-/// The rule, and what the calls of a batch have in common.
-type Key = (String, u128);
+/// The rule, and what the calls of a batch have in common: their bodies but for `input`, and their headers.
+type Key = (String, u128, u128);
 
 /// The batches of one worker that take further calls.
 #[derive(Default)]
@@ -92,11 +94,16 @@ pub(crate) async fn answer(job: &Job<'_>, record: &mut Record, rule: &Rule) -> O
         return None;
     }
     let part = Part::of(job.body).filter(|part| part.bytes() <= MAX_BYTES)?;
-    let key = (rule.label.clone(), part.key);
+    let key = (rule.label.clone(), part.key, of_headers(job.headers));
     match enter(&job.worker.batches, key, part, join) {
         Place::First(first, part) => {
             let _timeout = tokio::time::timeout(join.within, first.batch.full.notified()).await;
-            lead(job, record, part, first.close()).await
+            let answer = lead(job, record, part, first.close()).await;
+            if answer.is_none() {
+                // What the batch tried is not what the call alone may try.
+                record.start_over();
+            }
+            answer
         }
         Place::Other(given) => {
             let Given {
@@ -111,6 +118,21 @@ pub(crate) async fn answer(job: &Job<'_>, record: &mut Record, rule: &Rule) -> O
             Some(whole(head, share))
         }
     }
+}
+
+/// Equal for calls whose headers would go upstream alike, whatever their order.
+fn of_headers(headers: &HeaderMap) -> u128 {
+    let mut passed: Vec<_> = outbound::of_any_caller(headers).collect();
+    // Stable: the values of one name keep their order.
+    passed.sort_by_key(|(name, _)| name.as_str());
+    let mut hash = Xxh3Default::new();
+    for (name, value) in passed {
+        hash.update(name.as_str().as_bytes());
+        hash.update(&[0]);
+        hash.update(value.as_bytes());
+        hash.update(&[0]);
+    }
+    hash.digest128()
 }
 
 enum Place<'a> {
@@ -175,12 +197,13 @@ async fn lead(
     let parts: Vec<&Part> = std::iter::once(&own).chain(others).collect();
     let body = embeddings::joined(&parts)?;
     let call = Call::parse(&body).ok()?;
+    let headers = outbound::for_several(job.headers);
     let joined = Job {
         worker: job.worker,
         id: job.id.clone(),
         started: job.started,
         api: job.api,
-        headers: job.headers,
+        headers: &headers,
         region: job.region,
         body: &body,
         call: &call,

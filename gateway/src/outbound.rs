@@ -38,6 +38,11 @@ const SPOKEN_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// A caller's place in a trace (W3C Trace Context).
+const TRACE: [HeaderName; 2] = [
+    HeaderName::from_static("traceparent"),
+    HeaderName::from_static("tracestate"),
+];
 /// Headers that the gateway adds: `Host`, the credential, `Via`, the request id, and `Anthropic-Version` or the three
 /// `X-Forwarded`, `TE` and `Connection`.
 const ADDED: usize = 9;
@@ -88,6 +93,20 @@ pub fn kept(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderVa
     headers
         .iter()
         .filter(move |(name, _)| is_for_models(name) && !stays_here(name) && !named.contains(name))
+}
+
+/// What [`kept`] has and calls of several callers can have in common: all but the place of each in its trace.
+pub fn of_any_caller(headers: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    kept(headers).filter(|(name, _)| !TRACE.contains(name))
+}
+
+/// The headers of a call that is made for several callers, out of those of one of them.
+pub fn for_several(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    for name in TRACE {
+        headers.remove(name);
+    }
+    headers
 }
 
 /// What the gateway says for itself.

@@ -239,6 +239,16 @@ impl Record {
         self.chosen = Some((tier, candidate, pass));
     }
 
+    /// What was tried for it together with others failed, and is tried for it alone: as if nothing had been.
+    pub(crate) fn start_over(&mut self) {
+        self.attempts = 0;
+        self.tried.clear();
+        self.chosen = None;
+        self.in_flight = None;
+        self.foreseen = None;
+        self.hedge = None;
+    }
+
     /// Tier, candidate and pass of the last choice.
     pub(crate) fn chosen(&self) -> Option<(usize, usize, Pass)> {
         self.chosen
