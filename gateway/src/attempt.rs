@@ -47,7 +47,7 @@ pub(crate) enum Answer {
     },
     /// A 2xx answer that goes on.
     Stream { head: Response<()>, begun: Begun },
-    /// The backend's own refusal, to be passed on.
+    /// The backend's own refusal, to be passed on, whatever its status.
     Refused { head: Response<()>, bytes: Bytes },
 }
 

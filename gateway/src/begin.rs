@@ -321,7 +321,11 @@ impl Reader<'_> {
     }
 
     /// Reads a JSON answer to its end, if it is not too large.
-    async fn whole(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
+    async fn whole(
+        &self,
+        mut head: Response<()>,
+        mut exchange: Exchange,
+    ) -> Result<Answer, Failure> {
         let mut all: Option<Bytes> = None;
         let passes = self.route.is_straight();
         let most = if passes {
@@ -368,14 +372,37 @@ impl Reader<'_> {
             // Zeros stand for a count that did not come.
             usage = usage.filter(|usage| usage.prompt_tokens > 0);
         }
-        if cut == Some(Cut::Abort) {
-            return Err(Failure::GaveUp);
+        match cut {
+            None => {}
+            Some(Cut::Abort) => return Err(Failure::GaveUp),
+            // Errors, whatever the status says.
+            Some(Cut::Failure) => {
+                *head.status_mut() = StatusCode::BAD_GATEWAY;
+                let bytes = self.told(bytes, head.status());
+                return Err(Failure::Status { head, bytes });
+            }
+            Some(Cut::Error) => {
+                let bytes = self.told(bytes, head.status());
+                return if bytes.is_empty() {
+                    Err(Failure::Broken)
+                } else {
+                    Ok(Answer::Refused { head, bytes })
+                };
+            }
         }
         if self.route.way != Way::Straight {
             let answer = self.route.way.answer(&bytes, self.about.created);
             bytes = answer.ok_or(Failure::Broken)?;
         }
         Ok(Answer::Whole { head, bytes, usage })
+    }
+
+    /// What an error is in the caller's protocol; empty if it cannot be told there.
+    fn told(&self, error: Bytes, status: StatusCode) -> Bytes {
+        match self.route.way {
+            Way::Straight => error,
+            _ => provider::error(&error, status, self.job.api.dialect()),
+        }
     }
 
     /// Not so the page of a proxy that stands before the backend, with status 200.
@@ -461,9 +488,6 @@ impl Reader<'_> {
         if let Some(foreign) = self.route.foreign {
             bytes = foreign.error(head.headers_mut(), &bytes);
         }
-        Ok(match self.route.way {
-            Way::Straight => bytes,
-            _ => provider::error(&bytes, head.status(), self.job.api.dialect()),
-        })
+        Ok(self.told(bytes, head.status()))
     }
 }

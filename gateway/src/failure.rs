@@ -219,7 +219,8 @@ pub(crate) fn class_of_refusal(status: StatusCode, bytes: &[u8]) -> Option<Failu
 pub(crate) fn refusal(status: StatusCode, bytes: &[u8]) -> Option<Reject> {
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Reject::UpstreamAuth),
-        _ if openai::is_error(bytes) => None,
+        // An error with status 200 passes however it is shaped.
+        _ if status.is_success() || openai::is_error(bytes) => None,
         status if status.is_client_error() => Some(Reject::UpstreamRefused {
             status: status.as_u16(),
         }),

@@ -270,3 +270,39 @@ async fn without_a_cache_nothing_is_said_of_one() {
     );
     assert_eq!(upstream.count(), 2);
 }
+
+#[tokio::test]
+async fn an_error_with_status_200_is_passed_on_and_not_stored() {
+    let errors = [
+        "{\"error\":{\"message\":\"no\",\"code\":429}}",
+        "{\"error\":\"no\"}",
+    ];
+    let mut replies: Vec<Reply> = errors
+        .iter()
+        .map(|error| Reply::Json(200, (*error).to_owned()))
+        .collect();
+    replies.push(json_answer("x"));
+    let upstream = Upstream::replies(replies).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address]).cached(60_000)).await;
+    for error in errors {
+        let answer = gateway.post(&chat(false)).await;
+        assert_eq!(
+            (
+                answer.status,
+                answer.body.as_str(),
+                answer.header("x-penstock-cache")
+            ),
+            (200, error, "miss")
+        );
+    }
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!(answer.header("x-penstock-cache"), "miss");
+    assert_eq!(answer.body, completion("x"));
+    let series = |outcome| {
+        format!(
+            "penstock_gateway_requests_total{{rule=\"ns/policy/chat\",backend=\"ns/a\",outcome=\"{outcome}\"}}"
+        )
+    };
+    gateway.metric_is(&series("refused"), 2.0).await;
+    gateway.metric_is(&series("ok"), 1.0).await;
+}

@@ -487,3 +487,24 @@ async fn a_stream_that_begins_unreadable_is_repeated_elsewhere() {
         assert_second_answered(&two(first, |plan| plan).await);
     }
 }
+
+#[tokio::test]
+async fn a_failure_that_is_told_with_status_200_is_repeated_elsewhere() {
+    let failure = "{\"error\":{\"message\":\"upstream is down\",\"code\":502}}";
+    let first = Upstream::always(move || Reply::Json(200, failure.to_owned())).await;
+    let second = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::chain(&[first.address, second.address]).cached(60_000);
+    let gateway = Gateway::start(&plan).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!((answer.status, answer.body), (200, completion("x")));
+    let failed = "penstock_gateway_attempt_failures_total{backend=\"ns/a\",reason=\"status_5xx\"}";
+    gateway.metric_is(failed, 1.0).await;
+
+    // Nobody else is there: its own words, and no status that says that all is well.
+    let gateway = Gateway::start(&Plan::chain(&[first.address]).cached(60_000)).await;
+    for _ in 0..2 {
+        let answer = gateway.post(&chat(false)).await;
+        assert_eq!((answer.status, answer.body.as_str()), (502, failure));
+        assert_eq!(answer.header("x-penstock-cache"), "miss");
+    }
+}
