@@ -8,7 +8,8 @@ use penstock_scaler::collect::kubernetes::{self, Bounds};
 use penstock_shell::{listen, shutdown};
 use tokio_util::sync::CancellationToken;
 
-/// Runs `body` on a multi-threaded runtime until it ends; SIGTERM and SIGINT cancel its token.
+/// Runs `body` on a multi-threaded runtime until it ends. SIGTERM and SIGINT cancel its token; a second one ends the
+/// process without waiting for it.
 pub(crate) fn run<F, Fut>(body: F) -> anyhow::Result<ExitCode>
 where
     F: FnOnce(CancellationToken) -> Fut,
@@ -18,16 +19,17 @@ where
         .enable_all()
         .build()?;
     let stop = CancellationToken::new();
-    runtime.block_on(async {
-        let signals = shutdown::on_signal(stop.clone());
-        let body = body(stop.clone());
-        tokio::pin!(body);
+    let ended = runtime.block_on(async {
         tokio::select! {
-            result = &mut body => result,
-            () = signals => body.await,
+            result = body(stop.clone()) => Ok(result.map(|()| ExitCode::SUCCESS)),
+            code = shutdown::on_signals(stop.clone()) => Err(ExitCode::from(code)),
         }
-    })?;
-    Ok(ExitCode::SUCCESS)
+    });
+    ended.unwrap_or_else(|killed| {
+        // A blocking call that is under way would hold up the end.
+        runtime.shutdown_background();
+        Ok(killed)
+    })
 }
 
 /// Prints an error with its causes, one line, and turns the result into an exit code.
