@@ -24,12 +24,14 @@ use crate::wish::{Unfit, Wish};
 struct Turn<'a> {
     queue: &'a Queue,
     number: u64,
-    served: bool,
+    /// Where it goes from here.
+    served: Option<BackendId>,
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.queue.leave(self.number, self.served);
+        let now = penstock_shell::clock::now();
+        self.queue.leave(self.number, self.served.as_ref(), now);
     }
 }
 
@@ -80,7 +82,7 @@ pub(crate) async fn in_turn(
     let mut turn = Turn {
         queue: &process.queue,
         number,
-        served: false,
+        served: None,
     };
     if ahead == 0 {
         // Room that came since it was looked for.
@@ -96,11 +98,8 @@ pub(crate) async fn in_turn(
         match look(&record.tried) {
             Err(Nowhere::Full) => process.queue.stays(number),
             found => {
-                turn.served = true;
-                if let Ok(choice) = &found {
-                    let now = penstock_shell::clock::now();
-                    process.queue.room(&choice.endpoint.live.backend, now);
-                }
+                let choice = found.as_ref().ok();
+                turn.served = choice.map(|choice| choice.endpoint.live.backend.clone());
                 return found;
             }
         }

@@ -16,6 +16,10 @@ use penstock_core::config::Urgency;
 use penstock_core::ids::BackendId;
 use tokio::sync::Notify;
 
+/// Tenants of whom is known when they were served last; of more, those served longest ago count as never served. A
+/// tenant is what a caller shows as its key, so there may be any number.
+const MAX_SERVED: usize = 1024;
+
 /// Whose turn it is to be counted against others; 0 are those who show no key.
 pub type Tenant = u64;
 
@@ -37,8 +41,10 @@ pub struct Waiter {
 
 struct Place {
     number: u64,
-    /// Woken, and not back from looking yet.
-    looking: bool,
+    /// Woken because there may be room at this backend, and not back from looking yet.
+    looking: Option<BackendId>,
+    /// There was room again meanwhile, and nobody else to look.
+    missed: bool,
     waiter: Waiter,
 }
 
@@ -109,38 +115,47 @@ impl Queue {
         state.next += 1;
         state.places.push(Place {
             number,
-            looking: false,
+            looking: None,
+            missed: false,
             waiter,
         });
         self.len.store(state.places.len(), Ordering::Relaxed);
         number
     }
 
-    /// One who was woken found no room and waits on.
+    /// One who was woken found no room and waits on. Room that came while it looked it may have overlooked: it looks
+    /// again.
     pub fn stays(&self, number: u64) {
         let mut state = self.state();
         let place = state.places.iter_mut().find(|place| place.number == number);
         if let Some(place) = place {
-            place.looking = false;
+            if std::mem::take(&mut place.missed) {
+                place.waiter.wake.notify_one();
+            } else {
+                place.looking = None;
+            }
         }
     }
 
-    /// One goes, served or not.
-    pub fn leave(&self, number: u64, served: bool) {
+    /// One goes, `served` at a backend or not. Room that it was woken for and did not take is the next one's, and so is
+    /// what is left where it was served.
+    pub fn leave(&self, number: u64, served: Option<&BackendId>, now: Instant) {
         let mut state = self.state();
         let Some(index) = state.places.iter().position(|place| place.number == number) else {
             return;
         };
         let gone = state.places.swap_remove(index);
-        if served {
-            state.turns += 1;
-            let turn = state.turns;
-            state.served.insert(gone.waiter.tenant, turn);
+        if served.is_some() {
+            state.note(gone.waiter.tenant);
         }
         if state.places.is_empty() {
             state.served.clear();
         }
         self.len.store(state.places.len(), Ordering::Relaxed);
+        let woken_for = gone.looking.filter(|backend| served != Some(backend));
+        for backend in woken_for.iter().chain(served) {
+            state.room(backend, now);
+        }
     }
 
     /// There may be room at this backend: wakes the one whose turn it is.
@@ -148,20 +163,41 @@ impl Queue {
         if self.is_empty() {
             return;
         }
-        let mut state = self.state();
-        let Some(index) = state.next(backend, now) else {
-            return;
-        };
-        if let Some(place) = state.places.get_mut(index) {
-            place.looking = true;
-            place.waiter.wake.notify_one();
-        }
+        self.state().room(backend, now);
     }
 }
 
 impl State {
+    fn room(&mut self, backend: &BackendId, now: Instant) {
+        if let Some(place) = self
+            .next(backend, now)
+            .and_then(|at| self.places.get_mut(at))
+        {
+            place.looking = Some(backend.clone());
+            place.waiter.wake.notify_one();
+            return;
+        }
+        let waits = |place: &&mut Place| place.waiter.backends.contains(backend);
+        if let Some(place) = self.places.iter_mut().find(waits) {
+            place.missed = true;
+        }
+    }
+
+    /// One of this tenant's was served.
+    fn note(&mut self, tenant: Tenant) {
+        self.turns += 1;
+        let turns = self.turns;
+        self.served.insert(tenant, turns);
+        if self.served.len() > MAX_SERVED {
+            let most = u64::try_from(MAX_SERVED).unwrap_or(u64::MAX);
+            // No two tenants have the same turn.
+            self.served.retain(|_, turn| *turn + most > turns);
+        }
+    }
+
     fn next(&self, backend: &BackendId, now: Instant) -> Option<usize> {
-        let waits = |place: &&Place| !place.looking && place.waiter.backends.contains(backend);
+        let waits =
+            |place: &&Place| place.looking.is_none() && place.waiter.backends.contains(backend);
         let waiting = || self.places.iter().filter(waits);
         let turn_of = |place: &Place| {
             let served = self.served.get(&place.waiter.tenant).copied().unwrap_or(0);
@@ -213,6 +249,11 @@ mod tests {
         }
     }
 
+    fn woken(wake: &Arc<Notify>) -> bool {
+        use futures::FutureExt as _;
+        wake.notified().now_or_never().is_some()
+    }
+
     /// The numbers in the order in which they are served at `now_ms`.
     fn order(queue: &Queue, now_ms: u64) -> Vec<u64> {
         let mut order = Vec::new();
@@ -225,7 +266,13 @@ mod tests {
             let Some(number) = next else {
                 return order;
             };
-            queue.leave(number, true);
+            queue.leave(number, Some(&backend()), at(now_ms));
+            // Whoever was woken by that finds nothing.
+            queue
+                .state()
+                .places
+                .iter_mut()
+                .for_each(|place| place.looking = None);
             order.push(number);
         }
     }
@@ -285,10 +332,6 @@ mod tests {
         queue.join(second);
         queue.room(&backend(), at(0));
         queue.room(&backend(), at(0));
-        let woken = |wake: &Arc<Notify>| {
-            use futures::FutureExt as _;
-            wake.notified().now_or_never().is_some()
-        };
         assert!(wakes.iter().all(woken));
         queue.stays(number);
         queue.room(&backend(), at(0));
@@ -298,5 +341,68 @@ mod tests {
         );
         queue.room(&BackendId::new("ns", "b"), at(0));
         assert!(!woken(&wakes[1]));
+    }
+
+    #[test]
+    fn who_leaves_without_having_looked_passes_the_wake_on() {
+        let other = BackendId::new("ns", "b");
+        for served in [None, Some(&other)] {
+            let queue = Queue::default();
+            let waiters = [0, 1, 2].map(|since| waiter(Urgency::Normal, 1, since));
+            let wakes = waiters.each_ref().map(|waiter| Arc::clone(&waiter.wake));
+            let numbers = waiters.map(|waiter| queue.join(waiter));
+            queue.room(&backend(), at(0));
+            assert!(woken(&wakes[0]));
+            queue.leave(numbers[0], served, at(0));
+            assert!(woken(&wakes[1]), "the room is still there: {served:?}");
+            assert!(!woken(&wakes[2]));
+            // Who was not woken has nothing to pass on.
+            queue.leave(numbers[2], None, at(0));
+            assert!(!woken(&wakes[1]));
+        }
+    }
+
+    #[test]
+    fn where_one_was_served_the_next_one_looks() {
+        let queue = Queue::default();
+        let waiters = [0, 1].map(|since| waiter(Urgency::Normal, 1, since));
+        let wakes = waiters.each_ref().map(|waiter| Arc::clone(&waiter.wake));
+        let numbers = waiters.map(|waiter| queue.join(waiter));
+        queue.leave(numbers[0], Some(&backend()), at(0));
+        assert!(woken(&wakes[1]));
+    }
+
+    #[test]
+    fn room_that_comes_while_one_looks_is_looked_for_again() {
+        let queue = Queue::default();
+        let waiter = waiter(Urgency::Normal, 1, 0);
+        let wake = Arc::clone(&waiter.wake);
+        let number = queue.join(waiter);
+        queue.room(&backend(), at(0));
+        assert!(woken(&wake));
+        queue.room(&backend(), at(0));
+        queue.stays(number);
+        assert!(woken(&wake));
+        queue.stays(number);
+        assert!(!woken(&wake), "once for each time");
+        queue.room(&backend(), at(0));
+        assert!(woken(&wake));
+    }
+
+    #[test]
+    fn tenants_beyond_the_limit_are_forgotten_oldest_first() {
+        let queue = Queue::default();
+        // Somebody always waits, as under overload.
+        queue.join(waiter(Urgency::Low, 0, 0));
+        let most = u64::try_from(MAX_SERVED).unwrap();
+        for tenant in 1..=3 * most {
+            let number = queue.join(waiter(Urgency::Normal, tenant, 0));
+            queue.leave(number, Some(&backend()), at(0));
+            assert!(queue.state().served.len() <= MAX_SERVED);
+        }
+        let state = queue.state();
+        assert!(
+            state.served.contains_key(&(2 * most + 1)) && !state.served.contains_key(&(2 * most))
+        );
     }
 }
