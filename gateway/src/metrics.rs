@@ -1,8 +1,10 @@
 //! What Prometheus sees. Names follow the OpenTelemetry GenAI conventions where these have one. Label values come
-//! from the config and from closed enums, never from callers; series of a rule that is gone are dropped with it.
+//! from the config and from closed enums, never from callers; series of a rule or backend that is gone are dropped with it,
+//! and what a request that outlived its rule adds to them, with the next config.
 
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -177,9 +179,59 @@ pub struct Metrics {
     pub reloads: Counter<u64, AtomicU64>,
 }
 
+/// The series that there are, since a [`Family`] does not tell: what is to be dropped must be known.
+#[derive(Clone, Debug, Default)]
+struct Made(Arc<Mutex<Series>>);
+
+#[derive(Debug, Default)]
+struct Series {
+    outcomes: HashSet<OutcomeLabels>,
+    failures: HashSet<FailureLabels>,
+    /// Rules and backends that have histograms of calls or a sum of money.
+    routes: HashSet<(String, String)>,
+}
+
+impl Made {
+    fn series(&self) -> MutexGuard<'_, Series> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn route(&self, rule: &str, backend: &str) {
+        let route = (rule.to_owned(), backend.to_owned());
+        self.series().routes.insert(route);
+    }
+}
+
+/// What the config in force has.
+#[derive(Debug)]
+pub struct Known<'a> {
+    /// Labels of its rules.
+    pub rules: BTreeSet<&'a str>,
+    /// Labels of rules and backends that belong together.
+    pub routes: BTreeSet<(&'a str, &'a str)>,
+}
+
+impl Known<'_> {
+    fn has_outcome(&self, labels: &OutcomeLabels) -> bool {
+        let OutcomeLabels { rule, backend, .. } = labels;
+        // Requests that no rule took, and refusals of a rule.
+        let is_rules = backend.is_empty() && self.rules.contains(rule.as_str());
+        rule.is_empty() || is_rules || self.has_route(rule, backend)
+    }
+
+    fn has_route(&self, rule: &str, backend: &str) -> bool {
+        self.routes.contains(&(rule, backend))
+    }
+
+    fn has_backend(&self, backend: &str) -> bool {
+        self.routes.iter().any(|(_, known)| *known == backend)
+    }
+}
+
 /// The histograms of calls.
 #[derive(Clone, Debug)]
 struct CallFamilies {
+    made: Made,
     duration: Histograms<RouteLabels>,
     ttft: Histograms<RouteLabels>,
     tpot: Histograms<RouteLabels>,
@@ -193,13 +245,15 @@ impl CallFamilies {
             let labels = token_labels(api, kind, rule, backend);
             self.tokens.get_or_create_owned(&labels)
         };
-        CallMetrics {
+        let metrics = CallMetrics {
             duration: self.duration.get_or_create_owned(&labels),
             ttft: self.ttft.get_or_create_owned(&labels),
             tpot: self.tpot.get_or_create_owned(&labels),
             input_tokens: tokens("input"),
             output_tokens: tokens("output"),
-        }
+        };
+        self.made.route(rule, backend);
+        metrics
     }
 }
 
@@ -238,6 +292,7 @@ impl Metrics {
             failures: Family::default(),
             costs: Family::default(),
             calls: CallFamilies {
+                made: Made::default(),
                 duration: Family::new_with_constructor(|| Histogram::new(DURATION_BUCKETS)),
                 ttft: Family::new_with_constructor(|| Histogram::new(TTFT_BUCKETS)),
                 tpot: Family::new_with_constructor(|| Histogram::new(TPOT_BUCKETS)),
@@ -383,20 +438,51 @@ impl Metrics {
             backend: backend.to_owned(),
             outcome: "ok",
         };
+        let ok = self.requests.get_or_create_owned(&outcome);
+        self.made().outcomes.insert(outcome);
         Arc::new(RouteMetrics {
             rule: rule.to_owned(),
             backend: backend.to_owned(),
-            ok: self.requests.get_or_create_owned(&outcome),
+            ok,
             families: self.calls.clone(),
             calls: Default::default(),
         })
     }
 
-    /// Drops the series of a rule and backend that are no longer together; `outcomes` are all that they may have.
-    pub fn forget(&self, rule: &str, backend: &str, outcomes: &[&'static str]) {
+    fn made(&self) -> MutexGuard<'_, Series> {
+        self.calls.made.series()
+    }
+
+    /// Drops the series of rules and backends that are not `known`.
+    pub fn retain(&self, known: &Known<'_>) {
+        let mut made = self.made();
+        made.outcomes.retain(|labels| {
+            let stays = known.has_outcome(labels);
+            if !stays {
+                self.requests.remove(labels);
+            }
+            stays
+        });
+        made.failures.retain(|labels| {
+            let stays = known.has_backend(&labels.backend);
+            if !stays {
+                self.failures.remove(labels);
+            }
+            stays
+        });
+        made.routes.retain(|(rule, backend)| {
+            let stays = known.has_route(rule, backend);
+            if !stays {
+                self.forget_calls(rule, backend);
+            }
+            stays
+        });
+    }
+
+    fn forget_calls(&self, rule: &str, backend: &str) {
+        let calls = &self.calls;
         for api in Api::ALL {
             let labels = route_labels(api, rule, backend);
-            let calls = &self.calls;
             calls.duration.remove(&labels);
             calls.ttft.remove(&labels);
             calls.tpot.remove(&labels);
@@ -409,37 +495,31 @@ impl Metrics {
             rule: rule.to_owned(),
             backend: backend.to_owned(),
         });
-        for outcome in outcomes {
-            let labels = OutcomeLabels {
-                rule: rule.to_owned(),
-                backend: backend.to_owned(),
-                outcome,
-            };
-            self.requests.remove(&labels);
-        }
     }
 
     /// Counts a request that ended with `outcome`.
     pub fn ended(&self, route: Option<&RouteMetrics>, rule: &str, outcome: &'static str) {
-        match route {
-            Some(route) if outcome == "ok" => route.ok.inc(),
-            Some(route) => {
-                let labels = OutcomeLabels {
-                    rule: route.rule.clone(),
-                    backend: route.backend.clone(),
-                    outcome,
-                };
-                self.requests.get_or_create(&labels).inc()
+        let labels = match route {
+            Some(route) if outcome == "ok" => {
+                route.ok.inc();
+                return;
             }
-            None => {
-                let labels = OutcomeLabels {
-                    rule: rule.to_owned(),
-                    backend: String::new(),
-                    outcome,
-                };
-                self.requests.get_or_create(&labels).inc()
-            }
+            Some(route) => OutcomeLabels {
+                rule: route.rule.clone(),
+                backend: route.backend.clone(),
+                outcome,
+            },
+            None => OutcomeLabels {
+                rule: rule.to_owned(),
+                backend: String::new(),
+                outcome,
+            },
         };
+        let is_new = self.requests.get(&labels).is_none();
+        self.requests.get_or_create(&labels).inc();
+        if is_new {
+            self.made().outcomes.insert(labels);
+        }
     }
 
     /// Counts what an answer cost, in pico-USD.
@@ -449,18 +529,26 @@ impl Metrics {
             rule: route.rule.clone(),
             backend: route.backend.clone(),
         };
-        let counter = self.costs.get_or_create(&labels);
-        counter.inc_by(pico_usd as f64 / 1e12);
+        let is_new = self.costs.get(&labels).is_none();
+        self.costs
+            .get_or_create(&labels)
+            .inc_by(pico_usd as f64 / 1e12);
+        if is_new {
+            self.calls.made.route(&route.rule, &route.backend);
+        }
     }
 
     /// Counts an attempt that failed before an answer began.
     pub fn attempt_failed(&self, backend: &str, reason: &'static str) {
-        self.failures
-            .get_or_create(&FailureLabels {
-                backend: backend.to_owned(),
-                reason,
-            })
-            .inc();
+        let labels = FailureLabels {
+            backend: backend.to_owned(),
+            reason,
+        };
+        let is_new = self.failures.get(&labels).is_none();
+        self.failures.get_or_create(&labels).inc();
+        if is_new {
+            self.made().failures.insert(labels);
+        }
     }
 
     /// Counts a request whose rule depends on its task.
@@ -565,8 +653,53 @@ mod tests {
                 r#"penstock_gateway_cost_usd_total{rule="ns/p/r",backend="ns/b"} 0.0025"#
             )
         );
-        metrics.forget("ns/p/r", "ns/b", &["ok", "cut"]);
-        assert!(!text(&registry).contains("ns/p/r"));
+        metrics.retain(&known("ns/p/r", "ns/b"));
+        assert_eq!(text(&registry), before);
+        metrics.retain(&known("ns/p/r", "ns/c"));
+        assert!(!text(&registry).contains("ns/b"));
+    }
+
+    fn known<'a>(rule: &'a str, backend: &'a str) -> Known<'a> {
+        Known {
+            rules: [rule].into(),
+            routes: [(rule, backend)].into(),
+        }
+    }
+
+    #[test]
+    fn renaming_rules_and_backends_leaves_no_series_behind() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let mut counts = BTreeSet::new();
+        let mut last = None;
+        for number in 100..200 {
+            let (rule, backend) = (format!("ns/p/{number}"), format!("ns/{number}"));
+            let route = metrics.route(&rule, &backend);
+            metrics.retain(&known(&rule, &backend));
+            metrics.ended(None, "", "model_not_found");
+            for outcome in ["no_endpoint", "cached"] {
+                metrics.ended(None, &rule, outcome);
+            }
+            metrics.attempt_failed(&backend, "broken");
+            // What began under the rule of before ends now.
+            let before = last.replace(Arc::clone(&route)).unwrap_or(route);
+            metrics.ended(Some(&before), "", "cut");
+            metrics.ended(None, before.rule(), "client_gone");
+            metrics.attempt_failed(before.backend(), "connect");
+            metrics.cost(&before, 1);
+            before.call(Api::Chat).ttft.observe(0.2);
+            // Only then the one of before was in force before.
+            if number > 101 {
+                counts.insert(text(&registry).lines().count());
+            }
+        }
+        assert_eq!(counts.len(), 1, "{counts:?}");
+        let text = text(&registry);
+        assert!(!text.contains("ns/197"));
+        assert!(
+            text.contains(r#"outcome="model_not_found"} 100"#),
+            "of no rule"
+        );
     }
 
     #[test]

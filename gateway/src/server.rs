@@ -19,7 +19,6 @@ use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
 use crate::probe;
 use crate::process::{Process, Worker};
-use crate::record::ROUTE_OUTCOMES;
 use crate::resume::{self, Streams};
 use crate::scrape;
 use crate::settings::Settings;
@@ -373,12 +372,7 @@ fn apply(process: &Process, sources: &mut Sources) {
         process
             .ledger
             .retain(|id| next.config.backends.contains_key(id));
-        if let Some(previous) = &previous {
-            let kept = next.routes();
-            for (rule, backend) in previous.routes().difference(&kept) {
-                process.metrics.forget(rule, backend, &ROUTE_OUTCOMES);
-            }
-        }
+        process.metrics.retain(&next.known());
         tracing::info!(
             config.digest = %next.digest,
             rules = next.config.rules.len(),

@@ -30,7 +30,7 @@ use crate::engine_load::EngineLoad;
 use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
 use crate::load::{BackendLedger, Ledger};
-use crate::metrics::{Metrics, RouteMetrics};
+use crate::metrics::{Known, Metrics, RouteMetrics};
 use crate::name::Name;
 use crate::outlier::Outlier;
 use crate::pace::Pace;
@@ -553,14 +553,15 @@ impl Snapshot {
         })
     }
 
-    /// Rule and backend labels that belong together.
-    pub fn routes(&self) -> BTreeSet<(&str, &str)> {
-        self.rules
-            .iter()
-            .flat_map(|rule| &rule.tiers)
-            .flat_map(|tier| &tier.candidates)
-            .map(|candidate| (candidate.metrics.rule(), candidate.metrics.backend()))
-            .collect()
+    /// Which series there may be.
+    pub fn known(&self) -> Known<'_> {
+        let candidates = self.rules.iter().flat_map(|rule| rule.candidates());
+        let routes =
+            candidates.map(|candidate| (candidate.metrics.rule(), candidate.metrics.backend()));
+        Known {
+            rules: self.rules.iter().map(|rule| rule.label.as_str()).collect(),
+            routes: routes.collect(),
+        }
     }
 }
 
