@@ -1,6 +1,7 @@
 //! A caller's Anthropic message, or the count of its tokens, asked of a backend that speaks chat completions. Pure.
 
 mod answer;
+mod calls;
 mod count;
 mod request;
 mod stream;
