@@ -86,6 +86,7 @@ mod socket;
 mod stream;
 mod stream_usage;
 mod trust;
+mod unread;
 mod upstream;
 mod worker;
 

@@ -25,6 +25,7 @@ use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
 use crate::reject::Broken;
 use crate::rescue::{NoText, Rescue};
 use crate::resume::Resumable;
+use crate::unread;
 use crate::upstream::{BodyError, Exchange};
 
 /// A body that broke off where no error event can be sent: the connection to the caller is cut.
@@ -71,17 +72,9 @@ impl AnswerBody {
             record,
         }
     }
-}
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        match self.get_mut() {
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        match self {
             Self::Whole {
                 bytes,
                 outcome,
@@ -118,6 +111,23 @@ impl Body for AnswerBody {
                 .poll_next(cx)
                 .map(|next| next.map(|result| result.map(Frame::data))),
         }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        unread::asked();
+        let next = std::task::ready!(self.get_mut().poll_next(cx));
+        if next.is_some() {
+            unread::given();
+        }
+        Poll::Ready(next)
     }
 
     fn is_end_stream(&self) -> bool {

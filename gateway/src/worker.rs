@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use tokio::net::TcpStream;
@@ -25,6 +26,7 @@ use crate::jobs;
 use crate::process::Worker;
 use crate::settings::Limits;
 use crate::socket::Socket;
+use crate::unread::{self, Streams};
 
 /// The longest time between two looks at the connections; shorter limits shorten it.
 const LONGEST_TICK: Duration = Duration::from_secs(1);
@@ -214,7 +216,8 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
         let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
         // A connection has room for this future as long as it lives: while a stream goes out nothing of it is needed.
         service_fn(move |request| {
-            Box::pin(handle(Arc::clone(&worker), Arc::clone(&watch), request))
+            let answer = handle(Arc::clone(&worker), Arc::clone(&watch), request);
+            Box::pin(answer.inspect(|_| unread::begun()))
         })
     };
     let connection = std::pin::pin!(builder.serve_connection(io, service));
@@ -226,12 +229,14 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
 }
 
 /// HTTP/1.1 and HTTP/2, within the limits.
-fn protocols(limits: &Limits) -> auto::Builder<TokioExecutor> {
+fn protocols(limits: &Limits) -> auto::Builder<Streams> {
     let head_bytes = limits
         .header_bytes
         .saturating_mul(HEAD_SLACK)
         .max(SMALLEST_HEAD_BYTES);
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams {
+        write_timeout: limits.write_timeout,
+    });
     builder
         .http1()
         // The worker's ticks do this without a timer for each request.

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use crate::harness::*;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -387,4 +388,61 @@ async fn large_heads_are_refused_with_a_status() {
         assert_eq!(answer, status, "{bytes}");
     }
     assert_eq!(upstream.count(), 1);
+}
+
+/// Reads frames until one of this kind on this stream comes; its payload.
+async fn wait_for(stream: &mut TcpStream, kind: u8, id: u32) -> Vec<u8> {
+    let read = async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.unwrap();
+            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+            let mut payload = vec![0; usize::try_from(length).unwrap()];
+            stream.read_exact(&mut payload).await.unwrap();
+            let on = u32::from_be_bytes([head[5], head[6], head[7], head[8]]);
+            if (head[3], on) == (kind, id) {
+                return payload;
+            }
+        }
+    };
+    within("a frame", read).await
+}
+
+#[tokio::test]
+async fn a_stream_that_is_not_read_is_reset_and_its_backend_is_free() {
+    // Room for nothing, and for a part of the answer.
+    for window in [0, 16_u32] {
+        let (steps, reply) = driven();
+        let upstream = Upstream::replies(vec![reply]).await;
+        let mut settings = settings();
+        settings.limits.write_timeout = Duration::from_millis(300);
+        let gateway = Gateway::start_with(&Plan::chain(&[upstream.address]), settings).await;
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        let mut begin = PREFACE.to_vec();
+        // SETTINGS_INITIAL_WINDOW_SIZE
+        let setting = [&[0, 4][..], &window.to_be_bytes()].concat();
+        begin.extend(frame(SETTINGS, 0, 0, &setting));
+        begin.extend(frame(
+            HEADERS,
+            END_HEADERS,
+            1,
+            &head("/v1/chat/completions"),
+        ));
+        begin.extend(frame(DATA, END_STREAM, 1, chat(true).as_bytes()));
+        stream.write_all(&begin).await.unwrap();
+        steps.send(Step::Write(sse_head())).unwrap();
+        for _ in 0..10 {
+            steps.send(Step::Chunk(word("one"))).unwrap();
+        }
+        let code = wait_for(&mut stream, RST_STREAM, 1).await;
+        assert_eq!(code, 8_u32.to_be_bytes(), "CANCEL");
+        until("the call to the backend ends", || upstream.gone() == 1).await;
+        gateway
+            .metric_is("penstock_gateway_in_flight_requests", 0.0)
+            .await;
+        // The connection stays.
+        let other = frame(HEADERS, END_HEADERS | END_STREAM, 3, &head("/v1/nothing"));
+        stream.write_all(&other).await.unwrap();
+        wait_for(&mut stream, HEADERS, 3).await;
+    }
 }
