@@ -14,8 +14,8 @@ use crate::attempt::Answer;
 use crate::begin::is_event_stream;
 use crate::cache::exact::{Entry, Key};
 use crate::failure;
-use crate::jobs::{Reply, ReplyBody};
-use crate::openai::Api;
+use crate::jobs::{EVENTS, Reply, ReplyBody};
+use crate::openai::{Api, Wire};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::Worker;
 use crate::record::{OK, REFUSED, Record};
@@ -23,6 +23,7 @@ use crate::reject::Reject;
 use crate::resume;
 use crate::service;
 use crate::snapshot::Rule;
+use crate::stopping::Stopping;
 use crate::stream::{AnswerBody, Fill, Limits, Stream};
 
 const BACKEND: HeaderName = HeaderName::from_static(BACKEND_HEADER);
@@ -144,6 +145,9 @@ fn replied(reply: Reply, mut record: Box<Record>) -> Response<AnswerBody> {
         ReplyBody::Whole(bytes) => AnswerBody::whole(bytes, OK, record),
         ReplyBody::Stream(pieces) => AnswerBody::Stored {
             pieces: Some(pieces),
+            wire: (reply.content_type == EVENTS)
+                .then(|| record.api.map_or(Wire::Responses, Api::wire)),
+            stopping: Stopping::default(),
             record,
         },
     };

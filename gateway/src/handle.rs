@@ -134,8 +134,9 @@ pub(crate) async fn answer(
                 has_ids: waiting.rule.resumable.is_some(),
             };
             let early = close.early(head.version);
+            let own = Arc::clone(&worker);
             let answer = later(worker, watch, head, *waiting, close, record);
-            heartbeat::beating(early, beats, Box::pin(answer)).await
+            heartbeat::beating(own, early, beats, Box::pin(answer)).await
         }
         Ok(Step::Done(done)) => close.finish(&worker, &head, Ok(done), record),
         Err(reject) => close.finish(&worker, &head, Err(reject), record),

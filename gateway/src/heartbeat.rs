@@ -3,6 +3,7 @@
 //! turns out to be a refusal is told in an error event then.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,9 @@ use tokio::time::Sleep;
 
 use crate::begin::is_event_stream;
 use crate::openai::Wire;
-use crate::reject::error_event;
+use crate::process::Worker;
+use crate::reject::{Broken, error_event};
+use crate::stopping::Stopping;
 use crate::stream::{AnswerBody, BrokenOff};
 
 /// Decoders of event streams pass over lines that begin with a colon (WHATWG HTML, 9.2.6).
@@ -39,6 +42,8 @@ pub(crate) struct Beats {
 pub(crate) struct Beating {
     state: State,
     beats: Beats,
+    worker: Arc<Worker>,
+    stopping: Stopping,
     /// When something went out last.
     last: Instant,
     beat: Pin<Box<Sleep>>,
@@ -55,18 +60,19 @@ enum State {
 
 /// The answer, if it comes before the first heartbeat; else `early` and what it turns out to be.
 pub(crate) async fn beating(
+    worker: Arc<Worker>,
     early: Response<()>,
     beats: Beats,
     mut answer: Later,
 ) -> Response<AnswerBody> {
-    let with = |state| AnswerBody::Beating(Box::new(Beating::new(state, beats)));
     match tokio::time::timeout(beats.every, &mut answer).await {
-        Ok(response) if is_event_stream(response.headers()) => {
-            response.map(|body| with(State::Open(body)))
-        }
+        Ok(response) if is_event_stream(response.headers()) => response.map(|body| {
+            let beating = Beating::new(worker, State::Open(body), beats);
+            AnswerBody::Beating(Box::new(beating))
+        }),
         Ok(response) => response,
         Err(_not_yet) => {
-            let mut beating = Beating::new(State::Awaited(answer), beats);
+            let mut beating = Beating::new(worker, State::Awaited(answer), beats);
             // The first one is due.
             beating.beat = Box::pin(tokio::time::sleep(Duration::ZERO));
             beating.last -= beats.every;
@@ -76,10 +82,12 @@ pub(crate) async fn beating(
 }
 
 impl Beating {
-    fn new(state: State, beats: Beats) -> Self {
+    fn new(worker: Arc<Worker>, state: State, beats: Beats) -> Self {
         Self {
             state,
             beats,
+            worker,
+            stopping: Stopping::default(),
             last: penstock_shell::clock::now(),
             beat: Box::pin(tokio::time::sleep(beats.every)),
             is_inside: false,
@@ -112,7 +120,14 @@ impl Beating {
                     return Poll::Ready(next);
                 }
             }
-            State::Awaited(_) => {}
+            // Answers that have begun see it themselves.
+            State::Awaited(_) => {
+                if self.stopping.poll(&self.worker, cx).is_ready() {
+                    self.state = State::Over;
+                    let event = Broken::Stopping.event(self.beats.wire, false);
+                    return Poll::Ready(Some(Ok(Frame::data(event.into()))));
+                }
+            }
         }
         self.poll_beat(cx)
     }

@@ -83,6 +83,7 @@ mod scrape;
 mod server;
 mod service;
 mod socket;
+mod stopping;
 mod stream;
 mod stream_usage;
 mod trust;

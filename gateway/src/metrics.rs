@@ -1,6 +1,6 @@
 //! What Prometheus sees. Names follow the OpenTelemetry GenAI conventions where these have one. Label values come
-//! from the config and from closed enums, never from callers; series of a rule or backend that is gone are dropped with it,
-//! and what a request that outlived its rule adds to them, with the next config.
+//! from the config and from closed enums, never from callers. Series of a rule or backend that is gone are dropped with
+//! it, and what a request that outlived its rule adds to them, with the next config.
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::AtomicU64;
@@ -340,7 +340,7 @@ impl Metrics {
         );
         registry.register(
             "penstock_gateway_requests",
-            "Requests by what became of them",
+            "Requests by what became of them; stopping: still open when the time for a drain was over",
             metrics.requests.clone(),
         );
         registry.register(

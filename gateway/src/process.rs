@@ -8,6 +8,7 @@ use std::time::Instant;
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::classifier::Desk;
 use crate::jobs::Jobs;
@@ -47,6 +48,9 @@ pub(crate) struct Process {
     /// Streams that callers may come back to.
     pub(crate) streams: Arc<Streams>,
     pub(crate) draining: AtomicBool,
+    is_stopping: AtomicBool,
+    /// Of it each worker has a child.
+    stopping: CancellationToken,
     body_bytes: AtomicUsize,
     /// `1.1 <token>`, added to each request that goes upstream.
     pub(crate) via: HeaderValue,
@@ -81,6 +85,8 @@ impl Process {
             desk: Desk::default(),
             streams: Arc::new(streams),
             draining: AtomicBool::new(false),
+            is_stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
             body_bytes: AtomicUsize::new(0),
             via: HeaderValue::from_str(&format!("1.1 {via_token}"))
                 .unwrap_or(HeaderValue::from_static("1.1 penstock")),
@@ -111,6 +117,17 @@ impl Process {
 
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The limit of the drain is reached: streams that are open end.
+    pub(crate) fn stop_streams(&self) {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        self.stopping.cancel();
+    }
+
+    /// Whether the limit of the drain is reached.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::Relaxed)
     }
 
     /// The region that a request of `peer` came from, if that is known.
@@ -172,6 +189,8 @@ pub(crate) struct Worker {
     pub(crate) tasks: Tasks,
     /// Streams that go on without their callers, and what keeps streams for callers to come back.
     pub(crate) streams: Tasks,
+    /// Cancelled when the limit of a drain is reached. Its streams share its lock with no other worker's.
+    pub(crate) stopping: CancellationToken,
     id_start: u64,
     ids: AtomicU64,
 }
@@ -186,6 +205,7 @@ impl Worker {
             batches: Batches::default(),
             tasks: Tasks::default(),
             streams: Tasks::default(),
+            stopping: process.stopping.child_token(),
             id_start: rand::random(),
             ids: AtomicU64::new(0),
         })

@@ -22,7 +22,7 @@ use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::vitals::Sample;
 
 /// Every value of the `outcome` label that a request with a backend may have.
-pub(crate) const ROUTE_OUTCOMES: [&str; 11] = [
+pub(crate) const ROUTE_OUTCOMES: [&str; 12] = [
     OK,
     DETACHED,
     CLIENT_GONE,
@@ -33,6 +33,7 @@ pub(crate) const ROUTE_OUTCOMES: [&str; 11] = [
     "malformed",
     "deadline",
     "abandoned",
+    STOPPING,
     UPSTREAM_ERROR,
 ];
 /// A whole answer went out.
@@ -45,6 +46,8 @@ pub(crate) const CLIENT_GONE: &str = "client_gone";
 pub(crate) const REFUSED: &str = "refused";
 /// The backend reported an error inside its stream.
 pub(crate) const UPSTREAM_ERROR: &str = "upstream_error";
+/// The limit of a drain came before its end.
+pub(crate) const STOPPING: &str = "stopping";
 /// What the store had could not be read to its end.
 pub(crate) const STORE_FAILED: &str = "store_failed";
 /// A stored answer went out.
@@ -135,7 +138,7 @@ impl Drop for InFlight {
 
 /// Everything that is told about a request at its end.
 pub(crate) struct Record {
-    worker: Arc<Worker>,
+    pub(crate) worker: Arc<Worker>,
     watch: Arc<Watch>,
     /// Its id, on the answer and in the log.
     pub(crate) id: HeaderValue,
@@ -306,8 +309,12 @@ impl Record {
 
     pub(crate) fn broken(&mut self, broken: Broken) {
         self.outcome = broken.label();
-        // Limits of the rule say nothing of the endpoint.
-        if !matches!(broken, Broken::Deadline | Broken::Abandoned) {
+        // Neither limits of the rule nor the gateway's own end say anything of the endpoint.
+        let is_own = matches!(
+            broken,
+            Broken::Deadline | Broken::Abandoned | Broken::Stopping
+        );
+        if !is_own {
             self.vital(Sample::Failed, penstock_shell::clock::now());
         }
     }
@@ -580,6 +587,10 @@ impl Drop for Record {
         let now = penstock_shell::clock::now();
         if !self.detached {
             self.watch.idle();
+        }
+        // It is the gateway that went.
+        if self.outcome == CLIENT_GONE && self.worker.process.is_stopping() {
+            self.outcome = STOPPING;
         }
         self.count(now);
         if self.logged {

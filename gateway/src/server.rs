@@ -2,6 +2,7 @@
 //! snapshots, serves the admin port, and drains when told to stop.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -28,6 +29,8 @@ use crate::store::{OpenError, Store};
 use crate::trust::{TlsError, Trust, Unsecured};
 use crate::worker::{self, Arrival, Signals};
 
+/// After the limit of a drain streams have this long to tell their callers that they end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// After an accept that failed, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -194,12 +197,17 @@ async fn drain(
     tokio::time::sleep(settings.drain_delay).await;
     accepting.cancel();
     signals.drain.cancel();
-    let all = async { while workers.join_next().await.is_some() {} };
-    if tokio::time::timeout(settings.drain, all).await.is_err() {
+    let mut all = pin!(async { while workers.join_next().await.is_some() {} });
+    if tokio::time::timeout(settings.drain, &mut all)
+        .await
+        .is_err()
+    {
         tracing::warn!(
             requests = process.metrics.in_flight.get(),
             "drain limit reached: requests are cut"
         );
+        process.stop_streams();
+        let _all_ended = tokio::time::timeout(LAST_WORDS, all).await;
     }
 }
 

@@ -21,10 +21,11 @@ use crate::openai::{Api, DONE, Wire};
 use crate::outbound;
 use crate::process::Worker;
 use crate::provider::Translator;
-use crate::record::{CLIENT_GONE, OK, Record, STORE_FAILED, UPSTREAM_ERROR};
+use crate::record::{CLIENT_GONE, OK, Record, STOPPING, STORE_FAILED, UPSTREAM_ERROR};
 use crate::reject::Broken;
 use crate::rescue::{NoText, Rescue};
 use crate::resume::Resumable;
+use crate::stopping::Stopping;
 use crate::unread;
 use crate::upstream::{BodyError, Exchange};
 
@@ -49,6 +50,9 @@ pub(crate) enum AnswerBody {
     Stored {
         /// `None` after its end.
         pieces: Option<BoxStream<'static, Result<Bytes, BrokenOff>>>,
+        /// What it is made of, if it is an event stream.
+        wire: Option<Wire>,
+        stopping: Stopping,
         record: Box<Record>,
     },
     /// One of the others, with heartbeats.
@@ -86,11 +90,23 @@ impl AnswerBody {
                 }
                 Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
             }
-            Self::Stored { pieces, record } => {
+            Self::Stored {
+                pieces,
+                wire,
+                stopping,
+                record,
+            } => {
                 let Some(stream) = pieces else {
                     return Poll::Ready(None);
                 };
-                let next = std::task::ready!(stream.poll_next_unpin(cx));
+                let Poll::Ready(next) = stream.poll_next_unpin(cx) else {
+                    std::task::ready!(stopping.poll(&record.worker, cx));
+                    *pieces = None;
+                    record.ended(STOPPING);
+                    let event = wire.map(|wire| Broken::Stopping.event(wire, false));
+                    let event = event.map(|event| Frame::data(Bytes::from(event)));
+                    return Poll::Ready(Some(event.ok_or(BrokenOff)));
+                };
                 if next.as_ref().is_none_or(Result::is_err) {
                     *pieces = None;
                     record.ended(if next.is_none() { OK } else { STORE_FAILED });
@@ -226,6 +242,7 @@ pub(crate) struct Stream {
     fill: Option<Fill>,
     /// Where its rule wants one.
     rescue: Option<Box<Rescue>>,
+    stopping: Stopping,
     /// Something of it could not be read.
     has_gap: bool,
     record: Box<Record>,
@@ -295,6 +312,7 @@ impl Stream {
             limits,
             fill: None,
             rescue,
+            stopping: Stopping::default(),
             has_gap: false,
             record,
         };
@@ -442,8 +460,20 @@ impl Stream {
                     let event = broken.event(self.wire, inside);
                     return Poll::Ready(Some(Ok(Bytes::from(event))));
                 }
-                Next::Rescue(broken) => std::task::ready!(self.poll_rescue(cx, broken)),
-                Next::Upstream => std::task::ready!(self.poll_upstream(cx)),
+                Next::Rescue(_) | Next::Upstream if self.worker.process.is_stopping() => {
+                    self.rescue = None;
+                    self.break_off(Broken::Stopping);
+                }
+                Next::Rescue(broken) => {
+                    if self.poll_rescue(cx, broken).is_pending() {
+                        std::task::ready!(self.stopping.poll(&self.worker, cx));
+                    }
+                }
+                Next::Upstream => {
+                    if self.poll_upstream(cx).is_pending() {
+                        std::task::ready!(self.stopping.poll(&self.worker, cx));
+                    }
+                }
             }
         }
     }

@@ -23,6 +23,8 @@ pub enum Broken {
     Deadline,
     /// Its caller left and did not come back in time.
     Abandoned,
+    /// The gateway drained, and the time for that is over.
+    Stopping,
 }
 
 impl Broken {
@@ -37,6 +39,7 @@ impl Broken {
             Self::Malformed => "malformed",
             Self::Deadline => "deadline",
             Self::Abandoned => "abandoned",
+            Self::Stopping => "stopping",
         }
     }
 
@@ -55,6 +58,7 @@ impl Broken {
                 "The answer took longer than the rule of this model allows. It is incomplete."
             }
             Self::Abandoned => "Nobody came back for the answer in time. It is incomplete.",
+            Self::Stopping => "The gateway is stopping. The answer is incomplete.",
         };
         let code = format!("stream_{}", self.label());
         let event = match wire {
