@@ -385,7 +385,7 @@ pub enum FailureClassSpec {
     Timeout,
     /// Status 429.
     RateLimit,
-    /// Status 5xx, or an answer that begins with an error.
+    /// Status 5xx, an answer that begins with an error, or a refusal that is the backend's own fault: 401 to 404, 408.
     ServerError,
     /// A refusal because the request is longer than the model can take.
     ContextLength,

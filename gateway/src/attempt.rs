@@ -225,7 +225,7 @@ fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendId> {
     let others = raced.others.iter();
     let others = others.filter_map(|(lane, why)| Some((lane, why.as_ref()?)));
     let failed = first.into_iter().chain(others);
-    let refused = failed.filter(|(_, why)| matches!(why, Failure::Refused { .. }));
+    let refused = failed.filter(|(_, why)| why.is_of_all_endpoints());
     refused.filter_map(|(lane, _)| Some(candidate_of(rule, &lane.choice)?.backend.id.clone()))
 }
 

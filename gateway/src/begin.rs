@@ -427,6 +427,9 @@ impl Reader<'_> {
             Some(class) if rule.retry_on.contains(&class) => {
                 Err(Failure::Refused { class, head, bytes })
             }
+            None if failure::is_backends_own(status, self.job.api, self.job.body, &bytes) => {
+                Err(Failure::Denied { head, bytes })
+            }
             _ => Ok(Answer::Refused { head, bytes }),
         }
     }

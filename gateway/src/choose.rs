@@ -179,7 +179,7 @@ pub enum Standing {
     Failing,
     /// It fails its health check: after all others.
     Down,
-    /// It is over a limit: after all others for a moment.
+    /// It is over a limit, or does not have the model: after all others for a moment.
     Aside,
     /// More wait there than it answers in time: never, others are waited for.
     Full,
@@ -224,7 +224,7 @@ impl Standing {
             Self::Silent => "silent",
             Self::Failing => "failing",
             Self::Down => "failing its health check",
-            Self::Aside => "over a limit",
+            Self::Aside => "over a limit, or without the model",
             Self::Full => "full",
             Self::Closed => "closed by its Retry-After",
         }

@@ -11,6 +11,9 @@ const MOST: Duration = Duration::from_mins(1);
 /// How long others come first after a 429 that does not say when to come back.
 const ASIDE_MS: u64 = 1_000;
 
+/// How long others come first after it was said that a model is not there: it may be loaded or be made known.
+const ABSENT_MS: u64 = 10_000;
+
 /// One endpoint's wish.
 #[derive(Debug, Default)]
 pub struct Cooldown {
@@ -32,6 +35,12 @@ impl Cooldown {
                     .fetch_max(now_ms.saturating_add(ASIDE_MS), Ordering::Relaxed);
             }
         }
+    }
+
+    /// It does not have the model.
+    pub fn lacks_model(&self, now_ms: u64) {
+        self.aside_until_ms
+            .fetch_max(now_ms.saturating_add(ABSENT_MS), Ordering::Relaxed);
     }
 
     /// For how many ms nothing may be sent there.

@@ -10,7 +10,7 @@ use penstock_core::config::FailureClass;
 
 use crate::attempt::Answer;
 use crate::cooldown;
-use crate::openai;
+use crate::openai::{self, Api};
 use crate::outlier::CONNECT_WEIGHT;
 use crate::reject::Reject;
 use crate::trust::HandshakeError;
@@ -40,6 +40,8 @@ pub(crate) enum Failure {
     GaveUp,
     /// 429 or 5xx.
     Status { head: Response<()>, bytes: Bytes },
+    /// A refusal that is about the backend, not about the request (see [`is_backends_own`]).
+    Denied { head: Response<()>, bytes: Bytes },
     /// A refusal that another backend may not share.
     Refused {
         class: FailureClass,
@@ -62,7 +64,7 @@ impl Failure {
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 FailureClass::RateLimit
             }
-            Self::GaveUp | Self::Status { .. } => FailureClass::ServerError,
+            Self::GaveUp | Self::Status { .. } | Self::Denied { .. } => FailureClass::ServerError,
             Self::Refused { class, .. } => *class,
         }
     }
@@ -83,6 +85,7 @@ impl Failure {
                 "status_429"
             }
             Self::Status { .. } => "status_5xx",
+            Self::Denied { .. } => "status_4xx",
             Self::Refused {
                 class: FailureClass::ContextLength,
                 ..
@@ -91,11 +94,12 @@ impl Failure {
         }
     }
 
-    /// What it counts against the endpoint. A 429 says that the endpoint works.
+    /// What it counts against the endpoint. A 429 says that the endpoint works, and so does one that lacks a model.
     pub(crate) fn weight(&self) -> u32 {
         match self {
             Self::Connect | Self::ConnectTimeout | Self::Handshake(_) => CONNECT_WEIGHT,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => 0,
+            Self::Denied { .. } if self.lacks_model() => 0,
             // The limit counts all attempts, a refusal is about the request, a body is the caller's: none says a thing
             // of the endpoint.
             Self::Deadline | Self::BodyBroken | Self::BodyTimeout | Self::Refused { .. } => 0,
@@ -113,6 +117,7 @@ impl Failure {
             | Self::Deadline
             | Self::BodyBroken
             | Self::BodyTimeout
+            | Self::Denied { .. }
             | Self::Refused { .. } => false,
             Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
         }
@@ -140,7 +145,9 @@ impl Failure {
             Self::Status { head, bytes } if openai::is_error(&bytes) => {
                 Ok(Answer::Refused { head, bytes })
             }
-            Self::Refused { head, bytes, .. } => Ok(Answer::Refused { head, bytes }),
+            Self::Denied { head, bytes } | Self::Refused { head, bytes, .. } => {
+                Ok(Answer::Refused { head, bytes })
+            }
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 Err(Reject::UpstreamBusy {
                     retry_after: head.headers().get(RETRY_AFTER).cloned(),
@@ -155,6 +162,20 @@ impl Failure {
     /// Whether it is the request's end, whatever else could be tried.
     pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::Deadline | Self::BodyBroken | Self::BodyTimeout)
+    }
+
+    /// Whether the endpoint does not have the model, or what is asked of it.
+    pub(crate) fn lacks_model(&self) -> bool {
+        matches!(self, Self::Denied { head, .. } if head.status() == StatusCode::NOT_FOUND)
+    }
+
+    /// Whether the backend's other endpoints would say the same: they have the same model, credential and account.
+    pub(crate) fn is_of_all_endpoints(&self) -> bool {
+        match self {
+            Self::Refused { .. } => true,
+            Self::Denied { head, .. } => matches!(head.status().as_u16(), 401..=403),
+            _ => false,
+        }
     }
 
     /// Whether the endpoint is over a limit, or says when to come back.
@@ -211,6 +232,23 @@ pub(crate) fn class_of_refusal(status: StatusCode, bytes: &[u8]) -> Option<Failu
         Some(FailureClass::ContentPolicy)
     } else {
         None
+    }
+}
+
+/// Whether a refusal is about the backend: the gateway's credential or account there (calls of models never carry those
+/// of their callers), a request that it did not read in time, or a model or path that it does not have. A 404 may also
+/// be about what the caller says is kept there, a file or an earlier response.
+pub(crate) fn is_backends_own(status: StatusCode, api: Api, body: &[u8], bytes: &[u8]) -> bool {
+    let has = |text: &[u8], words: &[u8]| memchr::memmem::find(text, words).is_some();
+    match status.as_u16() {
+        401..=403 | 408 => true,
+        404 => {
+            let names_kept = api == Api::Responses || has(body, b"\"file_id\"");
+            // Azure calls models deployments.
+            let is_model = has(bytes, b"odel") || has(bytes, b"eployment");
+            !names_kept || is_model || !openai::is_error(bytes)
+        }
+        _ => false,
     }
 }
 

@@ -80,10 +80,14 @@ pub(crate) fn refuse_what_ends_backends(
 /// another answer whole. `None`: it has not answered yet.
 pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     // How long an engine takes to count says nothing of how long it takes to answer.
-    if matches!(answer, Some(Answer::Refused { .. })) || job.api == Api::CountTokens {
+    if job.api == Api::CountTokens {
         return;
     }
     let now = penstock_shell::clock::now();
+    if matches!(answer, Some(Answer::Refused { .. })) {
+        let live = &lane.choice.endpoint.live;
+        return live.presume_slow(job.worker.process.ms(now));
+    }
     let took_ms = now.saturating_duration_since(lane.entered).as_secs_f32() * 1000.0;
     let sample_ms = if job.call.stream {
         took_ms / lane.work
@@ -140,7 +144,11 @@ pub(crate) fn note(
         // Not before that time, which the cooldown sees to.
         again |= wait.is_some();
     }
+    if failure.lacks_model() {
+        choice.endpoint.live.cooldown.lacks_model(now_ms);
+    }
     if failure.weight() > 0 {
+        choice.endpoint.live.presume_slow(now_ms);
         choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
         let away = endpoints
             .iter()

@@ -457,6 +457,12 @@ impl EndpointLive {
         now_ms.saturating_sub(self.ready_ms.load(Ordering::Relaxed))
     }
 
+    /// It refused or failed. Where nothing is known of how quick it is, it must not look better than one that answers.
+    pub fn presume_slow(&self, now_ms: u64) {
+        self.to_first_token.presume_slow(now_ms);
+        self.to_end.presume_slow(now_ms);
+    }
+
     /// How long callers waited here lately: for a stream to begin, per unit of work before it; for another answer to be
     /// whole.
     pub fn latency(&self, stream: bool) -> &PeakEwma {

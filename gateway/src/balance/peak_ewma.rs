@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Time in which the weight of a sample falls to 1/e (Finagle's default decay, 10 s).
 const TAU_MS: f32 = 10_000.0;
-/// What an endpoint is taken to need while its first request is under way, in ms: enough that others which are known
-/// to be quick come first, little enough that slow ones do not.
+/// What an endpoint is taken to need while its first request is under way or got no answer, in ms: enough that others
+/// which are known to be quick come first, little enough that slow ones do not.
 const UNKNOWN_MS: f32 = 1_000.0;
 /// Prompt tokens that take as long as the fixed part of an engine's step: 270 on an RTX PRO 6000, 280 on an H100, 150
 /// on an RTX 4090 with Llama 3.1 8B (the constants of `engine/src/model/profile.rs`).
@@ -36,6 +36,13 @@ impl PeakEwma {
         };
         let packed = (u64::from(next.to_bits()) << 32) | (now_ms & u64::from(u32::MAX));
         self.0.store(packed, Ordering::Relaxed);
+    }
+
+    /// Takes in that a request got no answer: where nothing is known, it is taken to need [`UNKNOWN_MS`].
+    pub fn presume_slow(&self, now_ms: u64) {
+        if self.at(now_ms) <= 0.0 {
+            self.observe(UNKNOWN_MS, now_ms);
+        }
     }
 
     /// The average at `now_ms`, in ms; 0 where nothing is known.
@@ -119,6 +126,17 @@ mod tests {
         assert_eq!(cost(0.0, 1.0, 0, 1.0), 0.0);
         assert!(cost(0.0, 1.0, 1, 1.0) > cost(80.0, 5.0, 5, 1.0));
         assert!(cost(0.0, 1.0, 1, 1.0) < cost(5_000.0, 1.0, 1, 1.0));
+    }
+
+    #[test]
+    fn an_endpoint_that_only_refused_does_not_look_idle_until_that_is_long_ago() {
+        let average = PeakEwma::default();
+        average.presume_slow(1_000);
+        assert_eq!(average.at(1_000), UNKNOWN_MS);
+        assert!(average.at(61_000) < 5.0);
+        average.observe(80.0, 200_000);
+        average.presume_slow(200_000);
+        assert_eq!(average.at(200_000), 80.0, "known");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Refusals that another backend may not share, and rules that say what is repeated.
 
-use penstock_core::config::{FailureClass, Hedge};
+use penstock_core::config::{FailureClass, Hedge, Strategy};
 
 use crate::harness::*;
 
@@ -84,4 +84,121 @@ async fn a_hedge_that_was_refused_tells_of_its_whole_backend() {
     assert_eq!(answer.header("x-penstock-backend"), "ns/large");
     let asked: usize = small.iter().map(Upstream::count).sum();
     assert_eq!(asked, 1);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_everything_gets_next_to_nothing() {
+    let strategies = [
+        Strategy::PeakEwma,
+        Strategy::Latency,
+        Strategy::Cost,
+        Strategy::CostLatency,
+        Strategy::Region,
+        Strategy::PowerOfTwo,
+        Strategy::LeastRequests,
+        Strategy::RoundRobin,
+    ];
+    let statuses = [401, 402, 403, 404, 408].map(|status| (status, Strategy::PeakEwma));
+    let cases = strategies.map(|strategy| (401, strategy));
+    for (status, strategy) in statuses.into_iter().chain(cases) {
+        let refusing = Upstream::always(move || Reply::Json(status, shaped_error("no"))).await;
+        let working = Upstream::always(|| json_answer("x")).await;
+        let plan = Plan::new()
+            .backend("refusing", &[refusing.address], 1, 0)
+            .backend("working", &[working.address], 1, 0)
+            .rule(|rule| rule.strategy = strategy);
+        let gateway = Gateway::start(&plan).await;
+        for _ in 0..40 {
+            assert_eq!(gateway.post(&chat(false)).await.status, 200, "{status}");
+        }
+        // Five in a row are what every strategy leaves an endpoint out for.
+        assert!(refusing.count() <= 5, "{status} {strategy:?}");
+    }
+}
+
+#[tokio::test]
+async fn requests_that_are_wrong_do_not_make_a_backend_look_idle() {
+    let refusing = Upstream::always(|| Reply::Json(400, shaped_error("no"))).await;
+    let working = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::new()
+        .backend("refusing", &[refusing.address], 1, 0)
+        .backend("working", &[working.address], 1, 0)
+        .rule(|rule| rule.strategy = Strategy::PeakEwma);
+    let gateway = Gateway::start(&plan).await;
+    for _ in 0..20 {
+        gateway.post(&chat(false)).await;
+    }
+    assert!(refusing.count() <= 2, "{}", refusing.count());
+}
+
+#[tokio::test]
+async fn where_all_refuse_the_last_refusal_is_the_answer() {
+    for (status, expected) in [(401, 502), (402, 402), (403, 502), (404, 404), (408, 408)] {
+        let refusal = move || Reply::Json(status, shaped_error("sk-canary"));
+        let (upstreams, addresses) = Upstream::several(2, refusal).await;
+        let gateway = Gateway::start(&Plan::chain(&addresses)).await;
+        let answer = gateway.post(&chat(false)).await;
+        assert_eq!(
+            (answer.status, upstreams[0].count(), upstreams[1].count()),
+            (expected, 1, 1),
+            "{status}"
+        );
+        let is_told = answer.body.contains("sk-canary");
+        assert_eq!(is_told, expected != 502, "{status}: {}", answer.body);
+    }
+}
+
+#[tokio::test]
+async fn a_credential_is_not_tried_at_every_endpoint_of_its_backend() {
+    let expired = || Reply::Json(401, shaped_error("no"));
+    let (upstreams, addresses) = Upstream::several(3, expired).await;
+    let other = Upstream::always(|| json_answer("x")).await;
+    let plan =
+        Plan::new()
+            .backend("expired", &addresses, 1, 0)
+            .backend("other", &[other.address], 1, 1);
+    let gateway = Gateway::start(&plan).await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    assert_eq!(upstreams.iter().map(Upstream::count).sum::<usize>(), 1);
+}
+
+#[tokio::test]
+async fn a_404_about_what_the_caller_names_is_the_callers() {
+    let kept = r#"{"model":"chat","input":"hi","previous_response_id":"resp_1"}"#;
+    let of_file = r#"{"model":"chat","messages":[{"role":"user","content":[{"type":"file","file":{"file_id":"f"}}]}]}"#;
+    for (path, body, message, repeated) in [
+        (
+            "/v1/responses",
+            kept,
+            "Response with id 'resp_1' not found.",
+            false,
+        ),
+        (
+            "/v1/responses",
+            kept,
+            "The model `chat` does not exist.",
+            true,
+        ),
+        (
+            "/v1/chat/completions",
+            of_file,
+            "No such File object: f",
+            false,
+        ),
+        (
+            "/v1/chat/completions",
+            of_file,
+            "The model `chat` does not exist.",
+            true,
+        ),
+    ] {
+        let first = Upstream::always(move || Reply::Json(404, shaped_error(message))).await;
+        let second = Upstream::always(|| json_answer("x")).await;
+        let gateway = Gateway::start(&Plan::chain(&[first.address, second.address])).await;
+        let mut client = gateway.client().await;
+        client.post_to(path, "", body).await;
+        let expected = if repeated { 200 } else { 404 };
+        assert_eq!(client.answer().await.status, expected, "{message}");
+        assert_eq!(second.count(), usize::from(repeated), "{message}");
+    }
 }
