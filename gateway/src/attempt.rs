@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{HeaderValue, Response};
-use penstock_core::ids::BackendId;
 use rand::RngExt as _;
 
 use crate::choose::{Choice, Nowhere, Pass, choose};
@@ -28,7 +27,7 @@ use crate::rescue::Rescue;
 use crate::service;
 use crate::snapshot::{Candidate, Rule};
 use crate::stream::Begun;
-use crate::wish::Unfit;
+use crate::wish::{BackendModel, Unfit};
 
 /// Before the same endpoint is asked again, times the number of attempts so far, and jittered by half.
 const BACKOFF: Duration = Duration::from_millis(50);
@@ -139,7 +138,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             return Box::pin(fan_out::all(job, record, &rule, lane, &unfit)).await;
         }
         let raced = race(job, &rule, lane, record, &unfit).await;
-        unfit.backends.extend(refusers(&rule, &raced));
+        unfit.models.extend(refusers(&rule, &raced));
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
             Ok(mut answer) => {
@@ -150,8 +149,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 return Ok(answer);
             }
             Err(failure) => {
-                let process = &job.worker.process;
-                outcome::note(process, &rule, &lane.choice, &failure, record);
+                note(job, &rule, &lane, &failure, record);
                 outcome::refuse_what_ends_backends(job, &lane.choice, &failure)?;
                 if !may_be_repeated(job, &rule, &failure) {
                     return service::conclude(job, failure);
@@ -198,7 +196,7 @@ fn settle(
     for (other, failure) in &others {
         match failure {
             Some(failure) => {
-                outcome::note(&job.worker.process, rule, &other.choice, failure, record);
+                note(job, rule, other, failure, record);
             }
             // It has taken that long at least.
             None if place.is_some() => outcome::observe(job, other, None),
@@ -219,14 +217,25 @@ fn settle(
     (lane, result)
 }
 
-/// The backends that refused the request, those that were asked beside the first one included.
-fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendId> {
+pub(crate) fn note(
+    job: &Job<'_>,
+    rule: &Rule,
+    lane: &Lane,
+    failure: &Failure,
+    record: &mut Record,
+) {
+    let (process, model) = (&job.worker.process, &job.call.model);
+    outcome::note(process, model, rule, &lane.choice, failure, record);
+}
+
+/// The models of backends that refused the request, those that were asked beside the first one included.
+fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendModel> {
     let first = raced.result.as_ref().err().map(|why| (&raced.lane, why));
     let others = raced.others.iter();
     let others = others.filter_map(|(lane, why)| Some((lane, why.as_ref()?)));
     let failed = first.into_iter().chain(others);
     let refused = failed.filter(|(_, why)| why.is_of_all_endpoints());
-    refused.filter_map(|(lane, _)| Some(candidate_of(rule, &lane.choice)?.backend.id.clone()))
+    refused.filter_map(|(lane, _)| candidate_of(rule, &lane.choice).map(BackendModel::of))
 }
 
 pub(crate) fn candidate_of<'a>(rule: &'a Rule, choice: &Choice) -> Option<&'a Candidate> {

@@ -77,7 +77,8 @@ pub(crate) async fn begin(
         include_usage: translated.is_some_and(|translated| translated.include_usage),
         counts_for_us: asking.is_some(),
     };
-    endpoint.live.quota.hear(
+    endpoint.live.limits.hear(
+        about.model,
         head.headers(),
         worker.process.ms(penstock_shell::clock::now()),
         penstock_shell::clock::since_epoch(),

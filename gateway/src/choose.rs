@@ -10,6 +10,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt as _};
 
 use crate::balance::{hash, slow_start};
+use crate::limits::Limit;
 use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
 use crate::snapshot::{Candidate, Endpoint, EndpointLive, Rule};
@@ -127,23 +128,23 @@ pub fn choose(
             for &quiet_too in quiet_too {
                 let fits = |candidate: usize, endpoint: &Arc<Endpoint>| {
                     let carries = group.candidates.get(candidate);
-                    if !carries.is_some_and(|candidate| wish.fits(candidate))
-                        || !wish.unfit.takes(tier, candidate, endpoint)
-                    {
+                    let Some(carries) = carries.filter(|carries| {
+                        wish.fits(carries) && wish.unfit.takes(tier, candidate, endpoint)
+                    }) else {
                         return false;
-                    }
+                    };
                     let before = tried.iter().rfind(|tried| {
                         tried.tier == tier
                             && tried.candidate == candidate
                             && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
                     });
                     let live = &endpoint.live;
-                    let standing = Standing::of(live, wish.now_ms);
+                    let limit = wish.limit_at(carries, endpoint);
+                    let standing = Standing::of(live, limit, wish.now_ms);
                     full.set(full.get() || (standing == Standing::Full && before.is_none()));
-                    let left = live.quota.share(wish.now_ms, wish.prompt_tokens);
                     let share = live.vitals.share();
                     let may = quiet_too || draw < warm(carries, live, wish.now_ms);
-                    may && fits(pass, quiet_too, before, standing, share, left, draw)
+                    may && fits(pass, quiet_too, before, standing, share, limit.share, draw)
                 };
                 if let Some((candidate, endpoint)) = pick(rule, group, wish, rng, fits) {
                     return Ok(Choice {
@@ -188,16 +189,16 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// How an endpoint stands at `now_ms`.
-    pub fn of(live: &EndpointLive, now_ms: u64) -> Self {
+    /// How an endpoint stands at `now_ms`, whose model stands at `limit`.
+    pub fn of(live: &EndpointLive, limit: Limit, now_ms: u64) -> Self {
         let silence_ms = live.pulse.silence_ms(now_ms);
-        if live.cooldown.closed_ms(now_ms) > 0 {
+        if limit.closed_ms > 0 {
             Self::Closed
         } else if live.outlier.is_away(now_ms) {
             Self::Failing
         } else if live.health.is_down() {
             Self::Down
-        } else if live.cooldown.is_aside(now_ms) {
+        } else if limit.is_aside {
             Self::Aside
         } else if silence_ms > SILENT_MS {
             Self::Silent
@@ -205,7 +206,7 @@ impl Standing {
             Self::Full
         } else if silence_ms > QUIET_MS {
             Self::Quiet
-        } else if live.quota.share(now_ms, 0) < 1.0 {
+        } else if limit.is_scarce {
             Self::Scarce
         } else if live.vitals.share() < 1.0 {
             Self::Worse
@@ -232,8 +233,8 @@ impl Standing {
 }
 
 /// Which part of its share an endpoint gets that may have just come.
-fn warm(candidate: Option<&Candidate>, live: &EndpointLive, now_ms: u64) -> f32 {
-    let window_ms = candidate.and_then(|candidate| candidate.backend.profile.slow_start_ms);
+fn warm(candidate: &Candidate, live: &EndpointLive, now_ms: u64) -> f32 {
+    let window_ms = candidate.backend.profile.slow_start_ms;
     slow_start::share(live.ready_for_ms(now_ms), window_ms)
 }
 
@@ -266,7 +267,6 @@ fn fits(
 }
 
 fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
-    let now_ms = wish.now_ms;
     let with_endpoint = || {
         rule.candidates()
             .filter(|candidate| candidate.has_endpoint() && wish.fits(candidate))
@@ -279,9 +279,13 @@ fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
         Nowhere::NoCredential
     } else {
         let usable = with_endpoint().filter(|candidate| has_credential(candidate));
-        let closed_ms = usable
-            .flat_map(|candidate| &candidate.backend.endpoints)
-            .map(|endpoint| endpoint.live.cooldown.closed_ms(now_ms));
+        let closed_ms = usable.flat_map(|candidate| {
+            let endpoints = &candidate.backend.endpoints;
+            let limits = endpoints
+                .iter()
+                .map(|endpoint| wish.limit_at(candidate, endpoint));
+            limits.map(|limit| limit.closed_ms)
+        });
         match closed_ms.min() {
             Some(ms @ 1..) => Nowhere::Closed(ms),
             _ => Nowhere::Spent,
@@ -325,7 +329,7 @@ mod tests {
 
     static NOBODY: Unfit = Unfit {
         protocols: Vec::new(),
-        backends: Vec::new(),
+        models: Vec::new(),
         needed: Needed::NOTHING,
         only: None,
     };
@@ -333,6 +337,7 @@ mod tests {
     const WISH: Wish<'_> = Wish {
         now_ms: 0,
         stream: true,
+        model: "m",
         prompt_tokens: 100,
         answer_tokens: 100,
         blocks: &[],
@@ -468,19 +473,19 @@ mod tests {
             Strategy::PeakEwma,
         );
         let rule = &rule_of(&snapshot, "m").unwrap();
-        let cooldown = |tier: usize| {
+        let limits = |tier: usize| {
             &rule.tiers[tier].candidates[0].backend.endpoints[0]
                 .live
-                .cooldown
+                .limits
         };
         let first = |now_ms: u64| {
             choose(rule, &[], Wish { now_ms, ..WISH }, &mut rng()).map(|choice| choice.tier)
         };
-        cooldown(0).ask(None, 0);
+        limits(0).ask("m", None, 0);
         assert_eq!(first(1).ok(), Some(1), "aside: others first");
-        cooldown(1).ask(Some(Duration::from_secs(3)), 0);
+        limits(1).ask("m", Some(Duration::from_secs(3)), 0);
         assert_eq!(first(1).ok(), Some(0), "better than none");
-        cooldown(0).ask(Some(Duration::from_secs(2)), 0);
+        limits(0).ask("m", Some(Duration::from_secs(2)), 0);
         assert_eq!(first(500).err(), Some(Nowhere::Closed(1_500)));
         assert_eq!(first(2_000).ok(), Some(0));
     }

@@ -3,7 +3,6 @@
 //! With `Retry-After` nothing is sent there until then. Without, others come first for a moment: one request over a
 //! limit does not mean that the next one is.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Longer waits are cut to this: limits are lifted by hand, and a wrong clock must not switch a backend off.
@@ -11,48 +10,37 @@ const MOST: Duration = Duration::from_mins(1);
 /// How long others come first after a 429 that does not say when to come back.
 const ASIDE_MS: u64 = 1_000;
 
-/// How long others come first after it was said that a model is not there: it may be loaded or be made known.
-const ABSENT_MS: u64 = 10_000;
-
-/// One endpoint's wish.
+/// What an endpoint asks for.
 #[derive(Debug, Default)]
 pub struct Cooldown {
-    closed_until_ms: AtomicU64,
-    aside_until_ms: AtomicU64,
+    closed_until_ms: u64,
+    aside_until_ms: u64,
 }
 
 impl Cooldown {
     /// It asked to be left alone, for a time or without saying for how long.
-    pub fn ask(&self, wait: Option<Duration>, now_ms: u64) {
+    pub fn ask(&mut self, wait: Option<Duration>, now_ms: u64) {
         match wait {
             Some(wait) => {
                 let wait_ms = u64::try_from(wait.min(MOST).as_millis()).unwrap_or(u64::MAX);
-                self.closed_until_ms
-                    .fetch_max(now_ms.saturating_add(wait_ms), Ordering::Relaxed);
+                let until_ms = now_ms.saturating_add(wait_ms);
+                self.closed_until_ms = self.closed_until_ms.max(until_ms);
             }
             None => {
-                self.aside_until_ms
-                    .fetch_max(now_ms.saturating_add(ASIDE_MS), Ordering::Relaxed);
+                let until_ms = now_ms.saturating_add(ASIDE_MS);
+                self.aside_until_ms = self.aside_until_ms.max(until_ms);
             }
         }
     }
 
-    /// It does not have the model.
-    pub fn lacks_model(&self, now_ms: u64) {
-        self.aside_until_ms
-            .fetch_max(now_ms.saturating_add(ABSENT_MS), Ordering::Relaxed);
-    }
-
     /// For how many ms nothing may be sent there.
     pub fn closed_ms(&self, now_ms: u64) -> u64 {
-        self.closed_until_ms
-            .load(Ordering::Relaxed)
-            .saturating_sub(now_ms)
+        self.closed_until_ms.saturating_sub(now_ms)
     }
 
     /// Whether others should come first.
     pub fn is_aside(&self, now_ms: u64) -> bool {
-        self.aside_until_ms.load(Ordering::Relaxed) > now_ms
+        self.aside_until_ms > now_ms
     }
 }
 
@@ -73,7 +61,7 @@ mod tests {
 
     #[test]
     fn a_wait_closes_and_no_wait_puts_aside() {
-        let cooldown = Cooldown::default();
+        let mut cooldown = Cooldown::default();
         assert!(cooldown.closed_ms(5) == 0 && !cooldown.is_aside(5));
         cooldown.ask(None, 100);
         assert!(cooldown.is_aside(100 + ASIDE_MS - 1) && !cooldown.is_aside(100 + ASIDE_MS));

@@ -124,7 +124,7 @@ pub(crate) fn ask(
         .collect();
     let unfit = Unfit {
         protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
-        backends: Vec::new(),
+        models: Vec::new(),
         needed: Needed::of(rule, api, call),
         only: None,
     };
@@ -132,6 +132,7 @@ pub(crate) fn ask(
     let wish = Wish {
         now_ms: process.ms(penstock_shell::clock::now()),
         stream: call.stream,
+        model: &call.model,
         prompt_tokens: call.prompt_tokens(),
         answer_tokens: wish::answer_tokens(call),
         blocks: &blocks,
@@ -288,7 +289,7 @@ fn figures(
         }
         _ => BTreeMap::new(),
     };
-    let left = endpoint.live.quota.share(wish.now_ms, wish.prompt_tokens);
+    let left = wish.limit_at(candidate, endpoint).share;
     if left < 1.0 {
         figures.insert("quotaShare", left.into());
     }
@@ -341,7 +342,7 @@ fn endpoint(
     let live = &endpoint.live;
     Some(EndpointView {
         address: endpoint.address.to_string(),
-        standing: Standing::of(live, wish.now_ms).label(),
+        standing: Standing::of(live, wish.limit_at(candidate, endpoint), wish.now_ms).label(),
         tls: live.handshake.failed().map(|failed| failed.to_string()),
         in_flight: live.in_flight.load(Ordering::Relaxed),
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),

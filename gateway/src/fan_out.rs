@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::attempt::{Answer, candidate_of};
+use crate::attempt::{Answer, candidate_of, note};
 use crate::choose::{Pass, choose};
 use crate::failure::{self, Failure};
 use crate::hedge::{Beside, Lane, attempt};
@@ -25,12 +25,13 @@ use crate::record::{OK, Record, count_usage};
 use crate::reject::Reject;
 use crate::snapshot::Rule;
 use crate::upstream::Exchange;
-use crate::wish::Unfit;
+use crate::wish::{BackendModel, Unfit};
 
 /// What one backend may answer to a rule that wants all answers; those of eight have 8 MiB.
 const MAX_PART_BYTES: usize = 1 << 20;
 
-/// Other backends than that of `first` to send the request to: those that work, each once, by priority and strategy.
+/// Other backends than that of `first`, or other models of it, to send the request to: those that work, each once, by
+/// priority and strategy.
 pub(crate) fn beside(
     job: &Job<'_>,
     rule: &Rule,
@@ -42,8 +43,7 @@ pub(crate) fn beside(
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let mut unfit = unfit.clone();
     let candidate = candidate_of(rule, &first.choice);
-    let taken = candidate.map(|candidate| candidate.backend.id.clone());
-    unfit.backends.extend(taken);
+    unfit.models.extend(candidate.map(BackendModel::of));
     let mut lanes = Vec::new();
     while lanes.len() + 1 < most {
         let wish = job.wish(penstock_shell::clock::now(), &unfit);
@@ -55,7 +55,7 @@ pub(crate) fn beside(
         let Some(candidate) = candidate_of(rule, &choice) else {
             break;
         };
-        unfit.backends.push(candidate.backend.id.clone());
+        unfit.models.push(BackendModel::of(candidate));
         if job
             .misfit(candidate, &choice, rule.rest, &mut unfit)
             .is_none()
@@ -118,7 +118,7 @@ pub(crate) async fn all(
     record.in_flight = None;
     for (lane, end) in lanes.iter().zip(&ends) {
         if let Some(End::Failed(failure)) = end {
-            outcome::note(&job.worker.process, rule, &lane.choice, failure, record);
+            note(job, rule, lane, failure, record);
         }
     }
     let good = |end: &Option<End>| matches!(end, Some(End::Answered { .. }));

@@ -16,7 +16,7 @@ use crate::provider::translations::Translations;
 use crate::provider::{Misfit, Rest, Route, Translated};
 use crate::service::Passing;
 use crate::snapshot::{Candidate, Rule};
-use crate::wish::{self, Unfit, Wish};
+use crate::wish::{self, BackendModel, Unfit, Wish};
 
 /// Larger bodies are sent once: keeping them until a first byte comes would hold too much memory.
 pub(crate) const MAX_REPLAY_BYTES: usize = 1 << 20;
@@ -48,6 +48,7 @@ impl Job<'_> {
         Wish {
             now_ms: self.worker.process.ms(now),
             stream: self.call.stream,
+            model: &self.call.model,
             prompt_tokens: self.prompt_tokens(),
             answer_tokens: wish::answer_tokens(self.call),
             blocks: &self.blocks,
@@ -105,7 +106,7 @@ impl Job<'_> {
         if choice.endpoint.targets.take(model) {
             return None;
         }
-        unfit.backends.push(backend.id.clone());
+        unfit.models.push(BackendModel::of(candidate));
         let expected =
             "a name without empty parts, '.' and '..', because the backend has it in its path";
         Some(Misfit::Invalid("model".to_owned(), expected))

@@ -17,6 +17,7 @@ pub mod events;
 pub mod explain;
 pub mod health;
 pub mod hedge_budget;
+pub mod limits;
 pub mod load;
 pub mod meter;
 pub mod metrics;

@@ -120,9 +120,10 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     }
 }
 
-/// A failure counts against the endpoint, as far as it is the endpoint's.
+/// A failure counts against the endpoint, as far as it is the endpoint's. `model` is as the caller calls it.
 pub(crate) fn note(
     process: &Process,
+    model: &str,
     rule: &Rule,
     choice: &Choice,
     failure: &Failure,
@@ -133,6 +134,7 @@ pub(crate) fn note(
     };
     let now_ms = process.ms(penstock_shell::clock::now());
     let endpoints = &candidate.backend.endpoints;
+    let model = candidate.model_name(model);
     if matches!(failure, Failure::FirstTokenTimeout) {
         choice.endpoint.live.patience.left(rule.first_token, now_ms);
         rule.patience.left(rule.first_token, now_ms);
@@ -140,12 +142,12 @@ pub(crate) fn note(
     let mut again = failure.again();
     if failure.is_limit() {
         let wait = failure.retry_after(penstock_shell::clock::since_epoch());
-        choice.endpoint.live.cooldown.ask(wait, now_ms);
+        choice.endpoint.live.limits.ask(model, wait, now_ms);
         // Not before that time, which the cooldown sees to.
         again |= wait.is_some();
     }
     if failure.lacks_model() {
-        choice.endpoint.live.cooldown.lacks_model(now_ms);
+        choice.endpoint.live.limits.lacks(model, now_ms);
     }
     if failure.weight() > 0 {
         choice.endpoint.live.presume_slow(now_ms);

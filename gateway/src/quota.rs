@@ -4,8 +4,6 @@
 //! `anthropic-ratelimit-{requests,tokens,input-tokens}-{limit,remaining,reset}`, the reset in RFC 3339. Both refill
 //! little by little, so what is left is taken to grow until the reset, where all of it is back.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use http::HeaderMap;
@@ -15,12 +13,10 @@ const RESERVE: f32 = 0.1;
 /// Resets that are farther away are cut to this: daily limits, and wrong clocks.
 const MOST: Duration = Duration::from_hours(1);
 
-/// What is left at one endpoint.
+/// What is left of the limits that answers told of.
 #[derive(Debug, Default)]
 pub struct Quota {
-    /// Whether it ever said anything, so that others cost nothing.
-    known: AtomicBool,
-    left: Mutex<[Option<Left>; 2]>,
+    left: [Option<Left>; 2],
 }
 
 /// What is left of one limit.
@@ -37,28 +33,19 @@ const REQUESTS: usize = 0;
 const TOKENS: usize = 1;
 
 impl Quota {
-    /// Takes in what an answer says, at `now_ms` of the process and `since_epoch`.
-    pub fn hear(&self, headers: &HeaderMap, now_ms: u64, since_epoch: Duration) {
-        let found = read(headers, now_ms, since_epoch);
-        if found.iter().any(Option::is_some) {
-            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-            for (left, found) in left.iter_mut().zip(found) {
-                *left = found.or(*left);
-            }
-            self.known.store(true, Ordering::Relaxed);
+    /// Takes in what an answer says, see [`read`].
+    pub fn hear(&mut self, found: [Option<Left>; 2]) {
+        for (left, found) in self.left.iter_mut().zip(found) {
+            *left = found.or(*left);
         }
     }
 
     /// Which part of its requests it can still take, 0 to 1: 1 while more than [`RESERVE`] is left, then less in
     /// proportion, and 0 for a request of `tokens` that is more than what is left.
     pub fn share(&self, now_ms: u64, tokens: u32) -> f32 {
-        if !self.known.load(Ordering::Relaxed) {
-            return 1.0;
-        }
-        let left = *self.left.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let needed = [1.0, tokens as f32];
-        let shares = left.iter().zip(needed);
+        let shares = self.left.iter().zip(needed);
         let shares =
             shares.filter_map(|(left, needed)| left.map(|left| left.share(now_ms, needed)));
         shares.fold(1.0, f32::min)
@@ -81,8 +68,8 @@ impl Left {
     }
 }
 
-/// What the headers say of requests and of tokens.
-fn read(headers: &HeaderMap, now_ms: u64, since_epoch: Duration) -> [Option<Left>; 2] {
+/// What the headers of an answer say of requests and of tokens, at `now_ms` of the process and `since_epoch`.
+pub fn read(headers: &HeaderMap, now_ms: u64, since_epoch: Duration) -> [Option<Left>; 2] {
     let text = |name: String| headers.get(name)?.to_str().ok();
     let number = |name: String| {
         let number: f32 = text(name)?.parse().ok()?;
@@ -200,8 +187,9 @@ mod tests {
     }
 
     fn heard(pairs: &[(&'static str, &str)]) -> Quota {
-        let quota = Quota::default();
-        quota.hear(&headers(pairs), 1_000, Duration::from_hours(490_896));
+        let mut quota = Quota::default();
+        let since_epoch = Duration::from_hours(490_896);
+        quota.hear(read(&headers(pairs), 1_000, since_epoch));
         quota
     }
 

@@ -138,8 +138,9 @@ impl Rescue {
             }
             result => {
                 if let Err(failure) = result {
-                    let (worker, choice) = (&asked.worker, &asked.lane.choice);
-                    outcome::note(&worker.process, &asked.rule, choice, &failure, record);
+                    let (process, choice) = (&asked.worker.process, &asked.lane.choice);
+                    let (model, rule) = (&asked.model, &asked.rule);
+                    outcome::note(process, model, rule, choice, &failure, record);
                 }
                 record.rescued(Rescued::Failed);
                 None
@@ -256,10 +257,11 @@ impl Watching {
         let held = kept.body.len() + body.len();
         let lease = kept.worker.process.lease_body(held);
         let lease = lease.ok_or(Rescued::NoBudget)?;
-        let lane = {
+        let (lane, model) = {
             let call = Call::parse(&body).map_err(|_| Rescued::Unfit)?;
             let job = kept.job(&rule, &body, &call);
-            enter(&job, &rule, only, broken, record)?
+            let lane = enter(&job, &rule, only, broken, record)?;
+            (lane, call.model.into_owned())
         };
         record.rule = Some(Arc::clone(&rule));
         let joint = Joint::new(beginning.names, beginning.space, first);
@@ -269,6 +271,7 @@ impl Watching {
             let result = ask(&kept, &rule, &lane, &body).await;
             Asked {
                 worker: kept.worker,
+                model,
                 rule,
                 lane,
                 joint,
@@ -342,6 +345,7 @@ fn enter(
 /// How the attempt to go on went.
 struct Asked {
     worker: Arc<Worker>,
+    model: String,
     rule: Arc<Rule>,
     lane: Lane,
     joint: Joint,

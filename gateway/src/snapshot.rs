@@ -25,10 +25,10 @@ use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::balance::region::Distance;
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::{Asked, Conditions, Held};
-use crate::cooldown::Cooldown;
 use crate::engine_load::EngineLoad;
 use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
+use crate::limits::Limits;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Known, Metrics, RouteMetrics};
 use crate::name::Name;
@@ -41,7 +41,6 @@ use crate::provider::bedrock::Signer;
 use crate::provider::target::Targets;
 use crate::pulse::Pulse;
 use crate::queue::Queue;
-use crate::quota::Quota;
 use crate::retry_budget::RetryBudget;
 use crate::settings::Place;
 use crate::tasks::TaskSet;
@@ -372,8 +371,8 @@ pub struct EndpointLive {
     pub queue: Arc<Queue>,
     /// Failures in a row.
     pub outlier: Outlier,
-    /// Whether it asked to be left alone.
-    pub cooldown: Cooldown,
+    /// What it said of its limits, by model.
+    pub limits: Limits,
     /// What health checks found.
     pub health: Health,
     /// Whether TLS could be agreed on.
@@ -386,8 +385,6 @@ pub struct EndpointLive {
     pub engine: EngineLoad,
     /// When it became ready, in the process's ms.
     pub ready_ms: AtomicU64,
-    /// What is left of its limits.
-    pub quota: Quota,
     /// Whether it still says something.
     pub pulse: Pulse,
     /// How well it answers, compared with its peers.
@@ -425,14 +422,13 @@ impl EndpointLive {
             patience,
             queue,
             outlier: Outlier::default(),
-            cooldown: Cooldown::default(),
+            limits: Limits::default(),
             health: Health::default(),
             handshake: LastHandshake::default(),
             speaks_http1: AtomicBool::new(false),
             http2_streams: AtomicUsize::new(0),
             engine: EngineLoad::default(),
             ready_ms: AtomicU64::new(0),
-            quota: Quota::default(),
             pulse: Pulse::default(),
             vitals: Vitals::default(),
             to_first_token: PeakEwma::default(),

@@ -15,6 +15,7 @@ use crate::balance::prefix_affinity::{BLOCK_BYTES, Owner};
 use crate::balance::region::Distance;
 use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
+use crate::limits::Limit;
 use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
 use crate::settings::Place;
@@ -31,6 +32,8 @@ pub struct Wish<'a> {
     pub now_ms: u64,
     /// Whether an event stream is asked for: its first token tells of a queue, other answers come when all is done.
     pub stream: bool,
+    /// The model, as its caller calls it.
+    pub model: &'a str,
     /// About how many tokens its prompt has.
     pub prompt_tokens: u32,
     /// About how many tokens its answer will have.
@@ -50,12 +53,35 @@ pub struct Wish<'a> {
 pub struct Unfit {
     /// All backends that speak one of these.
     pub protocols: Vec<Protocol>,
-    /// Backends that refused it.
-    pub backends: Vec<BackendId>,
+    /// Those that refused it.
+    pub models: Vec<BackendModel>,
     /// All backends that lack some of this.
     pub needed: Needed,
     /// All endpoints but these.
     pub only: Option<Only>,
+}
+
+/// What a candidate asks of its backend: the rule may have the backend once more with another model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendModel {
+    backend: BackendId,
+    /// `None`: the caller's.
+    model: Option<Box<str>>,
+}
+
+impl BackendModel {
+    /// That of a candidate.
+    pub fn of(candidate: &Candidate) -> Self {
+        Self {
+            backend: candidate.backend.id.clone(),
+            model: candidate.model.as_ref().map(|model| model.name.clone()),
+        }
+    }
+
+    fn is_of(&self, candidate: &Candidate) -> bool {
+        let model = candidate.model.as_ref().map(|model| &*model.name);
+        self.backend == candidate.backend.id && self.model.as_deref() == model
+    }
 }
 
 /// The endpoints of one candidate whose pods are of one template.
@@ -83,8 +109,15 @@ impl Wish<'_> {
     pub fn fits(&self, candidate: &Candidate) -> bool {
         let backend = &candidate.backend;
         !self.unfit.protocols.contains(&backend.protocol)
-            && !self.unfit.backends.contains(&backend.id)
+            && !self.unfit.models.iter().any(|model| model.is_of(candidate))
             && self.unfit.needed.lack_of(candidate).is_none()
+    }
+
+    /// How the candidate's model stands at the endpoint for such a request.
+    pub fn limit_at(&self, candidate: &Candidate, endpoint: &Endpoint) -> Limit {
+        let model = candidate.model_name(self.model);
+        let limits = &endpoint.live.limits;
+        limits.of(model, self.now_ms, self.prompt_tokens)
     }
 
     /// How far an endpoint is from the caller.

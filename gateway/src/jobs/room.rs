@@ -78,10 +78,14 @@ pub(super) fn take(process: &Arc<Process>, rule: &Rule) -> Option<Place> {
     for tier in &rule.tiers {
         for candidate in &tier.candidates {
             held += candidate.backend.ledger.held();
-            endpoints.extend(candidate.backend.endpoints.iter().map(|endpoint| View {
-                standing: Standing::of(&endpoint.live, now_ms),
-                in_flight: endpoint.live.in_flight.load(Ordering::Relaxed),
-                waiting_tokens: endpoint.live.waiting_tokens.load(Ordering::Relaxed),
+            endpoints.extend(candidate.backend.endpoints.iter().map(|endpoint| {
+                let live = &endpoint.live;
+                View {
+                    // A job is not urgent: it waits while any model is over a limit.
+                    standing: Standing::of(live, live.limits.of_any(now_ms), now_ms),
+                    in_flight: live.in_flight.load(Ordering::Relaxed),
+                    waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
+                }
             }));
         }
         if !endpoints.is_empty() {

@@ -23,6 +23,7 @@ mod http2_backends;
 mod jobs;
 mod join;
 mod limits;
+mod models;
 mod overload;
 mod parameters;
 mod passages;
