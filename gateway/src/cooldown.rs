@@ -1,7 +1,7 @@
 //! Endpoints that answered 429 or 503 and asked to be left alone. Pure: times come in.
 //!
-//! With `Retry-After` nothing is sent there until then. Without, others come first for a moment: one request over a
-//! limit does not mean that the next one is.
+//! With `Retry-After` nothing is sent there until then. Without, or when it says that the time has come, others come
+//! first for a moment: one request over a limit does not mean that the next one is.
 
 use std::time::{Duration, SystemTime};
 
@@ -20,16 +20,13 @@ pub struct Cooldown {
 impl Cooldown {
     /// It asked to be left alone, for a time or without saying for how long.
     pub fn ask(&mut self, wait: Option<Duration>, now_ms: u64) {
-        match wait {
-            Some(wait) => {
-                let wait_ms = u64::try_from(wait.min(MOST).as_millis()).unwrap_or(u64::MAX);
-                let until_ms = now_ms.saturating_add(wait_ms);
-                self.closed_until_ms = self.closed_until_ms.max(until_ms);
-            }
-            None => {
-                let until_ms = now_ms.saturating_add(ASIDE_MS);
-                self.aside_until_ms = self.aside_until_ms.max(until_ms);
-            }
+        if let Some(wait) = wait.filter(|wait| !wait.is_zero()) {
+            let wait_ms = u64::try_from(wait.min(MOST).as_millis()).unwrap_or(u64::MAX);
+            let until_ms = now_ms.saturating_add(wait_ms);
+            self.closed_until_ms = self.closed_until_ms.max(until_ms);
+        } else {
+            let until_ms = now_ms.saturating_add(ASIDE_MS);
+            self.aside_until_ms = self.aside_until_ms.max(until_ms);
         }
     }
 
@@ -58,6 +55,14 @@ pub fn retry_after(value: &str, since_epoch: Duration) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_retry_after_of_nothing_puts_aside() {
+        let mut cooldown = Cooldown::default();
+        cooldown.ask(Some(Duration::ZERO), 100);
+        assert_eq!(cooldown.closed_ms(100), 0);
+        assert!(cooldown.is_aside(100 + ASIDE_MS - 1) && !cooldown.is_aside(100 + ASIDE_MS));
+    }
 
     #[test]
     fn a_wait_closes_and_no_wait_puts_aside() {

@@ -502,3 +502,17 @@ async fn a_failure_that_is_told_with_status_200_is_repeated_elsewhere() {
         assert_eq!(answer.header("x-penstock-cache"), "miss");
     }
 }
+
+#[tokio::test]
+async fn after_a_retry_after_of_nothing_others_come_first_for_a_moment() {
+    let busy = || Reply::Headers(429, "retry-after: 0\r\n", shaped_error("busy"));
+    let first = Upstream::always(busy).await;
+    let second = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[first.address, second.address])).await;
+    let started = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    let moments = usize::try_from(started.elapsed().as_secs()).unwrap();
+    assert!(first.count() <= 1 + moments, "{}", first.count());
+}
