@@ -157,17 +157,62 @@ impl Test {
     }
 }
 
+/// Types of parts with a picture: of chat completions, Messages and Responses.
+const PICTURES: [&str; 4] = ["image_url", "image", "input_image", "computer_screenshot"];
+/// Types of parts with sound.
+const SOUNDS: [&str; 1] = ["input_audio"];
+/// Messages, their parts, and the parts of a tool's answer: deeper there are no pictures.
+const PART_LEVELS: usize = 3;
+
 /// Whether a request needs this of a model.
-///
-/// In valid JSON the quotes of a text inside a message are escaped, so these can only be names and values of members.
 pub(crate) fn is_needed(need: Need, call: &Call<'_>) -> bool {
-    let holds = |mark: &[u8]| memmem::find(call.prompt, mark).is_some();
     match need {
-        Need::Vision => holds(b"\"image_url\"") || holds(b"\"input_image\"") || holds(b"\"image\""),
-        Need::Audio => holds(b"\"input_audio\""),
+        Need::Vision => has_part(call.prompt, &PICTURES),
+        Need::Audio => has_part(call.prompt, &SOUNDS),
         Need::Tools => call.has_tools,
         Need::JsonSchema => call.has_schema,
     }
+}
+
+/// Whether a prompt has a part of one of these types. Most prompts do not hold the word in quotes, and are not parsed:
+/// a text may be that word, and so may a name or value that a tool is called with.
+fn has_part(prompt: &[u8], types: &[&str]) -> bool {
+    let holds = |word: &&str| {
+        let mut found = memmem::find_iter(prompt, word.as_bytes());
+        found
+            .any(|at| prompt[..at].ends_with(b"\"") && prompt[at + word.len()..].starts_with(b"\""))
+    };
+    types.iter().any(holds)
+        && serde_json::from_slice(prompt).is_ok_and(|raw| is_or_has(raw, types, PART_LEVELS))
+}
+
+/// Whether this is a part of one of these types, or a list or message of such, `levels` deep.
+fn is_or_has(raw: &RawValue, types: &[&str], levels: usize) -> bool {
+    #[derive(Deserialize)]
+    struct Part<'a> {
+        #[serde(borrow, default, rename = "type")]
+        kind: Option<Cow<'a, str>>,
+        #[serde(borrow, default)]
+        content: Option<&'a RawValue>,
+        /// What a tool answered, as Responses has it.
+        #[serde(borrow, default)]
+        output: Option<&'a RawValue>,
+    }
+    let all: Vec<&RawValue> = match raw.get().as_bytes().first() {
+        Some(b'[') => serde_json::from_str(raw.get()).unwrap_or_default(),
+        Some(b'{') => vec![raw],
+        _ => return false,
+    };
+    // A derived struct also reads arrays.
+    let mut objects = all.into_iter().filter(|one| one.get().starts_with('{'));
+    objects.any(|one| {
+        let Ok(part) = serde_json::from_str::<Part<'_>>(one.get()) else {
+            return false;
+        };
+        let is_one = part.kind.is_some_and(|kind| types.contains(&&*kind));
+        let mut inner = part.content.into_iter().chain(part.output);
+        is_one || levels > 1 && inner.any(|inner| is_or_has(inner, types, levels - 1))
+    })
 }
 
 /// The text of the user's last message, or a prompt that is no list of messages.
@@ -321,6 +366,42 @@ mod tests {
         let plain = r#"{"model":"m","tools":[],"response_format":{"type":"text"},"messages":[{"role":"user","content":"an \"image_url\" and \"input_audio\""}]}"#;
         for need in [Need::Vision, Need::Audio, Need::Tools, Need::JsonSchema] {
             assert!(!needs(need, plain), "{need:?}");
+        }
+    }
+
+    #[test]
+    fn only_parts_are_pictures_and_sound() {
+        let has = |prompt: &str| {
+            let body = format!(r#"{{"model":"m","messages":{prompt}}}"#);
+            let call = Call::parse(body.as_bytes()).unwrap();
+            [Need::Vision, Need::Audio].map(|need| is_needed(need, &call))
+        };
+        let said = |content: &str| format!(r#"[{{"role":"user","content":{content}}}]"#);
+        for word in ["image", "image_url", "input_image", "input_audio"] {
+            for content in [
+                format!(r#""{word}""#),
+                format!(r#"[{{"type":"text","text":"{word}"}}]"#),
+                format!(r#"[{{"type":"text","{word}":"type"}}]"#),
+                format!(
+                    r#"[{{"type":"tool_use","id":"1","name":"{word}","input":{{"{word}":1}}}}]"#
+                ),
+                format!(
+                    r#"[{{"type":"tool_use","id":"1","name":"f","input":{{"type":"{word}"}}}}]"#
+                ),
+                format!(r#"[{{"type":"tool_result","content":"{word}"}}]"#),
+                format!(r#"[["{word}"]]"#),
+            ] {
+                assert_eq!(has(&said(&content)), [false; 2], "{content}");
+            }
+            let part = format!(r#"[{{"a":[1],"type" : "{word}"}}]"#);
+            let answered =
+                format!(r#"[{{"type":"tool_result","tool_use_id":"1","content":{part}}}]"#);
+            let output =
+                format!(r#"[{{"type":"function_call_output","call_id":"1","output":{part}}}]"#);
+            let is_sound = word == "input_audio";
+            for prompt in [said(&part), said(&answered), output, part] {
+                assert_eq!(has(&prompt), [!is_sound, is_sound], "{prompt}");
+            }
         }
     }
 

@@ -82,3 +82,17 @@ async fn long_requests_go_to_the_longest_context_there_is() {
         assert_eq!((a.count(), b.count()), served);
     }
 }
+
+#[tokio::test]
+async fn who_writes_of_an_image_needs_no_eyes() {
+    let a = Upstream::always(|| json_answer("a")).await;
+    let plan = Plan::chain(&[a.address]).profile("a", |profile| {
+        profile.capabilities.lacks = [Need::Vision].into();
+    });
+    let gateway = Gateway::start(&plan).await;
+    let with = |content: &str| chat(false).replace("\"hi\"", content);
+    assert_eq!(gateway.post(&with(r#""image""#)).await.status, 200);
+    let shown = with(r#"[{"type":"image_url","image_url":{"url":"x"}}]"#);
+    assert_eq!(gateway.post(&shown).await.status, 400);
+    assert_eq!(a.count(), 1);
+}
