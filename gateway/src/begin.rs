@@ -59,11 +59,15 @@ pub(crate) async fn begin(
         let now = penstock_shell::clock::since_epoch();
         request(job, candidate, endpoint, route, translated, asking, now)
     };
+    let model = candidate.model_name(&job.call.model);
+    let limits = &endpoint.live.limits;
+    let sent_ms = worker.process.ms(penstock_shell::clock::now());
+    let mark = limits.send(model, sent_ms, job.prompt_tokens());
     let (mut head, mut exchange) = send(job, rule, endpoint, last, make).await?;
     let about = About {
         created: penstock_shell::clock::since_epoch().as_secs(),
         id: job.id.to_str().unwrap_or_default(),
-        model: candidate.model_name(&job.call.model),
+        model,
         vectors: translated.map_or_else(Vectors::default, |translated| translated.vectors),
     };
     let reader = Reader {
@@ -77,9 +81,10 @@ pub(crate) async fn begin(
         include_usage: translated.is_some_and(|translated| translated.include_usage),
         counts_for_us: asking.is_some(),
     };
-    endpoint.live.limits.hear(
-        about.model,
+    limits.hear(
+        model,
         head.headers(),
+        mark,
         worker.process.ms(penstock_shell::clock::now()),
         penstock_shell::clock::since_epoch(),
     );

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use crate::cooldown::Cooldown;
-use crate::quota::{self, Quota};
+use crate::quota::{self, Mark, Quota};
 
 /// Models that are remembered of one endpoint: more than a rule has for one, and a scan that costs nothing. Callers may
 /// name as many as they like where a rule takes them all.
@@ -89,9 +89,28 @@ impl Limits {
         })
     }
 
-    /// Takes in what an answer of `model` says.
-    pub fn hear(&self, model: &str, headers: &HeaderMap, now_ms: u64, since_epoch: Duration) {
-        let found = quota::read(headers, now_ms, since_epoch);
+    /// A request of `tokens` is sent. What is sent before anything is known of a model is not counted.
+    pub fn send(&self, model: &str, now_ms: u64, tokens: u32) -> Mark {
+        let mut mark = Mark::at(now_ms);
+        if self.known.load(Ordering::Relaxed) {
+            let mut models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(known) = models.iter_mut().find(|known| *known.name == *model) {
+                mark = known.quota.send(tokens, now_ms);
+            }
+        }
+        mark
+    }
+
+    /// Takes in what an answer of `model` says to a request that was sent at `mark`.
+    pub fn hear(
+        &self,
+        model: &str,
+        headers: &HeaderMap,
+        mark: Mark,
+        now_ms: u64,
+        since_epoch: Duration,
+    ) {
+        let found = quota::read(headers, mark, now_ms, since_epoch);
         if found.iter().any(Option::is_some) {
             self.change(model, now_ms, |model| model.quota.hear(found));
         }

@@ -2,7 +2,8 @@
 //!
 //! OpenAI: `x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, the reset as `6m0s`. Anthropic:
 //! `anthropic-ratelimit-{requests,tokens,input-tokens}-{limit,remaining,reset}`, the reset in RFC 3339. Both refill
-//! little by little, so what is left is taken to grow until the reset, where all of it is back.
+//! little by little, so what is left is taken to grow until the reset, where all of it is back. What was sent since the
+//! request whose answer told of it is taken off: a burst must not find out one by one.
 
 use std::time::Duration;
 
@@ -17,6 +18,25 @@ const MOST: Duration = Duration::from_hours(1);
 #[derive(Debug, Default)]
 pub struct Quota {
     left: [Option<Left>; 2],
+    /// Requests and tokens of prompts that were sent.
+    sent: [u64; 2],
+}
+
+/// When a request was sent, and what was sent up to and with it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mark {
+    at_ms: u64,
+    sent: [u64; 2],
+}
+
+impl Mark {
+    /// At `now_ms`, before anything was counted.
+    pub fn at(now_ms: u64) -> Self {
+        Self {
+            at_ms: now_ms,
+            sent: [0; 2],
+        }
+    }
 }
 
 /// What is left of one limit.
@@ -26,6 +46,8 @@ pub struct Left {
     remaining: f32,
     at_ms: u64,
     reset_ms: u64,
+    /// What was sent before that does not count: position in [`Quota::sent`].
+    sent: u64,
 }
 
 /// What a limit counts: positions in [`Quota::left`].
@@ -33,10 +55,29 @@ const REQUESTS: usize = 0;
 const TOKENS: usize = 1;
 
 impl Quota {
-    /// Takes in what an answer says, see [`read`].
+    /// A request of `tokens` is sent.
+    pub fn send(&mut self, tokens: u32, now_ms: u64) -> Mark {
+        for (sent, more) in self.sent.iter_mut().zip([1, u64::from(tokens)]) {
+            *sent = sent.saturating_add(more);
+        }
+        Mark {
+            at_ms: now_ms,
+            sent: self.sent,
+        }
+    }
+
+    /// Takes in what an answer says, see [`read`]. That of a request which was sent earlier than the one that told last
+    /// is old.
     pub fn hear(&mut self, found: [Option<Left>; 2]) {
-        for (left, found) in self.left.iter_mut().zip(found) {
-            *left = found.or(*left);
+        let both = self.left.iter_mut().zip(self.sent);
+        for ((left, sent), found) in both.zip(found) {
+            // What was sent may have been forgotten meanwhile.
+            let found = found.map(|found| found.at_most(sent));
+            if let Some(found) = found
+                && left.is_none_or(|left| found.sent >= left.sent)
+            {
+                *left = Some(found);
+            }
         }
     }
 
@@ -45,65 +86,86 @@ impl Quota {
     pub fn share(&self, now_ms: u64, tokens: u32) -> f32 {
         #[expect(clippy::cast_precision_loss, reason = "an estimate")]
         let needed = [1.0, tokens as f32];
-        let shares = self.left.iter().zip(needed);
-        let shares =
-            shares.filter_map(|(left, needed)| left.map(|left| left.share(now_ms, needed)));
+        let limits = self.left.iter().zip(self.sent).zip(needed);
+        let shares = limits
+            .filter_map(|((left, sent), needed)| left.map(|left| left.share(now_ms, sent, needed)));
         shares.fold(1.0, f32::min)
     }
 }
 
 impl Left {
-    #[expect(clippy::cast_precision_loss, reason = "times within an hour")]
-    fn share(self, now_ms: u64, needed: f32) -> f32 {
+    fn at_most(self, sent: u64) -> Self {
+        Self {
+            sent: self.sent.min(sent),
+            ..self
+        }
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "times within an hour, an estimate"
+    )]
+    fn share(self, now_ms: u64, sent: u64, needed: f32) -> f32 {
         let whole = self.reset_ms.saturating_sub(self.at_ms) as f32;
         let passed = now_ms.saturating_sub(self.at_ms) as f32;
         if passed >= whole {
             return 1.0;
         }
-        let remaining = self.remaining + (self.limit - self.remaining) * passed / whole;
+        let since = sent.saturating_sub(self.sent) as f32;
+        let remaining = self.remaining + (self.limit - self.remaining) * passed / whole - since;
         if remaining < needed.min(self.limit) {
             return 0.0;
         }
-        (remaining / (RESERVE * self.limit)).min(1.0)
+        (remaining / (RESERVE * self.limit)).clamp(0.0, 1.0)
     }
 }
 
-/// What the headers of an answer say of requests and of tokens, at `now_ms` of the process and `since_epoch`.
-pub fn read(headers: &HeaderMap, now_ms: u64, since_epoch: Duration) -> [Option<Left>; 2] {
+/// What the headers of an answer say of requests and of tokens, at `now_ms` of the process and `since_epoch`, for a
+/// request that was sent at `mark`: they tell how it was when that one was let in, however long its answer took.
+pub fn read(
+    headers: &HeaderMap,
+    mark: Mark,
+    now_ms: u64,
+    since_epoch: Duration,
+) -> [Option<Left>; 2] {
     let text = |name: String| headers.get(name)?.to_str().ok();
     let number = |name: String| {
         let number: f32 = text(name)?.parse().ok()?;
         Some(number).filter(|number| number.is_finite() && *number >= 0.0)
     };
-    let left = |limit: Option<f32>, remaining: Option<f32>, reset: Option<Duration>| {
+    let left = |kind: usize, limit: Option<f32>, remaining: Option<f32>, reset_ms: Option<u64>| {
         let remaining = remaining?;
-        let limit = limit.unwrap_or(remaining).max(remaining).max(1.0);
-        let reset_ms = u64::try_from(reset?.min(MOST).as_millis()).ok()?;
         Some(Left {
-            limit,
+            limit: limit.unwrap_or(remaining).max(remaining).max(1.0),
             remaining,
-            at_ms: now_ms,
-            reset_ms: now_ms.saturating_add(reset_ms),
+            at_ms: mark.at_ms,
+            reset_ms: reset_ms?,
+            sent: mark.sent[kind],
         })
     };
-    let openai = |kind: &str| {
+    let after = |from_ms: u64, wait: Duration| {
+        let wait_ms = u64::try_from(wait.min(MOST).as_millis()).ok()?;
+        Some(from_ms.saturating_add(wait_ms))
+    };
+    let openai = |at: usize, kind: &str| {
         let of = |what: &str| format!("x-ratelimit-{what}-{kind}");
         let reset = text(of("reset")).and_then(until);
-        left(number(of("limit")), number(of("remaining")), reset)
+        let reset_ms = reset.and_then(|wait| after(mark.at_ms, wait));
+        left(at, number(of("limit")), number(of("remaining")), reset_ms)
     };
-    let anthropic = |kind: &str| {
+    let anthropic = |at: usize, kind: &str| {
         let of = |what: &str| format!("anthropic-ratelimit-{kind}-{what}");
         let reset = text(of("reset")).and_then(rfc_3339);
-        let reset = reset.map(|at| at.saturating_sub(since_epoch));
-        left(number(of("limit")), number(of("remaining")), reset)
+        let reset_ms = reset.and_then(|at| after(now_ms, at.saturating_sub(since_epoch)));
+        left(at, number(of("limit")), number(of("remaining")), reset_ms)
     };
     let mut found = [None, None];
-    found[REQUESTS] = openai("requests").or_else(|| anthropic("requests"));
+    found[REQUESTS] = openai(REQUESTS, "requests").or_else(|| anthropic(REQUESTS, "requests"));
     // Of two limits of tokens the one that leaves less.
-    let tokens = [anthropic("tokens"), anthropic("input-tokens")];
+    let tokens = ["tokens", "input-tokens"].map(|kind| anthropic(TOKENS, kind));
     let tokens = tokens.into_iter().flatten();
     found[TOKENS] =
-        openai("tokens").or_else(|| tokens.min_by(|a, b| a.part().total_cmp(&b.part())));
+        openai(TOKENS, "tokens").or_else(|| tokens.min_by(|a, b| a.part().total_cmp(&b.part())));
     found
 }
 
@@ -189,7 +251,8 @@ mod tests {
     fn heard(pairs: &[(&'static str, &str)]) -> Quota {
         let mut quota = Quota::default();
         let since_epoch = Duration::from_hours(490_896);
-        quota.hear(read(&headers(pairs), 1_000, since_epoch));
+        let mark = quota.send(0, 1_000);
+        quota.hear(read(&headers(pairs), mark, 1_000, since_epoch));
         quota
     }
 
@@ -247,6 +310,35 @@ mod tests {
         assert!(share(3_000) > 0.4 && share(3_000) < 0.7);
         assert!((share(61_000) - 1.0).abs() < f32::EPSILON);
         assert!((Quota::default().share(0, 0) - 1.0).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn what_was_sent_since_is_taken_off_until_it_is_told_of() {
+        let said = |remaining: &str| {
+            headers(&[
+                ("x-ratelimit-limit-requests", "20"),
+                ("x-ratelimit-remaining-requests", remaining),
+                ("x-ratelimit-reset-requests", "60m"),
+                ("x-ratelimit-limit-tokens", "1000"),
+                ("x-ratelimit-remaining-tokens", "500"),
+                ("x-ratelimit-reset-tokens", "60m"),
+            ])
+        };
+        let mut quota = Quota::default();
+        let told = |quota: &mut Quota, mark: Mark, remaining: &str| {
+            quota.hear(read(&said(remaining), mark, 0, Duration::ZERO));
+        };
+        let first = quota.send(10, 0);
+        told(&mut quota, first, "5");
+        let marks: Vec<Mark> = (0..5).map(|_| quota.send(10, 0)).collect();
+        assert!(quota.share(0, 10) <= 0.0, "all five are under way");
+        told(&mut quota, marks[2], "2");
+        told(&mut quota, marks[4], "4");
+        assert!(quota.share(0, 10) > 0.9);
+        told(&mut quota, marks[3], "0");
+        assert!(quota.share(0, 10) > 0.9, "older than what is known");
+        quota.send(450, 0);
+        assert!(quota.share(0, 60) <= 0.0, "tokens are counted too");
     }
 
     #[test]

@@ -85,6 +85,33 @@ async fn what_is_left_of_one_model_does_not_move_another() {
 }
 
 #[tokio::test]
+async fn a_burst_sends_no_more_than_is_left() {
+    let left_five = "x-ratelimit-limit-requests: 50\r\nx-ratelimit-remaining-requests: 5\r\nx-ratelimit-reset-requests: 30m\r\n";
+    // The first answer tells what is left; no other one ends before the burst is under way.
+    let upstream = Upstream::start(move |number, _| match number {
+        0 => Reply::Headers(200, left_five, completion("x")),
+        _ => Reply::Silent,
+    })
+    .await;
+    let other = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address, other.address])).await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let mut client = gateway.client().await;
+        client.post("", &chat(false)).await;
+        clients.push(client);
+    }
+    until("all are upstream", || {
+        upstream.count() + other.count() == 51
+    })
+    .await;
+    let sent = upstream.count() - 1;
+    // Fewer go there with each, and none beyond the fifth.
+    assert!((1..=5).contains(&sent), "{sent}");
+}
+
+#[tokio::test]
 async fn an_endpoint_that_fails_fails_for_all_its_models() {
     let upstream = Upstream::always(|| Reply::Json(500, shaped_error("down"))).await;
     let other = Upstream::always(|| json_answer("x")).await;
