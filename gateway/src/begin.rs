@@ -14,7 +14,7 @@ use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
 use crate::meter::{self, Cut};
-use crate::openai::{DONE, Wire};
+use crate::openai::{self, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::foreign::{About, Foreign, Vectors};
 use crate::provider::{self, Route, Translator, Way};
@@ -497,6 +497,7 @@ impl Reader<'_> {
         if let Some(foreign) = self.route.foreign {
             bytes = foreign.error(head.headers_mut(), &bytes);
         }
+        bytes = openai::nested_error(&bytes).unwrap_or(bytes);
         Ok(self.told(bytes, head.status()))
     }
 }

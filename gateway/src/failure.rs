@@ -213,39 +213,47 @@ pub(crate) fn class_of_refusal(status: StatusCode, bytes: &[u8]) -> Option<Failu
         b"exceeds the maximum number of tokens",
         b"Input is too long",
     ];
-    const POLICY: [&[u8]; 4] = [
+    let says_too_long = || TOO_LONG.iter().any(|words| says(bytes, words));
+    match status.as_u16() {
+        400 | 413 | 422 if says_too_long() => Some(FailureClass::ContextLength),
+        400 | 403 | 413 | 422 if is_of_policy(status, bytes) => Some(FailureClass::ContentPolicy),
+        _ => None,
+    }
+}
+
+/// Whether a refusal is about what the request says. OpenRouter and others tell of it with 403, which is also what who
+/// lacks a permission gets: models for moderation have names like `omni-moderation-latest`.
+fn is_of_policy(status: StatusCode, bytes: &[u8]) -> bool {
+    const POLICY: [&[u8]; 6] = [
         b"content_policy",
+        b"content policy",
         b"content_filter",
+        b"content filtering policy",
         b"ResponsibleAIPolicyViolation",
         b"content management policy",
     ];
-    if !matches!(status.as_u16(), 400 | 413 | 422) {
-        return None;
-    }
-    let says = |words: &[&[u8]]| {
-        let mut words = words.iter();
-        words.any(|word| memchr::memmem::find(bytes, word).is_some())
+    let speaks_of_moderation = || {
+        let mut found = memchr::memmem::find_iter(bytes, b"oderation");
+        found.any(|at| at < 2 || bytes.get(at - 2) != Some(&b'-'))
     };
-    if says(&TOO_LONG) {
-        Some(FailureClass::ContextLength)
-    } else if says(&POLICY) {
-        Some(FailureClass::ContentPolicy)
-    } else {
-        None
-    }
+    POLICY.iter().any(|words| says(bytes, words))
+        || status == StatusCode::FORBIDDEN && speaks_of_moderation()
+}
+
+fn says(bytes: &[u8], words: &[u8]) -> bool {
+    memchr::memmem::find(bytes, words).is_some()
 }
 
 /// Whether a refusal is about the backend: the gateway's credential or account there (calls of models never carry those
 /// of their callers), a request that it did not read in time, or a model or path that it does not have. A 404 may also
 /// be about what the caller says is kept there, a file or an earlier response.
 pub(crate) fn is_backends_own(status: StatusCode, api: Api, body: &[u8], bytes: &[u8]) -> bool {
-    let has = |text: &[u8], words: &[u8]| memchr::memmem::find(text, words).is_some();
     match status.as_u16() {
         401..=403 | 408 => true,
         404 => {
-            let names_kept = api == Api::Responses || has(body, b"\"file_id\"");
+            let names_kept = api == Api::Responses || says(body, b"\"file_id\"");
             // Azure calls models deployments.
-            let is_model = has(bytes, b"odel") || has(bytes, b"eployment");
+            let is_model = says(bytes, b"odel") || says(bytes, b"eployment");
             !names_kept || is_model || !openai::is_error(bytes)
         }
         _ => false,
@@ -256,7 +264,8 @@ pub(crate) fn is_backends_own(status: StatusCode, api: Api, body: &[u8], bytes: 
 /// provider says about the gateway's own credential is never passed on.
 pub(crate) fn refusal(status: StatusCode, bytes: &[u8]) -> Option<Reject> {
     match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Some(Reject::UpstreamAuth),
+        StatusCode::UNAUTHORIZED => Some(Reject::UpstreamAuth),
+        StatusCode::FORBIDDEN if !is_of_policy(status, bytes) => Some(Reject::UpstreamAuth),
         // An error with status 200 passes however it is shaped.
         _ if status.is_success() || openai::is_error(bytes) => None,
         status if status.is_client_error() => Some(Reject::UpstreamRefused {
@@ -265,5 +274,45 @@ pub(crate) fn refusal(status: StatusCode, bytes: &[u8]) -> Option<Reject> {
         status => Some(Reject::UpstreamFailed {
             status: status.as_u16(),
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_for_what_is_said_are_told_from_those_for_who_asks() {
+        let policy = Some(FailureClass::ContentPolicy);
+        for (status, message, expected) in [
+            (400, "Output blocked by content filtering policy", policy),
+            (
+                400,
+                "The response was filtered due to Azure's content management policy",
+                policy,
+            ),
+            (
+                403,
+                "openai/o1 requires moderation and your input was flagged",
+                policy,
+            ),
+            (403, "Moderation: the prompt was flagged", policy),
+            (403, "This goes against our content policy", policy),
+            (403, "No access to model omni-moderation-latest", None),
+            (403, "This key is not allowed here", None),
+            (400, "moderation must be one of low, auto", None),
+            (401, "content policy", None),
+        ] {
+            let body = format!(r#"{{"error":{{"message":"{message}"}}}}"#);
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(
+                class_of_refusal(status, body.as_bytes()),
+                expected,
+                "{message}"
+            );
+            let is_auth = matches!(refusal(status, body.as_bytes()), Some(Reject::UpstreamAuth));
+            let hides = matches!(status.as_u16(), 401 | 403) && expected.is_none();
+            assert_eq!(is_auth, hides, "{message}");
+        }
     }
 }

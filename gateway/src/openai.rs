@@ -8,6 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use bytes::buf::{Buf as _, Chain};
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::edits::{given, place};
@@ -492,6 +493,32 @@ pub fn is_error(body: &[u8]) -> bool {
     )
 }
 
+/// An error that has its members at the top, as vLLM up to 0.9 and SGLang write it, in the usual shape; `None` for
+/// anything else.
+pub fn nested_error(body: &[u8]) -> Option<Bytes> {
+    #[derive(Deserialize)]
+    struct Flat<'a> {
+        #[serde(borrow)]
+        object: Cow<'a, str>,
+        #[serde(borrow)]
+        message: Cow<'a, str>,
+        #[serde(borrow, default, rename = "type")]
+        kind: Option<Cow<'a, str>>,
+        #[serde(borrow, default)]
+        param: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        code: Option<&'a RawValue>,
+    }
+    let flat: Flat<'_> = serde_json::from_slice(body).ok()?;
+    let error = json!({"error": {
+        "message": flat.message,
+        "type": flat.kind,
+        "param": flat.param,
+        "code": flat.code,
+    }});
+    (flat.object == "error").then(|| Bytes::from(error.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -607,6 +634,26 @@ mod tests {
         assert!(!is_error(br#"{"error":"Unauthorized"}"#));
         assert!(!is_error(br#"{"detail":"Not Found"}"#));
         assert!(!is_error(b"<html>"));
+    }
+
+    #[test]
+    fn an_error_with_its_members_at_the_top_gets_the_usual_shape() {
+        let flat = br#"{"object":"error","message":"too \"long\"","type":"BadRequestError","param":null,"code":400}"#;
+        let nested = nested_error(flat).unwrap();
+        assert!(is_error(&nested));
+        let expected = serde_json::json!({"error": {
+            "message": "too \"long\"", "type": "BadRequestError", "param": null, "code": 400
+        }});
+        let value: serde_json::Value = serde_json::from_slice(&nested).unwrap();
+        assert_eq!(value, expected);
+        for other in [
+            &br#"{"object":"list","message":"x"}"#[..],
+            br#"{"object":"error"}"#,
+            br#"{"error":{"message":"x"}}"#,
+            b"<html>",
+        ] {
+            assert_eq!(nested_error(other), None);
+        }
     }
 
     proptest! {

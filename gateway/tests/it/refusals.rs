@@ -202,3 +202,37 @@ async fn a_404_about_what_the_caller_names_is_the_callers() {
         assert_eq!(second.count(), usize::from(repeated), "{message}");
     }
 }
+
+#[tokio::test]
+async fn an_error_with_its_members_at_the_top_is_passed_on() {
+    let flat = r#"{"object":"error","message":"top_k must be -1","type":"BadRequest","param":null,"code":400}"#;
+    let upstream = Upstream::always(move || Reply::Json(400, flat.to_owned())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let answer = gateway.post(&chat(false)).await;
+    let told: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(answer.status, 400);
+    assert_eq!(told["error"]["message"], "top_k must be -1");
+
+    let mut client = gateway.client().await;
+    let body = r#"{"model":"chat","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}"#;
+    client.post_to("/v1/messages", "", body).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("top_k must be -1"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_403_for_what_the_request_says_is_a_matter_of_policy() {
+    let flagged = || Reply::Json(403, shaped_error("requires moderation: input was flagged"));
+    let first = Upstream::always(flagged).await;
+    let second = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::chain(&[first.address, second.address]);
+    let gateway = Gateway::start(&plan).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!((answer.status, second.count()), (403, 0));
+    assert!(answer.body.contains("was flagged"), "{}", answer.body);
+    gateway
+        .apply(&on(plan, &[FailureClass::ContentPolicy]))
+        .await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+}
