@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -105,12 +105,21 @@ impl HyperUpstream {
                             None => serve(stream, number, &shared, (None, None)).await,
                             Some(tls) => {
                                 // One that the gateway refuses ends the connection, not the server.
-                                if let Ok(stream) = TlsAcceptor::from(tls).accept(stream).await {
-                                    let (_, tls) = stream.get_ref();
-                                    let sni = tls.server_name().map(str::to_owned);
-                                    let shown = tls.peer_certificates().and_then(|c| c.first());
-                                    let shown = shown.map(|c| c.clone().into_owned());
-                                    serve(stream, number, &shared, (sni, shown)).await;
+                                match TlsAcceptor::from(tls).accept(stream).into_fallible().await {
+                                    Ok(stream) => {
+                                        let (_, tls) = stream.get_ref();
+                                        let sni = tls.server_name().map(str::to_owned);
+                                        let shown = tls.peer_certificates().and_then(|c| c.first());
+                                        let shown = shown.map(|c| c.clone().into_owned());
+                                        serve(stream, number, &shared, (sni, shown)).await;
+                                    }
+                                    // Closed with something unread it would be reset, which overtakes the alert.
+                                    Err((_, mut stream)) => {
+                                        let _told = stream.shutdown().await;
+                                        let _rest =
+                                            tokio::io::copy(&mut stream, &mut tokio::io::sink())
+                                                .await;
+                                    }
                                 }
                             }
                         }
