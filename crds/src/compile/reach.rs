@@ -64,8 +64,8 @@ pub(super) fn drop_unreachable(
     rules
 }
 
-/// The last of the earlier rules that together take every request for which `conditions` hold: streams and others may be
-/// taken by two of them.
+/// The last of the earlier rules that together take every request for which `conditions` hold: streams and others may
+/// be taken by two of them.
 fn takes_all<'a>(before: &'a [Taken], conditions: &[Condition]) -> Option<&'a Taken> {
     let mut last = None;
     for stream in [true, false] {
