@@ -26,29 +26,32 @@ tokio::task_local! {
     static PLACE: Cell<Place>;
 }
 
-fn go_to(place: Place) {
+fn go_to(place: impl FnOnce() -> Place) {
     // Over HTTP/1.1 there is none: its connection's writes are watched (see `guard`).
     let _ = PLACE.try_with(|own| {
         if !matches!(own.get(), Place::Awaited) {
-            own.set(place);
+            own.set(place());
         }
     });
 }
 
 /// The head of the answer is there.
 pub(crate) fn begun() {
-    let now = penstock_shell::clock::now();
-    let _ = PLACE.try_with(|own| own.set(Place::Given(now)));
+    let _ = PLACE.try_with(|own| own.set(given_now()));
 }
 
 /// The body is asked for more.
 pub(crate) fn asked() {
-    go_to(Place::Asked);
+    go_to(|| Place::Asked);
 }
 
 /// The body gave something.
 pub(crate) fn given() {
-    go_to(Place::Given(penstock_shell::clock::now()));
+    go_to(given_now);
+}
+
+fn given_now() -> Place {
+    Place::Given(penstock_shell::clock::now())
 }
 
 /// Runs the tasks of HTTP/2 streams, each until its caller has read nothing for this long.

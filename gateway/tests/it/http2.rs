@@ -1,14 +1,9 @@
 //! Callers that speak HTTP/2: many requests on one connection, and what those may not do.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::StreamExt as _;
-use http::Response;
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::Frame;
+use http_body_util::BodyExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -194,24 +189,7 @@ const MOST_UNREAD_BYTES: usize = (2 << 20) + (12 << 20);
 #[tokio::test]
 async fn a_stream_that_is_not_read_holds_little_and_the_others_on_its_connection_go_on() {
     for h2c in [false, true] {
-        let sent: Arc<AtomicUsize> = Arc::default();
-        let counted = Arc::clone(&sent);
-        let upstream = HyperUpstream::start(clear(), move |_, request| {
-            if !String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
-                return served("x");
-            }
-            let counted = Arc::clone(&counted);
-            let endless = futures::stream::repeat_with(move || {
-                let piece = Bytes::from(word(&"x".repeat(16_000)));
-                counted.fetch_add(piece.len(), Ordering::SeqCst);
-                Ok(Frame::data(piece))
-            });
-            Response::builder()
-                .header("content-type", "text/event-stream")
-                .body(StreamBody::new(endless.boxed()).boxed_unsync())
-                .unwrap()
-        })
-        .await;
+        let (sent, upstream) = endless(16_000).await;
         let mut plan = Plan::chain(&[upstream.address]);
         plan.config
             .backends

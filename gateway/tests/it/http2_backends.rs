@@ -6,10 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::StreamExt as _;
 use http::{Response, Version};
-use http_body_util::{BodyExt as _, StreamBody};
-use hyper::body::Frame;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc::UnboundedSender;
@@ -280,24 +277,7 @@ const MOST_HELD_BYTES: usize = (64 << 10) + 65_535 + (64 << 10) + (64 << 10);
 
 #[tokio::test]
 async fn callers_who_do_not_read_hold_little_and_keep_nobody_waiting() {
-    let sent: Arc<AtomicUsize> = Arc::default();
-    let counted = Arc::clone(&sent);
-    let upstream = HyperUpstream::start(clear(), move |_, request| {
-        if !String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
-            return served("x");
-        }
-        let counted = Arc::clone(&counted);
-        let pieces = futures::stream::repeat_with(move || {
-            let piece = Bytes::from(word(&"x".repeat(4000)));
-            counted.fetch_add(piece.len(), Ordering::SeqCst);
-            Ok(Frame::data(piece))
-        });
-        Response::builder()
-            .header("content-type", "text/event-stream")
-            .body(StreamBody::new(pieces.boxed()).boxed_unsync())
-            .unwrap()
-    })
-    .await;
+    let (sent, upstream) = endless(4000).await;
     let gateway = Gateway::start(&plan(upstream.address)).await;
     let mut client = H2Client::connect(gateway.address).await;
     let mut unread = Vec::new();

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::{Authority, Signed, completion};
+use super::{Authority, Signed, completion, word};
 
 /// Pieces of a body as the server's tasks take them.
 pub(crate) type ServedBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -208,6 +208,30 @@ pub(crate) fn clear() -> Speaks {
         tls: None,
         most_streams: 128,
     }
+}
+
+/// Answers streams with words of `length` without end, in the clear, and counts the bytes that were taken of them; all
+/// else at once.
+pub(crate) async fn endless(length: usize) -> (Arc<AtomicUsize>, HyperUpstream) {
+    let sent: Arc<AtomicUsize> = Arc::default();
+    let counted = Arc::clone(&sent);
+    let upstream = HyperUpstream::start(clear(), move |_, request| {
+        if !String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
+            return served("x");
+        }
+        let counted = Arc::clone(&counted);
+        let pieces = futures::stream::repeat_with(move || {
+            let piece = Bytes::from(word(&"x".repeat(length)));
+            counted.fetch_add(piece.len(), Ordering::SeqCst);
+            Ok(Frame::data(piece))
+        });
+        Response::builder()
+            .header("content-type", "text/event-stream")
+            .body(StreamBody::new(pieces.boxed()).boxed_unsync())
+            .unwrap()
+    })
+    .await;
+    (sent, upstream)
 }
 
 /// Over TLS with this certificate; `callers` must show one of this authority's.
