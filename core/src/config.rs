@@ -332,6 +332,9 @@ pub struct RuleBackend {
     /// Replaces [`Backend::model`] for this rule.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub model_override: Option<String>,
+    /// If there are some: asked only after one of these failures, which count besides [`Retry::on`].
+    #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
+    pub after: BTreeSet<FailureClass>,
 }
 
 /// How one candidate is chosen among equals.

@@ -3,6 +3,7 @@
 
 mod backend;
 mod condition;
+mod fallback;
 mod fan_out;
 mod parameters;
 mod profile;

@@ -265,6 +265,12 @@ pub struct RuleBackendSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub model_override: Option<String>,
+    /// Asked only after another candidate failed in one of these ways, whether `retry.on` names them or not: such as a
+    /// model with a longer context after `ContextLength`. Where `retry.on` does not, only candidates that name it here
+    /// follow. Default: asked first, and after what `retry.on` names.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 6))]
+    pub after: Vec<FailureClassSpec>,
 }
 
 fn one() -> i32 {

@@ -11,6 +11,7 @@ use rand::RngExt as _;
 use crate::choose::{Choice, Nowhere, Pass, choose};
 use crate::explain;
 use crate::failure::Failure;
+use crate::fallback;
 use crate::fan_out;
 use crate::hedge::{self, Lane, Raced, race};
 use crate::hold;
@@ -63,7 +64,7 @@ async fn next(
     job: &Job<'_>,
     rule: &Arc<Rule>,
     record: &mut Record,
-    unfit: &Unfit,
+    unfit: &mut Unfit,
     is_first: bool,
 ) -> Result<Next, Reject> {
     let wish = job.wish(penstock_shell::clock::now(), unfit);
@@ -75,12 +76,21 @@ async fn next(
     if is_first && matches!(found, Err(Nowhere::Full)) {
         found = overload::in_turn(job, rule, record, unfit).await;
     }
+    if is_first {
+        let wish = job.wish(penstock_shell::clock::now(), unfit);
+        let other = fallback::in_place(&found, rule, &record.tried, wish, &mut rand::rng());
+        if let Some((choice, failed)) = other {
+            unfit.failed = failed;
+            found = Ok(choice);
+        }
+    }
     Ok(match found {
         Ok(choice) if may_go_on(rule, record, &choice, job.prompt_tokens()) => {
             Next::Attempt(choice)
         }
         Ok(_) => Next::Nothing(Nowhere::Spent),
         Err(Nowhere::NoEndpoint) if is_first => {
+            let wish = job.wish(penstock_shell::clock::now(), unfit);
             let fits = |candidate: &Candidate| wish.fits(candidate);
             record.rule = Some(hold::until_ready(job, rule, record, fits).await?);
             Next::LookAgain
@@ -102,7 +112,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
         };
-        let choice = match next(job, &rule, record, &unfit, last.is_none()).await? {
+        let choice = match next(job, &rule, record, &mut unfit, last.is_none()).await? {
             Next::Attempt(choice) => choice,
             Next::LookAgain => {
                 if last.is_none() {
@@ -139,6 +149,9 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
         }
         let raced = race(job, &rule, lane, record, &unfit).await;
         unfit.models.extend(refusers(&rule, &raced));
+        for failure in failures(&raced) {
+            unfit.failed.add(failure.class(), &rule);
+        }
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
             Ok(mut answer) => {
@@ -163,7 +176,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
 fn may_be_repeated(job: &Job<'_>, rule: &Rule, failure: &Failure) -> bool {
     let was_sent = failure.sent() || job.is_begun();
     let is_bound = was_sent && !job.may_be_sent_again();
-    !is_bound && !failure.is_final() && rule.retry_on.contains(&failure.class())
+    !is_bound && !failure.is_final() && rule.falls_back_on(failure.class())
 }
 
 /// Takes in how a race went: the request is now where its winner is.
@@ -236,6 +249,12 @@ fn refusers(rule: &Rule, raced: &Raced) -> impl Iterator<Item = BackendModel> {
     let failed = first.into_iter().chain(others);
     let refused = failed.filter(|(_, why)| why.is_of_all_endpoints());
     refused.filter_map(|(lane, _)| candidate_of(rule, &lane.choice).map(BackendModel::of))
+}
+
+/// Why the attempts failed that did.
+fn failures(raced: &Raced) -> impl Iterator<Item = &Failure> {
+    let others = raced.others.iter().filter_map(|(_, why)| why.as_ref());
+    raced.result.as_ref().err().into_iter().chain(others)
 }
 
 pub(crate) fn candidate_of<'a>(rule: &'a Rule, choice: &Choice) -> Option<&'a Candidate> {

@@ -430,7 +430,7 @@ impl Reader<'_> {
             return Err(Failure::Status { head, bytes });
         }
         match failure::class_of_refusal(status, &bytes) {
-            Some(class) if rule.retry_on.contains(&class) => {
+            Some(class) if rule.falls_back_on(class) => {
                 Err(Failure::Refused { class, head, bytes })
             }
             None if failure::is_backends_own(status, self.job.api, self.job.body, &bytes) => {

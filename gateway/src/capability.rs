@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use penstock_core::config::{Capabilities, Need, Protocol};
+use penstock_core::config::{Capabilities, FailureClass, Need, Protocol};
 
 use crate::conditions::is_needed;
 use crate::openai::{Api, Call};
@@ -52,8 +52,13 @@ impl Needed {
 
     /// What `call` needs of the candidates of `rule`; nothing where all of them are taken to be able to do everything.
     pub fn of(rule: &Rule, api: Api, call: &Call<'_>) -> Self {
+        // What is too long for others is what it waits for, or nothing for it.
+        let takes_long = |candidate: &&Candidate| {
+            !candidate.is_fallback() || candidate.after.contains(&FailureClass::ContextLength)
+        };
         let said = || {
             rule.candidates()
+                .filter(takes_long)
                 .map(|candidate| &candidate.backend.profile.capabilities)
         };
         let counts = api == Api::CountTokens;

@@ -305,6 +305,7 @@ mod tests {
 
     use super::*;
     use crate::capability::Needed;
+    use crate::fallback::Failed;
     use crate::outlier::FAILURES;
     use crate::snapshot::Snapshot;
     use crate::snapshot::tests::{build, config, endpoints, rule, rule_of};
@@ -332,6 +333,7 @@ mod tests {
         models: Vec::new(),
         needed: Needed::NOTHING,
         only: None,
+        failed: Failed::NOTHING,
     };
 
     const WISH: Wish<'_> = Wish {

@@ -13,6 +13,7 @@ use crate::balance::region;
 use crate::capability::{Lack, Needed};
 use crate::choose::{Choice, Standing, choose};
 use crate::conditions::Asked;
+use crate::fallback::{self, Failed};
 use crate::job::Job;
 use crate::openai::Api;
 use crate::pick::has_credential;
@@ -124,9 +125,8 @@ pub(crate) fn ask(
         .collect();
     let unfit = Unfit {
         protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
-        models: Vec::new(),
         needed: Needed::of(rule, api, call),
-        only: None,
+        ..Unfit::default()
     };
     let blocks = wish::blocks(rule, call);
     let wish = Wish {
@@ -140,7 +140,19 @@ pub(crate) fn ask(
         region: process.elsewhere(asked.region),
         unfit: &unfit,
     };
-    let choice = choose(rule, &[], wish, &mut rand::rng()).ok();
+    let found = choose(rule, &[], wish, &mut rand::rng());
+    let (choice, failed) = match fallback::in_place(&found, rule, &[], wish, &mut rand::rng()) {
+        Some((choice, failed)) => (Some(choice), failed),
+        None => (found.ok(), Failed::NOTHING),
+    };
+    let unfit = Unfit {
+        failed,
+        ..unfit.clone()
+    };
+    let wish = Wish {
+        unfit: &unfit,
+        ..wish
+    };
     let mut told = explanation(snapshot, rule, wish, &misfits, choice.as_ref(), changes);
     told.tasks = asked.tasks.to_vec();
     told
@@ -312,12 +324,26 @@ fn dropped(
             Some(format!("'{param}' must be {expected}"))
         }
         None if lack.is_some() => lack.map(lacking),
+        None if !wish.unfit.failed.lets(candidate) => Some(shut_out(candidate)),
         None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
         None if !candidate.has_endpoint() => Some(match &candidate.backend.unsecured {
             Some(why) => format!("TLS cannot be spoken with it: {why}"),
             None => "it has no ready endpoint".to_owned(),
         }),
         None => None,
+    }
+}
+
+fn shut_out(candidate: &Candidate) -> String {
+    let after: Vec<String> = candidate
+        .after
+        .iter()
+        .map(|one| format!("{one:?}"))
+        .collect();
+    if after.is_empty() {
+        "what is known of it leads to those that name that in 'after'".to_owned()
+    } else {
+        format!("only after: {}", after.join(", "))
     }
 }
 

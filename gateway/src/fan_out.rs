@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use crate::attempt::{Answer, candidate_of, note};
 use crate::choose::{Pass, choose};
 use crate::failure::{self, Failure};
+use crate::fallback::Failed;
 use crate::hedge::{Beside, Lane, attempt};
 use crate::job::Job;
 use crate::meter::Usage;
@@ -41,7 +42,10 @@ pub(crate) fn beside(
 ) -> Vec<Beside> {
     let most = rule.fan_out.map_or(1, |fan_out| fan_out.max);
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let mut unfit = unfit.clone();
+    let mut unfit = Unfit {
+        failed: Failed::NOTHING,
+        ..unfit.clone()
+    };
     let candidate = candidate_of(rule, &first.choice);
     unfit.models.extend(candidate.map(BackendModel::of));
     let mut lanes = Vec::new();

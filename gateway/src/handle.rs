@@ -455,7 +455,7 @@ fn look_up(
     };
     let now_ms = process.ms(record.started);
     let is_first_choice = |entry: &Entry| {
-        rule.tiers.first().is_some_and(|tier| {
+        rule.first_tier().is_some_and(|tier| {
             tier.candidates.iter().any(|candidate| {
                 candidate.backend.id == entry.backend && candidate.maker == entry.maker
             })

@@ -227,7 +227,8 @@ fn second(
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);
     let choice = choose(rule, &taken, wish, &mut rand::rng()).ok()?;
-    let candidate = candidate_of(rule, &choice)?;
+    // Such a one is for what has failed, and nothing has.
+    let candidate = candidate_of(rule, &choice).filter(|candidate| !candidate.is_fallback())?;
     let waiting = choice.endpoint.live.waiting_tokens.load(Ordering::Relaxed);
     let is_free = choice.pass == Pass::Fresh && waiting == 0;
     let fits = || {

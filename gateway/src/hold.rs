@@ -51,7 +51,7 @@ pub(crate) async fn until_open(
     let now = penstock_shell::clock::now();
     let waited = now.saturating_duration_since(record.started);
     let (Some(first), Some(_place)) = (
-        rule.tiers.first().and_then(|tier| tier.candidates.first()),
+        rule.first_tier().and_then(|tier| tier.candidates.first()),
         Place::take(&job.worker.process),
     ) else {
         return false;
@@ -92,8 +92,7 @@ pub(crate) async fn until_ready(
         return Err(Reject::NoEndpoint);
     };
     let first = rule
-        .tiers
-        .first()
+        .first_tier()
         .and_then(|tier| tier.candidates.first())
         .ok_or(Reject::NoEndpoint)?;
     let now = penstock_shell::clock::now();

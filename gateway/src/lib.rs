@@ -15,6 +15,7 @@ pub mod embeddings;
 pub mod engine_load;
 pub mod events;
 pub mod explain;
+pub mod fallback;
 pub mod health;
 pub mod hedge_budget;
 pub mod limits;

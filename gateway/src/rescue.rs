@@ -19,6 +19,7 @@ use penstock_core::config::Protocol;
 use crate::attempt::{self, Answer, candidate_of};
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::failure::Failure;
+use crate::fallback::Failed;
 use crate::hedge::{self, Lane};
 use crate::job::Job;
 use crate::metrics::Rescued;
@@ -320,7 +321,10 @@ fn enter(
     });
     let mut tried = record.tried.clone();
     tried.extend(failed);
+    let tier = rule.tiers.get(only.tier);
+    let candidate = tier.and_then(|tier| tier.candidates.get(only.candidate));
     let mut unfit = Unfit {
+        failed: candidate.map_or(Failed::NOTHING, Failed::before),
         only: Some(only),
         ..job.unfit(Some(rule))
     };

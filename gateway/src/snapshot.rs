@@ -3,6 +3,7 @@
 //! turns, caches) over by backend id and address. A request keeps what it resolved, never the snapshot.
 
 mod build;
+mod candidate;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -23,14 +24,14 @@ use crate::balance::adaptive::Adaptive;
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
 use crate::balance::region::Distance;
-use crate::cache::exact::{ExactCache, Maker};
+use crate::cache::exact::ExactCache;
 use crate::conditions::{Asked, Conditions, Held};
 use crate::engine_load::EngineLoad;
 use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
 use crate::limits::Limits;
 use crate::load::{BackendLedger, Ledger};
-use crate::metrics::{Known, Metrics, RouteMetrics};
+use crate::metrics::{Known, Metrics};
 use crate::name::Name;
 use crate::outlier::Outlier;
 use crate::pace::Pace;
@@ -47,6 +48,8 @@ use crate::tasks::TaskSet;
 use crate::trust::{LastHandshake, Secured, Trust, Unsecured};
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
+
+pub use candidate::{Candidate, Model};
 
 /// So many may wait at an endpoint, however slow it is: engines compute a few prompts together.
 const MIN_WAITING: f64 = 4.0;
@@ -109,7 +112,7 @@ pub struct Rule {
     pub label: String,
     /// What must hold of a request besides its model.
     pub conditions: Conditions,
-    /// Candidates by priority; never empty ones.
+    /// Candidates by priority, then by what they come after; never empty ones.
     pub tiers: Vec<Tier>,
     /// How to choose among equals.
     pub strategy: Strategy,
@@ -121,7 +124,7 @@ pub struct Rule {
     pub slo: Slo,
     /// Attempts in all.
     pub attempts: usize,
-    /// What is followed by another attempt.
+    /// What is followed by another attempt, at candidates without `after`.
     pub retry_on: BTreeSet<FailureClass>,
     /// Which requests to plain HTTP may be sent again once they went upstream.
     pub repeat: Repeat,
@@ -189,6 +192,19 @@ impl Rule {
         self.tiers.iter().flat_map(|tier| &tier.candidates)
     }
 
+    /// Those that are asked first: the first priority's without `after`.
+    pub fn first_tier(&self) -> Option<&Tier> {
+        let is_first = |tier: &&Tier| !tier.candidates.iter().any(Candidate::is_fallback);
+        self.tiers.iter().find(is_first)
+    }
+
+    /// Whether a failure of this class is followed by another attempt, at one candidate or another.
+    pub fn falls_back_on(&self, class: FailureClass) -> bool {
+        let mut candidates = self.candidates();
+        self.retry_on.contains(&class)
+            || candidates.any(|candidate| candidate.after.contains(&class))
+    }
+
     /// Whether callers get the answers of several backends.
     pub fn wants_all(&self) -> bool {
         let wants_all = |fan_out: FanOut| fan_out.mode == FanOutMode::All;
@@ -196,7 +212,7 @@ impl Rule {
     }
 }
 
-/// Candidates of equal priority.
+/// Candidates of equal priority that come after the same failures.
 pub struct Tier {
     /// Backends and how this rule uses them.
     pub candidates: Vec<Candidate>,
@@ -225,38 +241,6 @@ pub struct Slot {
     pub name: u64,
     /// How far it is from this gateway.
     pub distance: Distance,
-}
-
-/// A backend as one rule uses it.
-pub struct Candidate {
-    /// The backend.
-    pub backend: Arc<Backend>,
-    /// The model asked of it; `None` leaves the caller's.
-    pub model: Option<Model>,
-    /// What a stored answer must have been made by.
-    pub maker: Maker,
-    /// Handles.
-    pub metrics: Arc<RouteMetrics>,
-}
-
-/// A model's name at a backend.
-pub struct Model {
-    /// As it is.
-    pub name: Box<str>,
-    /// As JSON text.
-    pub json: Bytes,
-}
-
-impl Candidate {
-    /// What the model is called there that the caller calls `asked`.
-    pub fn model_name<'a>(&'a self, asked: &'a str) -> &'a str {
-        self.model.as_ref().map_or(asked, |model| &model.name)
-    }
-
-    /// Whether there is somewhere to send to.
-    pub fn has_endpoint(&self) -> bool {
-        !self.backend.endpoints.is_empty()
-    }
 }
 
 /// Something that answers.
@@ -648,6 +632,7 @@ pub(crate) mod tests {
                     weight: *weight,
                     priority: *priority,
                     model_override: None,
+                    after: BTreeSet::new(),
                 })
                 .collect(),
             strategy: Strategy::LeastRequests,

@@ -15,6 +15,7 @@ use crate::balance::prefix_affinity::{BLOCK_BYTES, Owner};
 use crate::balance::region::Distance;
 use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
+use crate::fallback::Failed;
 use crate::limits::Limit;
 use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
@@ -59,6 +60,8 @@ pub struct Unfit {
     pub needed: Needed,
     /// All endpoints but these.
     pub only: Option<Only>,
+    /// All candidates that do not follow this.
+    pub failed: Failed,
 }
 
 /// What a candidate asks of its backend: the rule may have the backend once more with another model.
@@ -105,12 +108,13 @@ impl Unfit {
 }
 
 impl Wish<'_> {
-    /// Whether the candidate can carry it, as far as is known.
+    /// Whether the candidate can carry it, as far as is known, and follows what has failed.
     pub fn fits(&self, candidate: &Candidate) -> bool {
         let backend = &candidate.backend;
         !self.unfit.protocols.contains(&backend.protocol)
             && !self.unfit.models.iter().any(|model| model.is_of(candidate))
             && self.unfit.needed.lack_of(candidate).is_none()
+            && self.unfit.failed.lets(candidate)
     }
 
     /// How the candidate's model stands at the endpoint for such a request.

@@ -14,12 +14,14 @@ const DEFAULT_WITHIN_MS: u64 = 60_000;
 pub(super) fn compile(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<FanOut> {
     let fan_out = spec.fan_out.as_ref()?;
     let wants_all = fan_out.mode == FanOutModeSpec::All;
-    let names: BTreeSet<&String> = spec.backends.iter().map(|backend| &backend.name).collect();
+    let first = spec.backends.iter();
+    let first = first.filter(|backend| backend.after.is_empty());
+    let names: BTreeSet<&String> = first.map(|backend| &backend.name).collect();
     let wrong = [
         (
             ".fanOut",
             names.len() < 2,
-            "needs at least two different backends: name another one, or leave it out",
+            "needs at least two different backends without `after`: name another one, or leave it out",
         ),
         (
             ".hedge",

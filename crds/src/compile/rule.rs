@@ -5,17 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, Condition, FailureClass, Hedge, JoinEmbeddings, NameMatch, OnUnsupported,
-    Prompt, Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Tasks, Timeouts, Urgency,
-    usual_failures,
+    Backend, Cache, Condition, Hedge, JoinEmbeddings, NameMatch, OnUnsupported, Prompt, Repeat,
+    Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Tasks, Timeouts, Urgency,
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fan_out, parameters, prompts, reach, rescue, service, tasks};
+use super::{condition, fallback, fan_out, parameters, prompts, reach, rescue, service, tasks};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
-    FailureClassSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
-    StreamingSpec, UrgencySpec,
+    OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec, StreamingSpec,
+    UrgencySpec,
 };
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
@@ -192,6 +191,7 @@ fn compile_candidate(
         weight: weight?,
         priority: priority?,
         model_override: spec.model_override.clone(),
+        after: fallback::after(spec),
     })
 }
 
@@ -200,6 +200,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         let message = "name at least one LLMBackend".to_owned();
         scope.refuse(".backends", Reason::InvalidValue, message);
     }
+    fallback::check(spec, scope);
     let backends = spec.backends.iter().enumerate();
     let backends = backends
         .filter_map(|(position, spec)| {
@@ -223,7 +224,7 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         slo: compile_slo(spec, scope),
         retry: Retry {
             attempts: attempts.unwrap_or(DEFAULT_ATTEMPTS),
-            on: retry_on(spec),
+            on: fallback::retry_on(spec),
             repeat: repeat(spec),
             rescue_streams: rescue::compile(policy, spec, known, scope),
         },
@@ -246,21 +247,6 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         },
         cache: compile_cache_ref(policy, spec, known, scope),
     }
-}
-
-fn retry_on(spec: &RuleSpec) -> BTreeSet<FailureClass> {
-    let Some(classes) = spec.retry.as_ref().and_then(|retry| retry.on.as_ref()) else {
-        return usual_failures();
-    };
-    let class = |spec: &FailureClassSpec| match spec {
-        FailureClassSpec::Connection => FailureClass::Connection,
-        FailureClassSpec::Timeout => FailureClass::Timeout,
-        FailureClassSpec::RateLimit => FailureClass::RateLimit,
-        FailureClassSpec::ServerError => FailureClass::ServerError,
-        FailureClassSpec::ContextLength => FailureClass::ContextLength,
-        FailureClassSpec::ContentPolicy => FailureClass::ContentPolicy,
-    };
-    classes.iter().map(class).collect()
 }
 
 fn repeat(spec: &RuleSpec) -> Repeat {

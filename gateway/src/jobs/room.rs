@@ -76,7 +76,7 @@ pub(super) fn take(process: &Arc<Process>, rule: &Rule) -> Option<Place> {
     let mut endpoints = Vec::new();
     // A job does not overflow into a dearer tier: it waits.
     for tier in &rule.tiers {
-        for candidate in &tier.candidates {
+        for candidate in tier.candidates.iter().filter(|one| !one.is_fallback()) {
             held += candidate.backend.ledger.held();
             endpoints.extend(candidate.backend.endpoints.iter().map(|endpoint| {
                 let live = &endpoint.live;

@@ -384,14 +384,13 @@ fn build_rule(
     let prompt = rule.prompt.as_ref().map(|prompt| prompts.find(prompt));
     // A prompt may say what a model must not do: without it, nobody answers.
     let is_whole = prompt.is_none_or(|found| found.is_some());
-    let mut by_priority: BTreeMap<u32, Vec<&config::RuleBackend>> = BTreeMap::new();
+    // Weights are shares of those that come together: who comes after other failures is no equal.
+    let mut by_order: BTreeMap<_, Vec<&config::RuleBackend>> = BTreeMap::new();
     for candidate in rule.backends.iter().filter(|_| is_whole) {
-        by_priority
-            .entry(candidate.priority)
-            .or_default()
-            .push(candidate);
+        let order = (candidate.priority, &candidate.after);
+        by_order.entry(order).or_default().push(candidate);
     }
-    let tiers = by_priority
+    let tiers = by_order
         .into_values()
         .enumerate()
         .map(|(index, wanted)| {
@@ -484,6 +483,7 @@ fn build_tier(
                 name: name.as_str().into(),
                 json: Bytes::from(json!(name).to_string()),
             }),
+            after: item.after.clone(),
             maker: maker(&settings.target, model),
             metrics: handles,
         });

@@ -13,6 +13,7 @@ mod corpus;
 mod deadlines;
 mod drain;
 mod failover;
+mod fallback;
 mod fan_out;
 mod harness;
 mod health;

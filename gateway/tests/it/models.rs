@@ -16,6 +16,7 @@ fn a_then_b(upstream: &Upstream) -> Plan {
                 weight: 1,
                 priority,
                 model_override: Some(model.to_owned()),
+                after: [].into(),
             };
             rule.backends = vec![of("a", 0), of("b", 1)];
         })

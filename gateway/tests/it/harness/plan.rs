@@ -1,12 +1,13 @@
 //! Configs under construction.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use penstock_core::config::{
     Backend, BackendTls, Cache, CallerCredentials, ClientCertificate, CredentialRef, FORMAT,
-    GatewayConfig, NameMatch, OnUnsupported, Parameters, Profile, Protocol, Repeat, Retry, Rule,
-    RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, Transport, Urgency, usual_failures,
+    FailureClass, GatewayConfig, NameMatch, OnUnsupported, Parameters, Profile, Protocol, Repeat,
+    Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Target, Timeouts, Transport, Urgency,
+    usual_failures,
 };
 use penstock_core::endpoints::{Endpoint, Endpoints, ServicePort};
 use penstock_core::ids::Id;
@@ -112,9 +113,24 @@ impl Plan {
             weight,
             priority,
             model_override: None,
+            after: BTreeSet::new(),
         });
         self.set_endpoints(name, addresses);
         self
+    }
+
+    /// A backend that comes only after one of these failures.
+    pub(crate) fn after<const N: usize>(
+        self,
+        name: &str,
+        addresses: &[SocketAddr],
+        priority: u32,
+        classes: [FailureClass; N],
+    ) -> Self {
+        let mut plan = self.backend(name, addresses, 1, priority);
+        let candidate = plan.config.rules[0].backends.last_mut().unwrap();
+        candidate.after = classes.into();
+        plan
     }
 
     /// Backends of rising priority number, one endpoint each.
