@@ -26,6 +26,7 @@ use crate::record::Record;
 use crate::reject::Reject;
 use crate::rescue::Rescue;
 use crate::service;
+use crate::silence;
 use crate::snapshot::{Candidate, Rule};
 use crate::stream::Begun;
 use crate::wish::{BackendModel, Unfit};
@@ -83,6 +84,8 @@ async fn next(
             unfit.failed = failed;
             found = Ok(choice);
         }
+        let wish = job.wish(penstock_shell::clock::now(), unfit);
+        found = silence::heeded(found, rule, wish);
     }
     Ok(match found {
         Ok(choice) if may_go_on(rule, record, &choice, job.prompt_tokens()) => {
@@ -275,6 +278,10 @@ fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
         }
         (Nowhere::NoCredential, _) => Reject::CredentialMissing,
         (Nowhere::Full, _) => Reject::Saturated,
+        (Nowhere::Silent(silence), _) => Reject::UpstreamSilent {
+            waited: silence.waited,
+            retry_after_s: u32::try_from(silence.back_ms.div_ceil(1000)).unwrap_or(u32::MAX),
+        },
         (Nowhere::Closed(ms), _) => Reject::UpstreamBusy {
             retry_after: Some(HeaderValue::from(ms.div_ceil(1000))),
         },

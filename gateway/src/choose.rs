@@ -13,6 +13,7 @@ use crate::balance::{hash, slow_start};
 use crate::limits::Limit;
 use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
+use crate::silence::Silence;
 use crate::snapshot::{Candidate, Endpoint, EndpointLive, Rule};
 use crate::wish::Wish;
 
@@ -91,6 +92,8 @@ pub enum Nowhere {
     Closed(u64),
     /// All that could answer have more to do than they answer in time.
     Full,
+    /// All endpoints are known to take requests and to answer none.
+    Silent(Silence),
     /// Every endpoint was tried and may not be asked again.
     Spent,
 }

@@ -19,6 +19,7 @@ use crate::openai::Api;
 use crate::pick::has_credential;
 use crate::process::Process;
 use crate::provider::{Misfit, Rest, Route};
+use crate::silence;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
 use crate::tasks::Told;
 use crate::wish::{self, Unfit, Wish};
@@ -143,7 +144,7 @@ pub(crate) fn ask(
     let found = choose(rule, &[], wish, &mut rand::rng());
     let (choice, failed) = match fallback::in_place(&found, rule, &[], wish, &mut rand::rng()) {
         Some((choice, failed)) => (Some(choice), failed),
-        None => (found.ok(), Failed::NOTHING),
+        None => (silence::heeded(found, rule, wish).ok(), Failed::NOTHING),
     };
     let unfit = Unfit {
         failed,

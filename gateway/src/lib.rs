@@ -42,6 +42,7 @@ pub mod reject;
 pub mod reshape;
 pub mod retry_budget;
 pub mod settings;
+pub mod silence;
 pub mod snapshot;
 pub mod source;
 pub mod sse;

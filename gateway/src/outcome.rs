@@ -152,6 +152,8 @@ pub(crate) fn note(
     if failure.weight() > 0 {
         choice.endpoint.live.presume_slow(now_ms);
         choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
+        let is_silent = matches!(failure, Failure::FirstTokenTimeout);
+        choice.endpoint.live.outlier.waited(is_silent);
         let away = endpoints
             .iter()
             .filter(|endpoint| endpoint.live.outlier.is_away(now_ms))

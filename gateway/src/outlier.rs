@@ -22,12 +22,33 @@ pub struct Outlier {
     failures: AtomicU32,
     absences: AtomicU32,
     until_ms: AtomicU64,
+    /// Failures in a row that were waits in vain.
+    silences: AtomicU32,
 }
 
 impl Outlier {
     /// Whether it is left out at `now_ms`.
     pub fn is_away(&self, now_ms: u64) -> bool {
         self.until_ms.load(Ordering::Relaxed) > now_ms
+    }
+
+    /// For how many ms more it is left out.
+    pub fn away_ms(&self, now_ms: u64) -> u64 {
+        self.until_ms.load(Ordering::Relaxed).saturating_sub(now_ms)
+    }
+
+    /// Whether all of the failures that sent it away were waits in vain.
+    pub fn is_silent(&self) -> bool {
+        self.silences.load(Ordering::Relaxed) >= FAILURES
+    }
+
+    /// A request failed: whether no answer began in time.
+    pub fn waited(&self, in_vain: bool) {
+        if in_vain {
+            self.silences.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.silences.store(0, Ordering::Relaxed);
+        }
     }
 
     /// Whether the last request to it failed.
@@ -41,6 +62,7 @@ impl Outlier {
         if self.failures.load(Ordering::Relaxed) != 0 || self.absences.load(Ordering::Relaxed) != 0
         {
             self.failures.store(0, Ordering::Relaxed);
+            self.silences.store(0, Ordering::Relaxed);
             self.absences.store(0, Ordering::Relaxed);
             self.until_ms.store(0, Ordering::Relaxed);
         }

@@ -14,7 +14,7 @@ pub const QUIET_MS: u64 = 3_000;
 /// The slowest of the engine profiles computes a prompt of 65,000 tokens in that time.
 pub const SILENT_MS: u64 = 12_000;
 /// Between two requests that see whether a silent endpoint answers again.
-const PROBE_MS: u64 = 10_000;
+pub const PROBE_MS: u64 = 10_000;
 
 /// One endpoint's signs of life.
 #[derive(Debug, Default)]

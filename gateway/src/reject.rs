@@ -4,6 +4,8 @@
 //!
 //! Messages are for callers: no secret, no address of a backend.
 
+use std::time::Duration;
+
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use penstock_core::names::REASON_HEADER;
@@ -140,6 +142,13 @@ pub enum Reject {
     Unreachable,
     /// The backend sent no answer in time.
     UpstreamTimeout,
+    /// All backends are known to take requests and to answer none.
+    UpstreamSilent {
+        /// How long earlier requests waited for a first token, at least.
+        waited: Duration,
+        /// When it may be over.
+        retry_after_s: u32,
+    },
     /// The backend closed the connection or answered what is not HTTP.
     UpstreamBroken,
     /// The backend answered with a server error that has no OpenAI shape.
@@ -470,6 +479,22 @@ impl Reject {
                     "The backend did not begin to answer in time.",
                 )
             },
+            Self::UpstreamSilent {
+                waited,
+                retry_after_s,
+            } => Shape {
+                retry_after_s: Some(*retry_after_s),
+                ..shape(
+                    503,
+                    "upstream_silent",
+                    SERVER,
+                    &format!(
+                        "Every backend for this model takes requests and answers none: for more than {} s earlier ones \
+                         have waited for a first token in vain. Try again later.",
+                        waited.as_secs_f32()
+                    ),
+                )
+            },
             Self::UpstreamBroken => Shape {
                 retry_after_s: Some(1),
                 ..shape(
@@ -628,6 +653,10 @@ mod tests {
             Reject::CredentialMissing,
             Reject::Unreachable,
             Reject::UpstreamTimeout,
+            Reject::UpstreamSilent {
+                waited: Duration::from_mins(5),
+                retry_after_s: 10,
+            },
             Reject::UpstreamBroken,
             Reject::UpstreamFailed { status: 500 },
             Reject::UpstreamBusy {

@@ -190,6 +190,25 @@ async fn silence_is_repeated_elsewhere_and_not_on_the_same_endpoint() {
 }
 
 #[tokio::test]
+async fn who_is_known_to_be_silent_is_not_waited_for_again() {
+    let silent = Upstream::always(|| Reply::Silent).await;
+    let plan = Plan::chain(&[silent.address]).rule(|rule| rule.timeouts.first_token_ms = 50);
+    let gateway = Gateway::start(&plan).await;
+    for _ in 0..5 {
+        let answer = gateway.post(&chat(false)).await;
+        let told = (answer.status, answer.code());
+        assert_eq!(told, (504, "upstream_timeout".to_owned()));
+    }
+    let answer = gateway.post(&chat(false)).await;
+    let told = (answer.status, answer.code());
+    assert_eq!(told, (503, "upstream_silent".to_owned()));
+    let wait: u32 = answer.header("retry-after").parse().unwrap();
+    assert!((1..=5).contains(&wait), "{wait}");
+    assert!(answer.body.contains("first token"), "{}", answer.body);
+    assert_eq!(silent.count(), 5, "nothing was sent");
+}
+
+#[tokio::test]
 async fn an_engine_that_aborts_before_it_answers_is_passed_over() {
     let stopping = || Reply::Sse(vec![role(), abort(), DONE.to_owned()]);
     assert_second_answered(&two(Upstream::always(stopping).await, |plan| plan).await);
