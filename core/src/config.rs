@@ -274,6 +274,16 @@ pub enum Condition {
         #[serde(skip_serializing_if = "Option::is_none", default)]
         max: Option<u32>,
     },
+    /// Prompt and answer take about this many tokens of a context.
+    #[serde(rename_all = "camelCase")]
+    ContextTokens {
+        /// At least.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        min: Option<u32>,
+        /// At most.
+        #[serde(skip_serializing_if = "Option::is_none", default)]
+        max: Option<u32>,
+    },
     /// The request needs all of these.
     Needs(BTreeSet<Need>),
     /// An event stream is asked for, or is not.

@@ -181,6 +181,10 @@ pub struct MatchSpec {
     /// About how many tokens the prompt has, at 4 bytes a token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_tokens: Option<TokenRangeSpec>,
+    /// About how much of a model's context the request takes: its prompt, at 4 bytes a token, and the most that its
+    /// answer may have, if it says so. Prompts with pictures, sound or files are not measured, and are in no range.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<TokenRangeSpec>,
     /// What the request needs of a model; it must need all of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]

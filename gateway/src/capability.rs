@@ -74,7 +74,9 @@ impl Needed {
             .map(|capabilities| capabilities.context_tokens.unwrap_or(u32::MAX))
             .max();
         Self {
-            tokens: tokens(api, call, &features).min(most.unwrap_or(0)),
+            tokens: context_tokens(api, call)
+                .unwrap_or(0)
+                .min(most.unwrap_or(0)),
             features,
             counts,
         }
@@ -122,24 +124,22 @@ fn takes_all(capabilities: &Capabilities) -> bool {
     capabilities.lacks.is_empty() && capabilities.context_tokens.is_none()
 }
 
-/// About how many tokens of a context prompt and answer take; 0 where bytes do not tell: pictures, sound and files are
-/// not as long as their base64, and a list of texts is not one prompt.
-fn tokens(api: Api, call: &Call<'_>, features: &BTreeSet<Need>) -> u32 {
+/// About how many tokens of a context prompt and answer take. `None` where bytes do not tell: pictures, sound and files
+/// are not as long as their base64, and a list of texts is not one prompt.
+pub(crate) fn context_tokens(api: Api, call: &Call<'_>) -> Option<u32> {
     let is_one_text = match api {
         Api::Chat | Api::Responses | Api::Messages => true,
         Api::Completions => call.prompt.starts_with(b"\""),
         _ => false,
     };
-    let is_text = !features.contains(&Need::Vision)
-        && !features.contains(&Need::Audio)
-        && memchr::memmem::find(call.prompt, b";base64,").is_none()
-        && memchr::memmem::find(call.prompt, b"\"document\"").is_none();
-    if is_one_text && is_text {
-        let answer = call.max_tokens.unwrap_or(0);
-        call.prompt_tokens().saturating_add(answer)
-    } else {
-        0
-    }
+    let is_text = || {
+        !is_needed(Need::Vision, call)
+            && !is_needed(Need::Audio, call)
+            && memchr::memmem::find(call.prompt, b";base64,").is_none()
+            && memchr::memmem::find(call.prompt, b"\"document\"").is_none()
+    };
+    let answer = call.max_tokens.unwrap_or(0);
+    (is_one_text && is_text()).then(|| call.prompt_tokens().saturating_add(answer))
 }
 
 /// The member of a request by which it is known.

@@ -12,6 +12,7 @@ use regex::Regex;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::capability;
 use crate::openai::{Api, Call};
 use crate::tasks::{TaskSet, Told};
 
@@ -67,6 +68,7 @@ enum Test {
     Methods(BTreeSet<String>),
     Header(HeaderName, NameMatch),
     PromptTokens { min: u32, max: u32 },
+    ContextTokens { min: u32, max: u32 },
     Needs(BTreeSet<Need>),
     Stream(bool),
     Region(NameMatch),
@@ -130,6 +132,10 @@ impl Test {
                 min: min.unwrap_or(0),
                 max: max.unwrap_or(u32::MAX),
             },
+            Condition::ContextTokens { min, max } => Self::ContextTokens {
+                min: min.unwrap_or(0),
+                max: max.unwrap_or(u32::MAX),
+            },
             Condition::Needs(needs) => Self::Needs(needs.clone()),
             Condition::Stream(stream) => Self::Stream(*stream),
             Condition::Region(region) => Self::Region(region.clone()),
@@ -149,6 +155,9 @@ impl Test {
                 .filter_map(|value| value.to_str().ok())
                 .any(|value| wanted.matches(value)),
             Self::PromptTokens { min, max } => (*min..=*max).contains(&asked.call.prompt_tokens()),
+            Self::ContextTokens { min, max } => Api::of_path(asked.path)
+                .and_then(|api| capability::context_tokens(api, asked.call))
+                .is_some_and(|tokens| (*min..=*max).contains(&tokens)),
             Self::Needs(needs) => needs.iter().all(|need| is_needed(*need, asked.call)),
             Self::Stream(stream) => asked.call.stream == *stream,
             Self::Region(wanted) => asked.region.is_some_and(|region| wanted.matches(region)),
@@ -414,6 +423,29 @@ mod tests {
         assert!(!text("earlier|said", chat));
         assert!(text("^prompt$", r#"{"model":"m","prompt":"prompt"}"#));
         assert!(!text(".", r#"{"model":"m"}"#));
+    }
+
+    #[test]
+    fn a_context_holds_prompt_and_answer_where_bytes_tell() {
+        let body = |rest: &str| {
+            let text = "x".repeat(398);
+            format!(r#"{{"model":"m","prompt":"{text}","max_tokens":50{rest}}}"#)
+        };
+        let range = |min, max, path: &str, body: &str| {
+            let condition = Condition::ContextTokens { min, max };
+            holds(condition, path, &HeaderMap::new(), body)
+        };
+        let (text, path) = (body(""), "/v1/completions");
+        assert!(range(Some(150), Some(150), path, &text));
+        assert!(!range(Some(151), None, path, &text) && !range(None, Some(149), path, &text));
+        let list = body("")
+            .replace("\"prompt\":", "\"prompt\":[")
+            .replace("\",\"max", "\"],\"max");
+        assert!(!range(None, Some(u32::MAX), path, &list), "many prompts");
+        assert!(!range(None, Some(u32::MAX), "/v1/embeddings", &text));
+        let shown =
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}]}]}"#;
+        assert!(!range(None, Some(u32::MAX), "/v1/chat/completions", shown));
     }
 
     #[test]

@@ -45,7 +45,10 @@ pub(super) fn compile(
             None => refuse_star(&format!("{at}.value"), &header.value, scope),
         }
     }
-    conditions.extend(prompt_tokens(spec.prompt_tokens.as_ref(), scope));
+    let range = tokens(".match.promptTokens", spec.prompt_tokens.as_ref(), scope);
+    conditions.extend(range.map(|(min, max)| Condition::PromptTokens { min, max }));
+    let range = tokens(".match.contextTokens", spec.context_tokens.as_ref(), scope);
+    conditions.extend(range.map(|(min, max)| Condition::ContextTokens { min, max }));
     let needs: BTreeSet<Need> = spec.needs.iter().map(|need| self::need(*need)).collect();
     if !needs.is_empty() {
         conditions.push(Condition::Needs(needs));
@@ -106,7 +109,12 @@ fn paths(paths: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
     matches
 }
 
-fn prompt_tokens(range: Option<&TokenRangeSpec>, scope: &mut Scope<'_>) -> Option<Condition> {
+/// The bounds of a range of tokens.
+fn tokens(
+    at: &str,
+    range: Option<&TokenRangeSpec>,
+    scope: &mut Scope<'_>,
+) -> Option<(Option<u32>, Option<u32>)> {
     let range = range?;
     let bound = |value: Option<i32>| value.map(u32::try_from).transpose().ok().flatten();
     let (min, max) = (bound(range.min), bound(range.max));
@@ -114,10 +122,10 @@ fn prompt_tokens(range: Option<&TokenRangeSpec>, scope: &mut Scope<'_>) -> Optio
     let is_negative = min.is_none() && range.min.is_some() || max.is_none() && range.max.is_some();
     if is_empty || is_negative || (min.is_none() && max.is_none()) {
         let message = "set min, max or both, from 0 and min not above max".to_owned();
-        scope.refuse(".match.promptTokens", Reason::InvalidValue, message);
+        scope.refuse(at, Reason::InvalidValue, message);
         return None;
     }
-    Some(Condition::PromptTokens { min, max })
+    Some((min, max))
 }
 
 fn need(spec: NeedSpec) -> Need {

@@ -84,7 +84,7 @@ fn takes_all<'a>(before: &'a [Taken], conditions: &[Condition]) -> Option<&'a Ta
 
 /// Whether `needed` holds wherever `has` does.
 fn implies(has: &Condition, needed: &Condition) -> bool {
-    use Condition::{Header, Methods, Needs, Paths, PromptTokens, Region, Text};
+    use Condition::{ContextTokens, Header, Methods, Needs, Paths, PromptTokens, Region, Text};
     match (has, needed) {
         (Paths(has), Paths(needed)) => {
             let within = |path: &NameMatch| needed.iter().any(|needed| covers(needed, path));
@@ -95,6 +95,13 @@ fn implies(has: &Condition, needed: &Condition) -> bool {
         (
             PromptTokens { min, max },
             PromptTokens {
+                min: least,
+                max: most,
+            },
+        )
+        | (
+            ContextTokens { min, max },
+            ContextTokens {
                 min: least,
                 max: most,
             },

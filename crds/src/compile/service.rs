@@ -59,6 +59,7 @@ fn about_models(spec: &RuleSpec) -> Vec<&'static str> {
     let rescues = spec.retry.as_ref().and_then(|retry| retry.rescue_streams);
     let all = [
         (".match.promptTokens", matches.prompt_tokens.is_some()),
+        (".match.contextTokens", matches.context_tokens.is_some()),
         (".match.needs", !matches.needs.is_empty()),
         (".match.stream", matches.stream.is_some()),
         (".match.text", matches.text.is_some()),

@@ -1,6 +1,6 @@
 //! Requests go to backends that have what they need.
 
-use penstock_core::config::Need;
+use penstock_core::config::{Condition, Need};
 
 use crate::harness::*;
 
@@ -78,6 +78,27 @@ async fn long_requests_go_to_the_longest_context_there_is() {
         // Longer than all are taken to bear: the engine counts exactly.
         (long(9_000), (1, 2)),
     ] {
+        assert_eq!(gateway.post(&body).await.status, 200);
+        assert_eq!((a.count(), b.count()), served);
+    }
+}
+
+#[tokio::test]
+async fn a_rule_may_take_what_needs_a_long_context() {
+    let (a, b) = (
+        Upstream::always(|| json_answer("a")).await,
+        Upstream::always(|| json_answer("b")).await,
+    );
+    let mut plan = Plan::chain(&[a.address, b.address]);
+    let mut long_ones = plan.config.rules[0].clone();
+    long_ones.name = "long".to_owned();
+    let min = Some(1_000);
+    long_ones.conditions = vec![Condition::ContextTokens { min, max: None }];
+    long_ones.backends.remove(0);
+    plan.config.rules[0].backends.remove(1);
+    plan.config.rules.insert(0, long_ones);
+    let gateway = Gateway::start(&plan).await;
+    for (body, served) in [(long(10), (1, 0)), (long(900), (1, 1))] {
         assert_eq!(gateway.post(&body).await.status, 200);
         assert_eq!((a.count(), b.count()), served);
     }
