@@ -204,7 +204,7 @@ def ask_gateway(url):
         expect_error(url, ask, "azure-filtered", error)
         done += 1
     expect_filtered(url)
-    return done + 8 + expect_counts(url) + expect_vectors(url)
+    return done + 8 + expect_counts(url) + expect_vectors(url) + expect_models(url)
 
 
 def expect_counts(url):
@@ -217,6 +217,20 @@ def expect_counts(url):
         expected = COUNT if name in COUNTING else "refused"
         check(told == expected, f"{name} counts {told}, and not {expected}")
     return len(WIRES)
+
+
+def expect_models(url):
+    """One model is asked for by its name, which may have a slash, by both SDKs; another one is not there."""
+    callers = (openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0), anthropic.Anthropic(base_url=url, api_key="none", max_retries=0))
+    for caller, missing in zip(callers, (openai.NotFoundError, anthropic.NotFoundError), strict=True):
+        for name in ("gemini-text", "azure-org/text"):
+            check(caller.models.retrieve(name).id == name, f"{caller}: {name} is another one")
+        try:
+            found = caller.models.retrieve("nobody/knows")
+        except missing:
+            continue
+        raise Failed(f"a model that is not there: {found}")
+    return 2
 
 
 def expect_vectors(url):

@@ -30,6 +30,26 @@ pub const ENGINE_HEADER: &str = "x-penstock-engine";
 /// `x-request-id`, made if the caller sent none, on every answer and in the access log.
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 
+/// Paths of calls of models.
+pub const CALL_PATHS: [&str; 14] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/v1/score",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/audio/speech",
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/generations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+];
+/// Below these each path is one of a call of a model, unless a rule for HTTP backends takes it.
+pub const OPEN_CALL_PATHS: [&str; 2] = ["/v1/audio/", "/v1/images/"];
+
 /// Port of the gateway's data plane.
 pub const GATEWAY_PORT: u16 = 8080;
 /// Port of the gateway's data plane with TLS.

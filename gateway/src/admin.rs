@@ -93,7 +93,9 @@ async fn explained(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<String, Reject> {
-    let api = Api::of_path(path).ok_or(Reject::PathNotFound)?;
+    let beside = || Api::beside(path).map(|(api, _)| api);
+    let api = Api::of_path(path).or_else(beside);
+    let api = api.ok_or(Reject::PathNotFound)?;
     let call = Call::parse(body).map_err(Reject::from)?;
     let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
     // Who asks here stands for the proxy in front.

@@ -21,8 +21,9 @@ use crate::heartbeat::{self, Beats};
 use crate::job::Job;
 use crate::jobs;
 use crate::join;
+use crate::models;
 use crate::multipart;
-use crate::openai::{Api, Call, Dialect, MAX_MODEL_BYTES, Wanted};
+use crate::openai::{Api, Call, MAX_MODEL_BYTES, Wanted};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::{BodyLease, Process, Worker};
 use crate::provider::translations::Translations;
@@ -48,6 +49,7 @@ enum Path {
     Call(Api),
     Jobs,
     Models,
+    Model,
     /// Anything else: a backend that is no model may have it.
     Other,
 }
@@ -203,18 +205,16 @@ async fn serve(
         let reply = resume::rest(process, watch, head, body, api, last);
         return Ok(Done::Job(Box::pin(reply).await?).into());
     }
-    let path = recognise(&head.method, head.uri.path())?;
+    let mut path = recognise(&head.method, head.uri.path())?;
+    if path == Path::Other
+        && let Some(api) = service::beside(process, watch, head)?
+    {
+        record.api = Some(api);
+        path = Path::Call(api);
+    }
     check_headers(process, &head.headers, path == Path::Other)?;
     let api = match path {
-        Path::Models => {
-            let snapshot = process.snapshot.load();
-            let models = &snapshot.as_ref().ok_or(Reject::NotConfigured)?.models;
-            let listed = match outbound::speaks(&head.headers) {
-                Dialect::OpenAi => &models.openai,
-                Dialect::Anthropic => &models.anthropic,
-            };
-            return Ok(Done::Models(listed.clone()).into());
-        }
+        Path::Models | Path::Model => return Ok(Done::Models(told(process, head)?).into()),
         Path::Jobs => {
             record.admit()?;
             let reply = Box::pin(jobs::serve(process, watch, head, body)).await?;
@@ -227,6 +227,19 @@ async fn serve(
         Path::Call(api) => api,
     };
     call(worker, watch, head, body, api, record).await
+}
+
+/// The models, or one of them.
+fn told(process: &Process, head: &http::request::Parts) -> Result<Bytes, Reject> {
+    let snapshot = process.snapshot.load();
+    let models = &snapshot.as_ref().ok_or(Reject::NotConfigured)?.models;
+    let dialect = outbound::speaks(&head.headers);
+    let Some(part) = models::of_path(head.uri.path()) else {
+        return Ok(models.list(dialect));
+    };
+    let model = models::decoded(part);
+    let one = models.one(&model, dialect);
+    one.ok_or(Reject::ModelNotFound { model })
 }
 
 /// A call of a model.
@@ -304,7 +317,8 @@ async fn routed(
         }
         None => (body, call),
     };
-    let store = match look_up(process, &rule, api, &head.headers, body, record) {
+    let path = head.uri.path();
+    let store = match look_up(process, &rule, path, &head.headers, body, record) {
         Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
         Lookup::Missing(store) => store,
     };
@@ -314,6 +328,7 @@ async fn routed(
         id: record.id.clone(),
         started: record.started,
         api,
+        below: api.below(path),
         headers: &head.headers,
         region: process.elsewhere(region),
         body,
@@ -346,12 +361,15 @@ fn recognise(method: &Method, path: &str) -> Result<Path, Reject> {
         // Each place there has methods of its own.
         (None, path) if jobs::has_path(path) => return Ok(Path::Jobs),
         (None, "/v1/models") => (Path::Models, Method::GET),
+        (None, path) if models::of_path(path).is_some() => (Path::Model, Method::GET),
         (None, _) => return Ok(Path::Other),
     };
     match (*method == allowed, path) {
         (true, path) => Ok(path),
         (false, Path::Call(_)) => Err(Reject::MethodNotAllowed { allowed: "POST" }),
-        (false, Path::Models | Path::Jobs) => Err(Reject::MethodNotAllowed { allowed: "GET" }),
+        (false, Path::Models | Path::Model | Path::Jobs) => {
+            Err(Reject::MethodNotAllowed { allowed: "GET" })
+        }
         (false, Path::Other) => Ok(Path::Other),
     }
 }
@@ -425,7 +443,7 @@ enum Lookup {
 fn look_up(
     process: &Process,
     rule: &Arc<Rule>,
-    api: Api,
+    path: &str,
     headers: &HeaderMap,
     body: &[u8],
     record: &mut Record,
@@ -447,7 +465,7 @@ fn look_up(
     let key = if bypasses {
         None
     } else {
-        exact::key(name, api.path(), body)
+        exact::key(name, path, body)
     };
     let Some(key) = key else {
         record.set_cache(BYPASS);
@@ -489,6 +507,9 @@ mod tests {
             Ok(Path::Call(Api::Completions))
         );
         assert_eq!(recognise(Method::GET, "/v1/models"), Ok(Path::Models));
+        for path in ["/v1/models/chat", "/v1/models/org/a"] {
+            assert_eq!(recognise(Method::GET, path), Ok(Path::Model));
+        }
         assert_eq!(
             recognise(Method::GET, "/v1/completions"),
             Err(Reject::MethodNotAllowed { allowed: "POST" })

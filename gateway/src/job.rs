@@ -28,6 +28,8 @@ pub(crate) struct Job<'a> {
     /// When its head was read.
     pub(crate) started: Instant,
     pub(crate) api: Api,
+    /// What follows the path of `api`; empty where that is all.
+    pub(crate) below: &'a str,
     pub(crate) headers: &'a HeaderMap,
     /// Where its caller is, if that is another region than the gateway's.
     pub(crate) region: Option<&'a str>,

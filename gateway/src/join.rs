@@ -203,6 +203,7 @@ async fn lead(
         id: job.id.clone(),
         started: job.started,
         api: job.api,
+        below: "",
         headers: &headers,
         region: job.region,
         body: &body,

@@ -22,6 +22,7 @@ pub mod limits;
 pub mod load;
 pub mod meter;
 pub mod metrics;
+pub mod models;
 pub mod multipart;
 pub mod name;
 pub mod openai;

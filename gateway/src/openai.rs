@@ -53,13 +53,17 @@ pub enum Api {
     ImageEdit,
     /// `POST /v1/images/variations`, a form
     ImageVariation,
+    /// `POST` to another path below `/v1/audio/`
+    Audio,
+    /// `POST` to another path below `/v1/images/`
+    Images,
     /// Anything else, to a backend that is no model (see `service`)
     Http,
 }
 
 impl Api {
     /// All of them, in the order of [`Api::index`].
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Chat,
         Self::Completions,
         Self::Embeddings,
@@ -74,14 +78,38 @@ impl Api {
         Self::ImageGeneration,
         Self::ImageEdit,
         Self::ImageVariation,
+        Self::Audio,
+        Self::Images,
         Self::Http,
     ];
 
     /// The call that a path leads to.
     pub fn of_path(path: &str) -> Option<Self> {
         let below = path.strip_prefix("/v1")?;
-        let mut calls = Self::ALL.into_iter().filter(|api| *api != Self::Http);
+        let mut calls = Self::ALL.into_iter().filter(|api| !api.is_open());
         calls.find(|api| api.path() == below)
+    }
+
+    /// The call that a path without one of its own leads to, and what stands in it behind [`Self::path`].
+    pub fn beside(path: &str) -> Option<(Self, &str)> {
+        let below = path.strip_prefix("/v1")?;
+        [Self::Audio, Self::Images].into_iter().find_map(|api| {
+            let rest = below.strip_prefix(api.path())?;
+            (rest.len() > 1 && rest.starts_with('/')).then_some((api, rest))
+        })
+    }
+
+    /// What stands in a path to this call behind [`Self::path`].
+    pub fn below(self, path: &str) -> &str {
+        match self {
+            Self::Audio | Self::Images => Self::beside(path).map_or("", |(_, rest)| rest),
+            _ => "",
+        }
+    }
+
+    /// Whether its requests have paths of their own.
+    fn is_open(self) -> bool {
+        matches!(self, Self::Audio | Self::Images | Self::Http)
     }
 
     /// Whether it carries what a user says.
@@ -98,7 +126,8 @@ impl Api {
         self as usize
     }
 
-    /// The path below a base URL that ends in `/v1`; that of [`Self::Http`] is the request's own.
+    /// The path below a base URL that ends in `/v1`; of [`Self::Audio`] and [`Self::Images`] its beginning; that of
+    /// [`Self::Http`] is the request's own.
     pub fn path(self) -> &'static str {
         match self {
             Self::Chat => "/chat/completions",
@@ -115,6 +144,8 @@ impl Api {
             Self::ImageGeneration => "/images/generations",
             Self::ImageEdit => "/images/edits",
             Self::ImageVariation => "/images/variations",
+            Self::Audio => "/audio",
+            Self::Images => "/images",
             Self::Http => "",
         }
     }
@@ -138,6 +169,8 @@ impl Api {
             | Self::ImageGeneration
             | Self::ImageEdit
             | Self::ImageVariation
+            | Self::Audio
+            | Self::Images
             | Self::Http => Wire::Plain,
             _ => Wire::Chunks,
         }
@@ -154,7 +187,10 @@ impl Api {
             Self::CountTokens => "count_tokens",
             Self::Speech => "speech",
             Self::Transcription | Self::Translation => "transcription",
-            Self::ImageGeneration | Self::ImageEdit | Self::ImageVariation => "image_generation",
+            Self::Audio => "audio",
+            Self::ImageGeneration | Self::ImageEdit | Self::ImageVariation | Self::Images => {
+                "image_generation"
+            }
             Self::Http => "http",
         }
     }
@@ -534,9 +570,19 @@ mod tests {
     fn calls_have_their_places_and_paths() {
         for (index, api) in Api::ALL.into_iter().enumerate() {
             assert_eq!(api.index(), index);
-            let found = Some(api).filter(|api| *api != Api::Http);
+            let found = Some(api).filter(|api| !api.is_open());
             assert_eq!(Api::of_path(&format!("/v1{}", api.path())), found);
         }
+        let paths = Api::ALL.into_iter().filter(|api| !api.is_open());
+        let paths: Vec<String> = paths.map(|api| format!("/v1{}", api.path())).collect();
+        assert_eq!(paths, penstock_core::names::CALL_PATHS);
+        for path in penstock_core::names::OPEN_CALL_PATHS {
+            assert!(Api::beside(path).is_none());
+            assert!(Api::beside(&format!("{path}x")).is_some());
+        }
+        let found = Api::beside("/v1/images/inpainting/a");
+        assert_eq!(found, Some((Api::Images, "/inpainting/a")));
+        assert_eq!(Api::beside("/v1/audiox/a"), None);
         for path in [
             "",
             "/v1",

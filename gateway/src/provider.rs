@@ -108,7 +108,10 @@ impl Way {
             (OpenAi, Api::CountTokens) => Some(Self::CountOverTokenize),
             (Anthropic, _) | (_, Api::CountTokens) => None,
             (_, Api::Messages) => Some(Self::MessagesOverChat),
-            (AzureOpenAi, Api::Rerank | Api::Score | Api::ImageVariation) => None,
+            (
+                AzureOpenAi,
+                Api::Rerank | Api::Score | Api::ImageVariation | Api::Audio | Api::Images,
+            ) => None,
             (_, _) => Some(Self::Straight),
         }
     }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, Method, Request, Uri};
 use http_body_util::{Either, Full};
 
 use crate::job::Job;
@@ -38,7 +39,7 @@ pub(crate) fn request(
     let mut request = Request::new(Either::Left(body));
     *request.method_mut() = Method::POST;
     // There is one: else the candidate would not have been chosen.
-    *request.uri_mut() = target.unwrap_or_default();
+    *request.uri_mut() = below(target.unwrap_or_default(), job.below);
     *request.headers_mut() = headers(job, candidate, endpoint, route);
     if let (Credential::Signed(signer), Some(translated)) =
         (&candidate.backend.credential, translated)
@@ -53,6 +54,16 @@ pub(crate) fn request(
         );
     }
     request
+}
+
+/// A target and what follows it.
+fn below(target: Uri, rest: &str) -> Uri {
+    if rest.is_empty() {
+        return target;
+    }
+    // It is part of a path that came, so it is one.
+    let whole = PathAndQuery::try_from(format!("{target}{rest}"));
+    whole.map_or(target, Uri::from)
 }
 
 fn headers(job: &Job<'_>, candidate: &Candidate, endpoint: &Endpoint, route: Route) -> HeaderMap {

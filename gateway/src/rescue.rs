@@ -171,6 +171,7 @@ impl Kept {
             id: self.id.clone(),
             started: self.started,
             api: self.api,
+            below: "",
             headers: &self.headers,
             region: self.region.as_deref(),
             body,

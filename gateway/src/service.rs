@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::header::{TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{Either, Full};
@@ -22,11 +23,11 @@ use crate::job::{Job, MAX_REPLAY_BYTES};
 use crate::openai::{self, Api, Call};
 use crate::outbound::{self, Forwarded, Own};
 use crate::passage::{self, Passage};
-use crate::process::Worker;
+use crate::process::{Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
 use crate::reject::Reject;
-use crate::snapshot::{Candidate, Credential, Endpoint};
+use crate::snapshot::{Candidate, Credential, Endpoint, Rule};
 use crate::stream::{AnswerBody, Limits, Stream};
 use crate::upstream::RequestBody;
 use crate::wish;
@@ -48,26 +49,15 @@ pub(crate) struct Passing<'a> {
 pub(crate) async fn serve(
     worker: &Arc<Worker>,
     watch: &Arc<Watch>,
-    head: &http::request::Parts,
+    head: &Parts,
     body: Source,
     record: &mut Record,
 ) -> Result<Answer, Reject> {
     let process = &worker.process;
     let path = head.uri.path();
     let target = head.uri.path_and_query().ok_or(Reject::PathNotFound)?;
-    let asked = Asked {
-        method: &head.method,
-        path,
-        headers: &head.headers,
-        region: process.region_of(watch.caller.address, &head.headers),
-        call: &Call::NONE,
-        tasks: &[],
-    };
-    let rule = match process.snapshot.load().as_deref() {
-        None => return Err(Reject::NotConfigured),
-        Some(snapshot) => snapshot.service_for(&asked).cloned(),
-    };
-    let rule = rule.ok_or(Reject::PathNotFound)?;
+    let region = process.region_of(watch.caller.address, &head.headers);
+    let rule = rule(process, head, region)?.ok_or(Reject::PathNotFound)?;
     record.api = Some(Api::Http);
     if has_dot_segments(path) {
         return Err(Reject::DotSegments);
@@ -100,8 +90,9 @@ pub(crate) async fn serve(
         id: record.id.clone(),
         started: record.started,
         api: Api::Http,
+        below: "",
         headers: &head.headers,
-        region: process.elsewhere(asked.region),
+        region: process.elsewhere(region),
         body: &body,
         call: &Call::NONE,
         blocks: Vec::new(),
@@ -110,6 +101,48 @@ pub(crate) async fn serve(
         passing: Some(&passing),
     };
     attempt::run(&job, record).await
+}
+
+/// The rule that takes a request which is no call of a model.
+fn rule(
+    process: &Process,
+    head: &Parts,
+    region: Option<&str>,
+) -> Result<Option<Arc<Rule>>, Reject> {
+    let asked = Asked {
+        method: &head.method,
+        path: head.uri.path(),
+        headers: &head.headers,
+        region,
+        call: &Call::NONE,
+        tasks: &[],
+    };
+    match process.snapshot.load().as_deref() {
+        None => Err(Reject::NotConfigured),
+        Some(snapshot) => Ok(snapshot.service_for(&asked).cloned()),
+    }
+}
+
+/// The call of a model that a request is whose path is none of the known ones, and that no rule for HTTP backends
+/// takes; `None` if it is no call either.
+pub(crate) fn beside(
+    process: &Process,
+    watch: &Watch,
+    head: &Parts,
+) -> Result<Option<Api>, Reject> {
+    let path = head.uri.path();
+    let call = Api::beside(path).filter(|_| head.method == Method::POST);
+    let Some((api, _)) = call else {
+        return Ok(None);
+    };
+    let region = process.region_of(watch.caller.address, &head.headers);
+    if rule(process, head, region)?.is_some() {
+        return Ok(None);
+    }
+    if has_dot_segments(path) {
+        return Err(Reject::DotSegments);
+    }
+    Ok(Some(api))
 }
 
 /// Whether carrying a request out twice does no harm, as far as its rule says.

@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use penstock_core::config::{
     self, CallerCredentials, FailureClass, FanOut, FanOutMode, GatewayConfig, HealthCheck,
@@ -32,6 +31,7 @@ use crate::hedge_budget::HedgeBudget;
 use crate::limits::Limits;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Known, Metrics};
+use crate::models::Models;
 use crate::name::Name;
 use crate::outlier::Outlier;
 use crate::pace::Pace;
@@ -81,7 +81,7 @@ pub struct Snapshot {
     pub digest: String,
     /// Objects that are not served as the config says.
     pub rejected: Vec<String>,
-    /// The answers to `GET /v1/models`.
+    /// What callers may ask for by name.
     pub models: Models,
     rules: Vec<Arc<Rule>>,
     /// Model → rules with that exact name, in order.
@@ -97,14 +97,6 @@ pub struct Snapshot {
 }
 
 type ExactRules = HashMap<String, Vec<usize>>;
-
-/// The models that rules name exactly, as each protocol lists them.
-pub struct Models {
-    /// For callers that speak OpenAI's.
-    pub openai: Bytes,
-    /// For callers that speak Anthropic's.
-    pub anthropic: Bytes,
-}
 
 /// One rule.
 pub struct Rule {
@@ -870,23 +862,6 @@ pub(crate) mod tests {
         let third = build(config, &nowhere, &none, Some(&second));
         assert!(Arc::ptr_eq(&store(&first), &store(&second)));
         assert!(!Arc::ptr_eq(&store(&second), &store(&third)));
-    }
-
-    #[test]
-    fn models_lists_exact_names_once() {
-        let rules = vec![
-            rule("r", &[exact("b"), prefix("gpt-")], &[("a", 1, 0)]),
-            rule("s", &[exact("a"), exact("b")], &[("a", 1, 0)]),
-        ];
-        let snapshot = build(
-            config(&["a"], rules),
-            &Endpoints::default(),
-            &Credentials::default(),
-            None,
-        );
-        let value: serde_json::Value = serde_json::from_slice(&snapshot.models.openai).unwrap();
-        assert_eq!(value["data"].as_array().unwrap().len(), 2);
-        assert_eq!(value["data"][0]["id"], "a");
     }
 
     proptest! {

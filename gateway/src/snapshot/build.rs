@@ -1,6 +1,6 @@
 //! From config, endpoints and credentials to what requests use. Live state of what was there before is kept.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -19,10 +19,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
-    Model, Models, Parts, Rule, Slot, Snapshot, Tier,
+    Model, Parts, Rule, Slot, Snapshot, Tier,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
+use crate::models::Models;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
 use crate::prompts::Library;
 use crate::provider::Rest;
@@ -91,7 +92,7 @@ impl Snapshot {
         let indexed = config.rules.iter().enumerate();
         let services = indexed.filter(|(_, rule)| rule.models.is_empty());
         let services = services.map(|(index, _)| index).collect();
-        let models = models(&config);
+        let models = Models::new(&config);
         Self {
             config,
             digest,
@@ -567,31 +568,4 @@ fn build_matches(config: &GatewayConfig) -> (ExactRules, Vec<(String, usize)>) {
         }
     }
     (exact, prefixes)
-}
-
-fn models(config: &GatewayConfig) -> Models {
-    let models: BTreeSet<&str> = config
-        .rules
-        .iter()
-        .flat_map(|rule| &rule.models)
-        .filter_map(|model| match model {
-            NameMatch::Exact(name) => Some(name.as_str()),
-            NameMatch::Prefix(_) => None,
-        })
-        .collect();
-    let openai: Vec<_> = models
-        .iter()
-        .map(|id| json!({"id": id, "object": "model", "created": 0, "owned_by": "penstock"}))
-        .collect();
-    let anthropic: Vec<_> = models
-        .iter()
-        .map(|id| json!({"id": id, "type": "model", "display_name": id, "created_at": "1970-01-01T00:00:00Z"}))
-        .collect();
-    let anthropic = json!({
-        "data": anthropic, "first_id": models.first(), "last_id": models.last(), "has_more": false
-    });
-    Models {
-        openai: Bytes::from(json!({"object": "list", "data": openai}).to_string()),
-        anthropic: Bytes::from(anthropic.to_string()),
-    }
 }

@@ -104,6 +104,53 @@ async fn a_form_goes_on_with_every_byte_but_the_model() {
 }
 
 #[tokio::test]
+async fn other_paths_of_sound_and_pictures_pass_as_they_are() {
+    let upstream =
+        Upstream::start(|number, _| Reply::Json(200, format!("{{\"n\":{number}}}"))).await;
+    let plan = Plan::new()
+        .backend("a", &[upstream.address], 1, 0)
+        .rule(|rule| rule.backends[0].model_override = Some("org/real".into()))
+        .cached(60_000);
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    let body = r#"{"model":"chat","input":"a"}"#;
+    let paths = [
+        "/v1/audio/isolation",
+        "/v1/images/in/painting%20",
+        "/v1/audio/isolations",
+    ];
+    for (number, path) in paths.into_iter().enumerate() {
+        for cache in ["miss", "hit"] {
+            client.post_to(path, "", body).await;
+            let answer = client.answer().await;
+            assert_eq!(answer.header("x-penstock-cache"), cache);
+            let expected = (200, format!("{{\"n\":{number}}}"));
+            assert_eq!((answer.status, answer.body), expected);
+        }
+        let received = upstream.requests().pop().unwrap();
+        assert_eq!(received.line, format!("POST {path} HTTP/1.1"));
+        assert_eq!(received.body, body.replace("chat", "org/real"));
+    }
+    for (path, status, code) in [
+        ("/v1/audio/../models", 400, "dot_segments"),
+        ("/v1/audio/%2e%2e/models", 400, "dot_segments"),
+        ("/v1/audio/", 404, "path_not_found"),
+        ("/v1/video/x", 404, "path_not_found"),
+    ] {
+        client.post_to(path, "", body).await;
+        let answer = client.answer().await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (status, code),
+            "{path}"
+        );
+    }
+    client.post_to("/v1/images/x", "", "{}").await;
+    assert_eq!(client.answer().await.code(), "missing_model");
+    assert_eq!(upstream.count(), paths.len());
+}
+
+#[tokio::test]
 async fn a_stream_of_other_events_ends_with_its_body() {
     let events = [
         "data: {\"type\":\"transcript.text.delta\"}\n\n",

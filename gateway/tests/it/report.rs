@@ -1,5 +1,6 @@
 //! What the gateway says about itself: `/load`, `/config`, `/metrics`, `/v1/models`.
 
+use penstock_core::config::NameMatch;
 use penstock_core::load::{BackendLoad, LoadReport};
 
 use crate::harness::*;
@@ -169,6 +170,37 @@ async fn models_are_listed() {
         (&listed["data"][0]["type"], &listed["last_id"]),
         (&"model".into(), &"chat".into())
     );
+}
+
+#[tokio::test]
+async fn one_model_is_told_of_or_not_there() {
+    let mut plan = Plan::chain(&[nobody()]);
+    let names = ["chat", "org/chat v1"].map(|name| NameMatch::Exact(name.to_owned()));
+    plan.config.rules[0].models = names.into();
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    for (path, headers, id) in [
+        ("chat", "", Some("chat")),
+        ("org%2Fchat%20v1", "", Some("org/chat v1")),
+        ("org/chat%20v1", "", Some("org/chat v1")),
+        ("chat", "anthropic-version: 2023-06-01\r\n", Some("chat")),
+        ("other", "", None),
+        ("chat/", "", None),
+    ] {
+        let head = format!("GET /v1/models/{path} HTTP/1.1\r\nhost: x\r\n{headers}\r\n");
+        client.send(&head).await;
+        let answer = client.answer().await;
+        let told: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
+        if let Some(id) = id {
+            assert_eq!((answer.status, &told["id"]), (200, &id.into()), "{path}");
+        } else {
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (404, "model_not_found")
+            );
+            assert!(told["error"]["message"].is_string());
+        }
+    }
 }
 
 #[tokio::test]
