@@ -50,6 +50,9 @@ pub const CALL_PATHS: [&str; 14] = [
 /// Below these each path is one of a call of a model, unless a rule for HTTP backends takes it.
 pub const OPEN_CALL_PATHS: [&str; 2] = ["/v1/audio/", "/v1/images/"];
 
+/// Paths that gateways answer themselves, besides those below them.
+pub const OWN_PATHS: [&str; 3] = ["/v1/models", "/v1/files", "/v1/batches"];
+
 /// Port of the gateway's data plane.
 pub const GATEWAY_PORT: u16 = 8080;
 /// Port of the gateway's data plane with TLS.

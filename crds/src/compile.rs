@@ -3,6 +3,7 @@
 
 mod backend;
 mod condition;
+mod contradiction;
 mod fallback;
 mod fan_out;
 mod parameters;

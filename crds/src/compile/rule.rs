@@ -10,7 +10,9 @@ use penstock_core::config::{
 };
 use penstock_core::ids::Id;
 
-use super::{condition, fallback, fan_out, parameters, prompts, reach, rescue, service, tasks};
+use super::{
+    condition, contradiction, fallback, fan_out, parameters, prompts, reach, rescue, service, tasks,
+};
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
     OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec, StreamingSpec,
@@ -74,6 +76,7 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
             };
             let mut rule = compile_rule(id, spec, known, &mut scope);
             let is_service = service::check(spec, &rule, known, &mut scope);
+            contradiction::check(&spec.matches, is_service, &mut scope);
             let (classes, entries) = if is_service {
                 rule.conditions
                     .retain(|condition| !matches!(condition, Condition::Paths(_)));

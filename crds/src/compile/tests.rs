@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::{self, File};
 
+mod contradiction;
 mod fallback;
 mod fan_out;
 mod health;
@@ -377,6 +378,7 @@ fn a_rule_behind_those_that_take_all_of_it_is_unreachable() {
             "headers: [{name: X-Team, value: '*'}]",
             "headers: [{name: x-team, value: red}]",
         ),
+        ("contextTokens: {min: 9}", "contextTokens: {min: 10}"),
         ("needs: [Vision]", "needs: [Tools, Vision]"),
         ("text: '.*'", "text: sql"),
         ("stream: true", "stream: true"),
@@ -436,6 +438,7 @@ fn a_condition_that_cannot_hold_or_be_read_is_named() {
         ("text: '(a{1000}){1000}'", "text"),
         ("promptTokens: {min: 9, max: 8}", "promptTokens"),
         ("promptTokens: {}", "promptTokens"),
+        ("contextTokens: {min: 9, max: 8}", "contextTokens"),
         ("promptTokens: {min: -1}", "promptTokens"),
         ("paths: [v1]", "paths[0]"),
         ("paths: ['/v1/*/x']", "paths[0]"),
