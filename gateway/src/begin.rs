@@ -285,7 +285,7 @@ impl Reader<'_> {
             let passed = events.feed(bytes).map_err(|_| Failure::Broken)?;
             let meter = events.meter();
             let has_gap = passed.ends || passed.left_out > 0;
-            if has_gap && (self.buffers || !meter.has_started()) {
+            if passed.lacks_beginning || has_gap && self.buffers {
                 return Err(Failure::GaveUp);
             }
             tokens += passed.tokens;

@@ -50,6 +50,8 @@ pub struct Passed {
     pub left_out: u8,
     /// Nothing more may go on: the backend gave up, or sent what cannot be read.
     pub ends: bool,
+    /// One of both was so before any part of an answer.
+    pub lacks_beginning: bool,
 }
 
 impl Events {
@@ -77,6 +79,7 @@ impl Events {
 
     /// Takes the next frame.
     pub fn feed(&mut self, frame: Bytes) -> Result<Passed, EventTooLarge> {
+        let had_started = self.meter.has_started();
         let seen = self.meter.feed(&frame)?;
         if frame.is_empty() {
             return Ok(Passed::default());
@@ -113,7 +116,11 @@ impl Events {
             self.open.extend_from_slice(&open);
         }
         if seen.cut_at.is_some() || !seen.odd.is_empty() {
+            let gap = seen.first_gap();
+            let starts_at = seen.starts_at;
             self.leave_out(&mut passed, seen, at, was_part_out);
+            passed.lacks_beginning = !had_started
+                && gap.is_some_and(|gap| starts_at.is_none_or(|starts_at| gap <= starts_at));
         }
         Ok(passed)
     }
@@ -257,6 +264,20 @@ mod tests {
         let (out, ends, events) = pass(PROGRAM, &[text.as_bytes()]);
         assert_eq!(out, [WORD]);
         assert!(ends && !events.is_part_out());
+    }
+
+    #[test]
+    fn what_is_missing_before_an_answer_is_told_whether_events_come_together_or_not() {
+        for (stream, lacks) in [([BEAT, BAD, WORD], true), ([WORD, BAD, WORD], false)] {
+            for pieces in [&[stream.concat().as_str()][..], &stream] {
+                let mut events = Events::new(Wire::Chunks, TEXT);
+                let told = pieces.iter().any(|piece| {
+                    let piece = Bytes::copy_from_slice(piece.as_bytes());
+                    events.feed(piece).unwrap().lacks_beginning
+                });
+                assert_eq!(told, lacks, "{pieces:?}");
+            }
+        }
     }
 
     #[test]

@@ -111,12 +111,24 @@ impl Counts {
 pub struct Seen {
     /// Events that carried part of an answer.
     pub tokens: u32,
+    /// The offset of the event with which the answer begins, if it is here.
+    pub starts_at: Option<usize>,
     /// The backend gave up; the offset behind the event that says so.
     pub cut_at: Option<usize>,
     /// The offset from which on bytes belong to an unfinished event.
     pub open_at: usize,
     /// Events that not every caller can, or wants to, read, in order.
     pub odd: Vec<(Range<usize>, Odd)>,
+}
+
+impl Seen {
+    /// Where something is first missing: an event that cannot be read, or all after the one that gives up.
+    pub fn first_gap(&self) -> Option<usize> {
+        let mut odd = self.odd.iter();
+        let unread = odd.find(|(_, odd)| *odd != Odd::Count);
+        let unread = unread.map(|(place, _)| place.start);
+        unread.into_iter().chain(self.cut_at).min()
+    }
 }
 
 /// What is odd about an event.
@@ -246,6 +258,7 @@ impl Meter {
                 },
                 _ => of_event(*wire, data, *started),
             };
+            let start = place.start;
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));
             }
@@ -257,6 +270,9 @@ impl Meter {
                 seen.odd.push((place, odd));
             }
             seen.tokens += u32::from(meaning.token);
+            if meaning.starts && !*started {
+                seen.starts_at = Some(start);
+            }
             *started |= meaning.starts;
             *finished |= meaning.finishes;
             *done |= meaning.done;

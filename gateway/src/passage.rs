@@ -10,11 +10,10 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::Sleep;
 
 use crate::guard::Watch;
-use crate::openai::{self, Pieces};
 use crate::outbound;
 
 /// The caller broke off, or what it sent is not HTTP.
@@ -132,6 +131,13 @@ impl Passage {
         }
     }
 
+    /// Of so many bytes, if its caller said that.
+    pub(crate) fn length(&self) -> Option<u64> {
+        let state = self.lock();
+        let first = u64::try_from(state.first.len()).ok()?;
+        state.rest.size_hint().exact()?.checked_add(first)
+    }
+
     /// The next piece, or its trailers; `None` at the end. Cancel safe.
     pub(crate) fn poll_piece(
         &self,
@@ -186,31 +192,5 @@ impl State {
         }
         self.phase = phase;
         self.is_begun = true;
-    }
-}
-
-impl Body for Passage {
-    type Data = Pieces;
-    type Error = BodyBroke;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Pieces>, BodyBroke>>> {
-        let piece = ready!(self.poll_piece(cx));
-        Poll::Ready(piece.map(|result| result.map(|frame| frame.map_data(openai::unpatched))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        let state = self.lock();
-        state.first.is_empty() && state.rest.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let state = self.lock();
-        let first = u64::try_from(state.first.len()).unwrap_or(u64::MAX);
-        let rest = state.rest.size_hint().exact();
-        rest.and_then(|rest| rest.checked_add(first))
-            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }

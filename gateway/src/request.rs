@@ -6,7 +6,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri};
-use http_body_util::{Either, Full};
 
 use crate::job::Job;
 use crate::openai::{self, Encoding, Pieces};
@@ -35,8 +34,8 @@ pub(crate) fn request(
     let target = endpoint
         .targets
         .of(route.api(job.api), job.call.stream, model);
-    let body = Full::new(body(job, candidate, translated, asking));
-    let mut request = Request::new(Either::Left(body));
+    let body = body(job, candidate, translated, asking);
+    let mut request = Request::new(RequestBody::Whole(body));
     *request.method_mut() = Method::POST;
     // There is one: else the candidate would not have been chosen.
     *request.uri_mut() = below(target.unwrap_or_default(), job.below);

@@ -5,12 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{TRAILER, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Uri};
-use http_body_util::{Either, Full};
-use hyper::body::Body as _;
+use http::{HeaderMap, HeaderName, Method, Request, Response, Uri};
 use penstock_core::config::{CallerCredentials, Repeat};
 
 use crate::answers;
@@ -200,10 +198,10 @@ pub(crate) fn request(
     };
     let keeps_credentials = candidate.backend.caller_credentials == CallerCredentials::Passed;
     let body = match &passing.passage {
-        None => Either::Left(Full::new(openai::unpatched(job.body.clone()))),
-        Some(passage) => Either::Right(passage.clone()),
+        None => RequestBody::Whole(openai::unpatched(job.body.clone())),
+        Some(passage) => RequestBody::Passage(passage.clone()),
     };
-    let has_length = body.size_hint().exact().is_some();
+    let has_length = body.length().is_some();
     let mut request = Request::new(body);
     *request.method_mut() = passing.method.clone();
     *request.uri_mut() = Uri::from(passing.target.clone());
@@ -212,9 +210,6 @@ pub(crate) fn request(
     if has_length {
         // Nothing follows what is kept.
         headers.remove(TRAILER);
-    } else {
-        // Without it there is no body to methods that seldom have one.
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
     *request.headers_mut() = headers;
     request

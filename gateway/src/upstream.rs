@@ -4,7 +4,6 @@
 //! requests and a task of its own on their worker ([`http2`]). Which one it is, is said by the backend's object, or
 //! agreed on with the other side by ALPN.
 
-mod bell;
 mod connect;
 mod http1;
 mod http2;
@@ -15,10 +14,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use http::header::{CONNECTION, HOST};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
-use http_body_util::{Either, Full};
 use tokio::task::JoinSet;
 
 use self::connect::Made;
@@ -31,17 +29,33 @@ use crate::trust::HandshakeError;
 
 /// Idle connections of HTTP/1.1 for each endpoint and worker: bursts beyond it connect anew.
 const MAX_IDLE_CONNECTIONS: usize = 128;
-/// Read buffer of a connection, and so the largest answer head.
-const BUFFER_BYTES: usize = 64 << 10;
+/// The largest head of an answer.
+const MAX_HEAD_BYTES: usize = 64 << 10;
 
-/// What goes upstream: what is here as a whole, or what comes from a caller.
-pub(crate) type RequestBody = Either<Full<Pieces>, Passage>;
+/// The body of a request.
+#[derive(Debug)]
+pub(crate) enum RequestBody {
+    /// It is here.
+    Whole(Pieces),
+    /// It comes from its caller.
+    Passage(Passage),
+}
+
+impl RequestBody {
+    /// Of so many bytes, if that is known.
+    pub(crate) fn length(&self) -> Option<u64> {
+        match self {
+            Self::Whole(pieces) => u64::try_from(pieces.remaining()).ok(),
+            Self::Passage(passage) => passage.length(),
+        }
+    }
+}
 
 /// The body of a request that comes from its caller.
 fn passage(request: &Request<RequestBody>) -> Option<Passage> {
     match request.body() {
-        Either::Left(_) => None,
-        Either::Right(passage) => Some(passage.clone()),
+        RequestBody::Whole(_) => None,
+        RequestBody::Passage(passage) => Some(passage.clone()),
     }
 }
 
@@ -98,7 +112,7 @@ pub(crate) async fn connect(
             match place.opened().await? {
                 http2::Opened::Place(place) => return Ok(Conn::Many(place)),
                 http2::Opened::Full => {}
-                http2::Opened::Http1(socket) => return one(endpoint, socket, limit).await,
+                http2::Opened::Http1(socket) => return Ok(one(endpoint, socket, limit)),
             }
         }
         let socket = connect::socket(endpoint, limit).await?;
@@ -107,7 +121,7 @@ pub(crate) async fn connect(
             endpoint.live.speaks_http1.store(false, Ordering::Relaxed);
             return Err(ConnectError::Refused);
         }
-        one(endpoint, socket, limit).await
+        Ok(one(endpoint, socket, limit))
     };
     match tokio::time::timeout(limit, opened).await {
         Ok(opened) => opened,
@@ -125,8 +139,8 @@ pub(crate) async fn get(
 ) -> Option<(Response<()>, Exchange)> {
     let deadline = penstock_shell::clock::now() + limit;
     let conn = connect(endpoint, None, tasks, limit).await.ok()?;
-    let body = Full::new(openai::unpatched(Bytes::new()));
-    let mut request = Request::new(Either::Left(body));
+    let body = openai::unpatched(Bytes::new());
+    let mut request = Request::new(RequestBody::Whole(body));
     *request.uri_mut() = uri;
     request.headers_mut().insert(HOST, endpoint.host.clone());
     if !endpoint.may_speak_http2() {
@@ -136,10 +150,10 @@ pub(crate) async fn get(
     conn.send(request, endpoint, deadline).await.ok()
 }
 
-async fn one(endpoint: &Endpoint, socket: Socket, limit: Duration) -> Result<Conn, ConnectError> {
+fn one(endpoint: &Endpoint, socket: Socket, limit: Duration) -> Conn {
     let made = Made::new(endpoint);
     made.open(endpoint, &socket);
-    http1::Conn::new(socket, made, limit).await.map(Conn::One)
+    Conn::One(http1::Conn::new(socket, made, limit))
 }
 
 /// Why there is no connection.

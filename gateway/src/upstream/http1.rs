@@ -1,23 +1,33 @@
 //! (IO) A connection of HTTP/1.1. It is driven by the request that uses it and by nobody else: there is no task behind
 //! it, so dropping a request closes its connection at once and an idle connection costs no wake-ups. That a peer closed
 //! an idle connection is seen when it is taken out or swept.
+//!
+//! It keeps no buffers (docs/decisions/0029): what comes is read into the worker's room, and what of it is content is
+//! handed on as one piece.
 
+mod answer;
+mod decoder;
+mod head;
+mod outgoing;
+
+use std::cell::RefCell;
 use std::fmt;
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
-use hyper::body::{Body as _, Incoming};
-use hyper::client::conn::http1::{self, Connection, SendRequest};
-use hyper_util::rt::TokioIo;
+use http::{HeaderMap, Method, Request, Response};
+use tokio::io::{AsyncRead as _, ReadBuf};
 use tokio::time::Sleep;
 
-use super::bell::Bell;
+use self::answer::Answer;
+use self::decoder::Decoder;
+use self::head::Malformed;
+use self::outgoing::{Halt, Outgoing};
 use super::connect::{Made, note};
-use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, passage};
+use super::{BodyError, MAX_HEAD_BYTES, RequestBody, SendError, passage};
 use crate::passage::Passage;
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
@@ -25,25 +35,34 @@ use crate::trust::HandshakeError;
 
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
 const MAX_IDLE: Duration = Duration::from_secs(4);
+/// What one look at a socket takes of it, and so the largest piece of an answer.
+const READ_BYTES: usize = 64 << 10;
 
-/// Looks at a connection that has something to do, before its user is asked to come again.
-const LOOKS: u32 = 2;
+thread_local! {
+    /// Where all connections of a worker read, one at a time.
+    static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+}
 
-/// hyper keeps room for 32 requests beside each connection, so what lies there is small.
-type Small = Box<RequestBody>;
+/// What came at `socket`, as `take` has it.
+fn poll_read<T>(
+    socket: &mut Socket,
+    cx: &mut Context<'_>,
+    take: impl FnOnce(&mut [u8]) -> T,
+) -> Poll<io::Result<T>> {
+    ROOM.with_borrow_mut(|room| {
+        let mut read = ReadBuf::new(room);
+        std::task::ready!(Pin::new(socket).poll_read(cx, &mut read))?;
+        Poll::Ready(Ok(take(read.filled_mut())))
+    })
+}
 
 /// A connection that is ready for a request.
 pub(crate) struct Conn {
-    sender: SendRequest<Small>,
-    connection: Box<Connection<TokioIo<Socket>, Small>>,
-    bell: Arc<Bell>,
-    /// Rings it.
-    rings: Waker,
+    socket: Socket,
     /// One timer for all waits on this connection: moving it is cheaper than making another.
     deadline: Pin<Box<Sleep>>,
     idle_since: Instant,
     reused: bool,
-    closed: bool,
     made: Made,
 }
 
@@ -57,28 +76,14 @@ impl fmt::Debug for Conn {
 
 impl Conn {
     /// Over `socket`.
-    pub(super) async fn new(
-        socket: Socket,
-        made: Made,
-        limit: Duration,
-    ) -> Result<Self, ConnectError> {
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(BUFFER_BYTES)
-            .handshake(TokioIo::new(socket))
-            .await
-            .map_err(|_| ConnectError::Refused)?;
-        let bell = Arc::new(Bell::new());
-        Ok(Self {
-            sender,
-            connection: Box::new(connection),
-            rings: Waker::from(Arc::clone(&bell)),
-            bell,
+    pub(super) fn new(socket: Socket, made: Made, limit: Duration) -> Self {
+        Self {
+            socket,
             deadline: Box::pin(tokio::time::sleep(limit)),
             idle_since: penstock_shell::clock::now(),
             reused: false,
-            closed: false,
             made,
-        })
+        }
     }
 
     /// Whether it carried a request before: then it may have been closed by the peer in the meantime.
@@ -90,19 +95,11 @@ impl Conn {
         &self.made
     }
 
+    /// Nothing may come while no request waits for an answer.
     pub(super) fn is_usable(&mut self, now: Instant) -> bool {
+        let mut cx = Context::from_waker(Waker::noop());
         now.saturating_duration_since(self.idle_since) < MAX_IDLE
-            && !self.is_closed()
-            && self.sender.is_ready()
-    }
-
-    /// Does what the socket allows and says whether the connection has ended.
-    fn is_closed(&mut self) -> bool {
-        if !self.closed && self.bell.answer() {
-            let mut cx = Context::from_waker(&self.rings);
-            self.closed = Pin::new(&mut *self.connection).poll(&mut cx).is_ready();
-        }
-        self.closed
+            && poll_read(&mut self.socket, &mut cx, |_| ()).is_pending()
     }
 
     fn set_deadline(&mut self, deadline: Instant) {
@@ -118,32 +115,17 @@ impl Conn {
     ) -> Result<(Response<()>, Body), SendError> {
         self.set_deadline(deadline);
         let passage = passage(&request);
-        let mut answer = std::pin::pin!(self.sender.try_send_request(request.map(Box::new)));
-        let rings = self.rings.clone();
+        let mut sending = Sending {
+            method: request.method().clone(),
+            outgoing: Some(Box::new(Outgoing::new(request))),
+            is_begun: false,
+            is_cut: false,
+            came: Vec::new(),
+        };
         let answer = std::future::poll_fn(|cx| {
-            for _ in 0..LOOKS {
-                let closed = self.is_closed();
-                let mut rings = Context::from_waker(&rings);
-                if let Poll::Ready(answer) = answer.as_mut().poll(&mut rings) {
-                    return Poll::Ready(answer.map_err(|err| {
-                        // In TLS 1.3 the other side looks at certificates when this one is done.
-                        if let Some(failed) = HandshakeError::find(err.error()) {
-                            note(endpoint, failed, err.error());
-                            return SendError::Handshake(failed);
-                        }
-                        // hyper hands the request back when not a byte of it was written.
-                        let unsent = err.message().is_some();
-                        SendError::Broken { unsent }
-                    }));
-                }
-                if closed {
-                    return Poll::Ready(Err(SendError::Broken { unsent: false }));
-                }
-                if !self.bell.has_rung() {
-                    break;
-                }
+            if let Poll::Ready(answer) = sending.poll(&mut self.socket, cx) {
+                return Poll::Ready(answer.map_err(|fault| sending.error(&fault, endpoint)));
             }
-            self.bell.wait(cx.waker());
             let late = match &passage {
                 Some(passage) => passage.poll_late(&mut self.deadline, cx),
                 None => self.deadline.as_mut().poll(cx),
@@ -151,25 +133,114 @@ impl Conn {
             late.map(|()| Err(SendError::TimedOut))
         })
         .await?;
-        let (parts, body) = answer.into_parts();
         let body = Body {
             conn: Some(self),
-            body,
+            decoder: answer.decoder,
+            first: answer.first,
+            is_last: answer.head.is_last || sending.is_cut,
+            outgoing: sending.outgoing,
             passage,
-            trailers: None,
         };
-        Ok((Response::from_parts(parts, ()), body))
+        Ok((answer.head.response, body))
+    }
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+enum Fault {
+    /// The caller broke its request off.
+    Caller,
+    Socket(io::Error),
+    /// The connection was closed, or what came is not HTTP.
+    Broken,
+}
+
+impl From<Malformed> for Fault {
+    fn from(Malformed: Malformed) -> Self {
+        Self::Broken
+    }
+}
+
+/// A request whose answer has not begun.
+struct Sending {
+    method: Method,
+    /// `None` once it is written.
+    outgoing: Option<Box<Outgoing>>,
+    /// Some of it was written.
+    is_begun: bool,
+    /// The other side took only a part of it.
+    is_cut: bool,
+    /// What came of the head of its answer.
+    came: Vec<u8>,
+}
+
+impl Sending {
+    fn poll(&mut self, socket: &mut Socket, cx: &mut Context<'_>) -> Poll<Result<Answer, Fault>> {
+        if let Some(outgoing) = &mut self.outgoing {
+            let sent = outgoing.poll(socket, cx);
+            self.is_begun = outgoing.is_begun();
+            self.is_cut = matches!(sent, Poll::Ready(Err(Halt::Socket)));
+            match sent {
+                Poll::Ready(Err(Halt::Caller)) => return Poll::Ready(Err(Fault::Caller)),
+                // Why the other side takes no more of it is in its answer.
+                Poll::Ready(_) => self.outgoing = None,
+                Poll::Pending => {}
+            }
+        }
+        loop {
+            let (method, came) = (&self.method, &mut self.came);
+            let read = poll_read(socket, cx, |bytes| {
+                if bytes.is_empty() {
+                    return Err(Fault::Broken);
+                }
+                // Usually all of it comes at once.
+                if came.is_empty() {
+                    let answer = Answer::read(bytes, method)?;
+                    if answer.is_none() {
+                        came.extend_from_slice(bytes);
+                    }
+                    return Ok(answer);
+                }
+                came.extend_from_slice(bytes);
+                Ok(Answer::read(came, method)?)
+            });
+            let answer = std::task::ready!(read).map_err(Fault::Socket)?;
+            match answer? {
+                Some(answer) => return Poll::Ready(Ok(answer)),
+                None if self.came.len() > MAX_HEAD_BYTES => {
+                    return Poll::Ready(Err(Fault::Broken));
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn error(&self, fault: &Fault, endpoint: &Endpoint) -> SendError {
+        // In TLS 1.3 the other side looks at certificates when this one is done.
+        if let Fault::Socket(err) = fault
+            && let Some(failed) = HandshakeError::find(err)
+        {
+            note(endpoint, failed, err);
+            return SendError::Handshake(failed);
+        }
+        let unsent = !self.is_begun;
+        SendError::Broken { unsent }
     }
 }
 
 /// The body of an answer. Dropping it before its end closes the connection.
 #[derive(Debug)]
 pub(crate) struct Body {
+    /// `None` once it was given back.
     conn: Option<Conn>,
-    body: Incoming,
-    /// The body of the request, which may go on beside this one.
+    decoder: Decoder,
+    /// What was read and not taken.
+    first: Bytes,
+    /// What is left of the request, which may go on beside its answer.
+    outgoing: Option<Box<Outgoing>>,
+    /// The connection carries no other request.
+    is_last: bool,
     passage: Option<Passage>,
-    trailers: Option<Box<HeaderMap>>,
 }
 
 impl Body {
@@ -178,36 +249,44 @@ impl Body {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Bytes>, BodyError>> {
-        // It is given back when all of the body was read.
-        let Some(conn) = &mut self.conn else {
-            return Poll::Ready(Ok(None));
-        };
-        let mut looks = 0;
-        while looks < LOOKS {
-            looks += 1;
-            let closed = conn.is_closed();
-            let mut rings = Context::from_waker(&conn.rings);
-            match Pin::new(&mut self.body).poll_frame(&mut rings) {
-                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    Ok(bytes) => return Poll::Ready(Ok(Some(bytes))),
-                    Err(frame) => {
-                        self.trailers = frame.into_trailers().ok().map(Box::new);
-                        looks = 0;
+        loop {
+            if !self.first.is_empty() {
+                return Poll::Ready(Ok(Some(std::mem::take(&mut self.first))));
+            }
+            let Some(conn) = self.conn.as_mut().filter(|_| !self.decoder.is_over()) else {
+                return Poll::Ready(Ok(None));
+            };
+            if let Some(outgoing) = &mut self.outgoing {
+                match outgoing.poll(&mut conn.socket, cx) {
+                    Poll::Ready(Ok(())) => self.outgoing = None,
+                    Poll::Ready(Err(Halt::Socket)) => {
+                        self.outgoing = None;
+                        self.is_last = true;
                     }
-                },
-                Poll::Ready(Some(Err(_))) => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Ready(None) => return Poll::Ready(Ok(None)),
-                Poll::Pending if closed => return Poll::Ready(Err(BodyError::Broken)),
-                Poll::Pending if !conn.bell.has_rung() => break,
-                Poll::Pending => {}
+                    Poll::Ready(Err(Halt::Caller)) => return Poll::Ready(Err(BodyError::Broken)),
+                    Poll::Pending => {}
+                }
+            }
+            let decoder = &mut self.decoder;
+            let read = poll_read(&mut conn.socket, cx, |bytes| {
+                if bytes.is_empty() {
+                    return decoder.close().map(|()| Bytes::new());
+                }
+                let content = decoder.decode(bytes)?;
+                Ok(Bytes::copy_from_slice(&bytes[..content]))
+            });
+            match read {
+                Poll::Ready(Ok(Ok(bytes))) => self.first = bytes,
+                Poll::Ready(_) => return Poll::Ready(Err(BodyError::Broken)),
+                Poll::Pending => {
+                    let late = match &self.passage {
+                        Some(passage) => passage.poll_stalled(&mut conn.deadline, cx),
+                        None => conn.deadline.as_mut().poll(cx),
+                    };
+                    return late.map(|()| Err(BodyError::TimedOut));
+                }
             }
         }
-        conn.bell.wait(cx.waker());
-        let late = match &self.passage {
-            Some(passage) => passage.poll_stalled(&mut conn.deadline, cx),
-            None => conn.deadline.as_mut().poll(cx),
-        };
-        late.map(|()| Err(BodyError::TimedOut))
     }
 
     pub(super) fn set_deadline(&mut self, deadline: Instant) {
@@ -218,11 +297,11 @@ impl Body {
 
     /// Whether nothing is left.
     pub(super) fn is_over(&self) -> bool {
-        self.body.is_end_stream()
+        self.first.is_empty() && self.decoder.is_over()
     }
 
     pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {
-        self.trailers.take()
+        self.decoder.take_trailers()
     }
 
     /// The connection, if the body was read to its end and it can carry another request.
@@ -230,6 +309,7 @@ impl Body {
         let mut conn = self.conn.take()?;
         conn.idle_since = now;
         conn.reused = true;
-        conn.is_usable(now).then_some(conn)
+        let is_over = self.outgoing.is_none() && self.decoder.is_over_alone();
+        (is_over && !self.is_last && conn.is_usable(now)).then_some(conn)
     }
 }

@@ -14,21 +14,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use h2::client::{Builder, Connection, SendRequest};
 use h2::{Ping, Reason, RecvStream};
 use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Request, Response, Uri, Version};
-use http_body_util::Either;
-use hyper::body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
 use super::connect::{self, Made, note};
 use super::upload::Upload;
-use super::{BUFFER_BYTES, BodyError, ConnectError, RequestBody, SendError, passage};
+use super::{BodyError, ConnectError, MAX_HEAD_BYTES, RequestBody, SendError, passage};
 use crate::openai::Pieces;
 use crate::snapshot::Endpoint;
 use crate::socket::Socket;
@@ -291,14 +289,10 @@ fn outgoing(
     endpoint: &Endpoint,
 ) -> Option<(Request<()>, Option<Pieces>)> {
     let (mut head, body) = request.into_parts();
-    let length = body.size_hint().exact().filter(|length| *length > 0);
-    let mut cx = Context::from_waker(Waker::noop());
+    let length = body.length().filter(|length| *length > 0);
     let body = match body {
-        Either::Left(mut body) => match Pin::new(&mut body).poll_frame(&mut cx) {
-            Poll::Ready(Some(Ok(frame))) => frame.into_data().ok(),
-            _ => None,
-        },
-        Either::Right(_) => None,
+        RequestBody::Whole(pieces) => pieces.has_remaining().then_some(pieces),
+        RequestBody::Passage(_) => None,
     };
     let mut uri = std::mem::take(&mut head.uri).into_parts();
     uri.scheme = Some(match endpoint.secured {
@@ -477,7 +471,7 @@ async fn open(endpoint: &Endpoint, line: &Line, limit: Duration) -> Result<Spoke
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .data_frame_budget(FRAME_BUDGET_BYTES)
-        .max_header_list_size(u32::try_from(BUFFER_BYTES).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .max_concurrent_reset_streams(MAX_STREAMS as usize)
         .handshake(heard)
         .await;

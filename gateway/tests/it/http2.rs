@@ -409,10 +409,16 @@ async fn a_stream_that_is_not_read_is_reset_and_its_backend_is_free() {
         begin.extend(frame(DATA, END_STREAM, 1, chat(true).as_bytes()));
         stream.write_all(&begin).await.unwrap();
         steps.send(Step::Write(sse_head())).unwrap();
-        for _ in 0..10 {
-            steps.send(Step::Chunk(word("one"))).unwrap();
-        }
-        let code = wait_for(&mut stream, RST_STREAM, 1).await;
+        let words = async {
+            while steps.send(Step::Chunk(word("one"))).is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            std::future::pending().await
+        };
+        let code = tokio::select! {
+            code = wait_for(&mut stream, RST_STREAM, 1) => code,
+            never = words => never,
+        };
         assert_eq!(code, 8_u32.to_be_bytes(), "CANCEL");
         until("the call to the backend ends", || upstream.gone() == 1).await;
         gateway
