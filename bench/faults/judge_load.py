@@ -205,3 +205,41 @@ def bounded(grown_kib, most_kib):
     if grown_kib > most_kib:
         return Verdict("fail" if grown_kib > 8 * most_kib else "partial", f"memory grew by {grown_kib / 1024:.0f} MiB")
     return PASS
+
+
+def killed(calls, replica, killed_at, dead_at, back_s, back_at, back_within_s=2.0):
+    """`calls`: of each its attempts, (which replica, answer); the last one counts. One replica was killed between two
+    moments: what it had in flight is lost and its callers see that, nothing else is, and it comes back."""
+    ends = [attempts[-1] for attempts in calls]
+    held = [
+        answer for where, answer in ends
+        if where == replica and answer.end != "unreachable" and answer.t_start <= dead_at and answer.t_end >= killed_at
+    ]  # fmt: skip
+    lost = [answer for _, answer in ends if kind(answer) != "whole"]
+    others = [answer for answer in lost if not any(answer is one for one in held)]
+    silent = [answer for answer in lost if kind(answer) not in ("cut", "dropped")]
+    after = [answer for where, answer in ends if where == replica and answer.t_start > back_at]
+    shown = f"{len(lost)} lost of {len(held)} in flight there"
+    verdicts = []
+    if not held or not after:
+        verdicts.append(Verdict("fail", "nothing was in flight there, or nothing came afterwards"))
+    if silent:
+        verdicts.append(Verdict("fail", f"{len(silent)} calls do not look lost: {end_of(silent[0]).reason}"))
+    if others:
+        verdicts.append(Verdict("fail", f"{len(others)} others lost: {end_of(others[0]).reason}"))
+    if back_s is None or back_s > back_within_s:
+        took = "not at all" if back_s is None else f"only {back_s:.1f} s"
+        verdicts.append(Verdict("partial", f"back {took} after its start"))
+    return worst(verdicts).of(shown) if verdicts else Verdict("pass", f"{shown}, back after {back_s:.2f} s")
+
+
+def held_streams(answers, grown_kib, cores, most_kib, most_cores):
+    """Many streams that say little: none is lost, each takes little memory, all together little of a core."""
+    each = grown_kib / max(1, len(answers))
+    shown = f"{each:.0f} KiB a stream, {cores:.0%} of a core for {len(answers)} streams"
+    lost = [answer for answer in answers if not is_counted_whole(answer)]
+    if lost:
+        return Verdict("fail", f"{len(lost)} of {len(answers)} streams were lost; {shown}")
+    if each > most_kib or cores > most_cores:
+        return Verdict("partial", f"{shown} (limits {most_kib} KiB, {most_cores:.0%})")
+    return Verdict("pass", shown)

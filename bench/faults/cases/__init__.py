@@ -1,5 +1,5 @@
 """The cases; importing this package registers them all."""
 
 from cases import (  # noqa: F401
-    abuse, crowd, failover, frozen, names, overload, refusals, reload, smuggling, streams, stuck, wire,
+    abuse, crowd, failover, frozen, names, overload, refusals, reload, replicas, smuggling, streams, stuck, wire,
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""R02, R12–R14: many callers at a time: streams to be carried to their ends, slow heads, slow readers, departures."""
+"""R02, R12–R14, R18: many callers at a time: streams to be carried to their ends, slow heads, slow readers, departures,
+streams that say little."""
 
 import asyncio
 import os
@@ -217,3 +218,35 @@ async def r14(ctx):
     )  # fmt: skip
     growth = judge.Verdict("partial", f"{grown} descriptors more than before") if grown > 50 else judge.PASS
     return verdicts(judge_load.departures(pairs), growth)
+
+
+# Fewer at those whose CPU as many would take whole.
+IDLE_STREAMS = {"litellm": 200, "portkey": 500}
+MOST_IDLE_STREAMS, OPENED_PER_S, IDLE_TOKENS = 2000, 200, 60
+# Of a debug build. bench-proxy measures a released one.
+IDLE_KIB, IDLE_CORES = 48, 0.5
+
+
+@case("R18", "thousands of streams at a token a second", pool("r18", idle_s=30.0, total_s=150.0), alone=True, spoils=True)
+async def r18(ctx):
+    """Each lasts a minute; memory and CPU are those while all are open."""
+    count = IDLE_STREAMS.get(ctx.subject.name, MOST_IDLE_STREAMS)
+    for upstream in (ctx.fleet.alpha, ctx.fleet.beta, ctx.fleet.gamma):
+        await upstream.behave({"tokens": IDLE_TOKENS, "itl": 1.0})
+    ctx.clean_paused = True
+    async with ctx.memory() as memory:
+        tasks, started = [], time.monotonic()
+        for number in range(count):
+            await asyncio.sleep(max(0.0, started + number / OPENED_PER_S - time.monotonic()))
+            tasks.append(asyncio.create_task(ctx.call("r18", limit_s=120.0)))
+        await asyncio.sleep(5.0)
+        before_s, at = ctx.subject.cpu_s(), time.monotonic()
+        # Until the first ones end.
+        await asyncio.sleep(max(5.0, started + IDLE_TOKENS - 2.0 - at))
+        cores = (ctx.subject.cpu_s() - before_s) / (time.monotonic() - at)
+        opened = sum(record["tokens"] > 0 and record["end"] is None for record in await ctx.fleet.log())
+        answers = await asyncio.gather(*tasks)
+    ctx.note(streams=count, open_together=opened, grown_kib=memory.grown_kib, cores=round(cores, 3))
+    if opened < count:
+        return judge.Verdict("fail", f"only {opened} of {count} streams were open together")
+    return judge_load.held_streams(answers, memory.grown_kib, cores, IDLE_KIB, IDLE_CORES)

@@ -117,6 +117,34 @@ class Crowds(unittest.TestCase):
         self.assertEqual(judge_load.bounded(200, 100).grade, "partial")
         self.assertEqual(judge_load.bounded(1000, 100).grade, "fail")
 
+    def test_a_killed_replica_loses_what_it_held_and_nothing_else(self):
+        well = [[(number % 2, at(float(number)))] for number in range(30)]
+        held = [(1, at(9.9, end="reset", status=None)), (1, cut(4, t_start=9.8, t_end=10.0, end="cut"))]
+        gone = (1, at(10.5, end="unreachable", status=None))
+        lost = [*well, *([one] for one in held)]
+
+        def grade(calls, back_s=0.5):
+            return judge_load.killed(calls, 1, 10.0, 10.1, back_s, 13.0).grade
+
+        self.assertEqual(grade(lost), "pass")
+        self.assertEqual(grade([*lost, [gone, (0, at(10.6))]]), "pass", "sent again")
+        self.assertEqual(grade([*lost, [gone, (0, gone[1])]]), "fail", "reached nobody")
+        self.assertEqual(grade([*lost, [(1, cut(4, t_start=9.8, t_end=10.0))]]), "fail", "looks like an end")
+        self.assertEqual(grade([*lost, [(1, at(9.9, t_end=25.0, end="timeout", status=None))]]), "fail", "hangs")
+        self.assertEqual(grade([*lost, [(0, at(9.9, end="reset", status=None))]]), "fail", "at the other replica")
+        self.assertEqual(grade([*lost, [(1, at(14.0, status=503, error={"code": "x"}))]]), "fail", "later")
+        self.assertEqual(grade([one for one in lost if one[0][1].t_start < 12.0]), "fail", "nothing afterwards")
+        self.assertEqual(grade([one for one in well if one[0][0] == 0 or one[0][1].t_start > 11.0]), "fail", "no dose")
+        self.assertEqual(grade(lost, 2.5), "partial")
+        self.assertEqual(grade(lost, None), "partial")
+
+    def test_streams_that_say_little(self):
+        streams = [answer()] * 100
+        self.assertEqual(judge_load.held_streams(streams, 100 * 40, 0.1, 48, 0.5).grade, "pass")
+        self.assertEqual(judge_load.held_streams(streams, 100 * 50, 0.1, 48, 0.5).grade, "partial")
+        self.assertEqual(judge_load.held_streams(streams, 100 * 40, 0.6, 48, 0.5).grade, "partial")
+        self.assertEqual(judge_load.held_streams([*streams, cut(5, end="cut")], 100, 0.1, 48, 0.5).grade, "fail")
+
 
 if __name__ == "__main__":
     unittest.main()
