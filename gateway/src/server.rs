@@ -11,7 +11,7 @@ use penstock_core::ids::BackendId;
 use penstock_shell::admin::{self, Readiness};
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +31,8 @@ use crate::worker::{self, Arrival, Signals};
 
 /// After the limit of a drain streams have this long to tell their callers that they end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Callers who come before the first config wait for it, for so long: a gateway that starts again has it in an instant.
+const FIRST_CONFIG: Duration = Duration::from_secs(2);
 /// After an accept that failed, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -164,6 +166,7 @@ fn open(
     let door = Door {
         permits: Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))),
         workers,
+        snapshots: process.version.subscribe(),
         stop: stop.clone(),
     };
     if let Some(https) = https {
@@ -252,6 +255,8 @@ struct Door {
     /// One a connection.
     permits: Arc<Semaphore>,
     workers: Handed,
+    /// Counts snapshots.
+    snapshots: watch::Receiver<u64>,
     stop: CancellationToken,
 }
 
@@ -264,8 +269,14 @@ async fn accept(
     let Door {
         permits,
         workers,
+        mut snapshots,
         stop,
     } = door;
+    let configured = snapshots.wait_for(|count| *count > 0);
+    tokio::select! {
+        _ = tokio::time::timeout(FIRST_CONFIG, configured) => {}
+        () = stop.cancelled() => {}
+    }
     loop {
         let next = async {
             let permit = Arc::clone(&permits).acquire_owned().await.ok()?;

@@ -123,6 +123,17 @@ async fn load_listeners_are_bounded() {
 }
 
 #[tokio::test]
+async fn callers_who_come_before_the_first_config_wait_for_it() {
+    let upstream = Upstream::always(hello).await;
+    let gateway = Gateway::empty(settings()).await;
+    let plan = Plan::chain(&[upstream.address]);
+    let request = chat(false);
+    let early = gateway.post(&request);
+    let (answer, ()) = tokio::join!(early, gateway.apply(&plan));
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
 async fn config_says_what_is_in_force() {
     let gateway = Gateway::empty(settings()).await;
     assert_eq!(gateway.admin_get("/config").await.status, 503);
