@@ -284,8 +284,8 @@ fn one() -> i32 {
 /// How one candidate is chosen among those of equal priority, and one pod among those of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum StrategySpec {
-    /// Of two endpoints drawn by weight, the one that is expected to begin its answer sooner, by its recent latency and
-    /// the work that waits there. Slow endpoints get little.
+    /// The endpoint that is expected to begin its answer soonest, by its recent latency and the work that waits there;
+    /// one that was sent most of the prompt before, up to twice as late. Slow endpoints get little.
     #[default]
     PeakEwma,
     /// Of two endpoints drawn by weight, the one with fewer requests in flight.
@@ -307,8 +307,8 @@ pub enum StrategySpec {
     Cost,
     /// The cheapest backend whose first token is expected within `slo.ttft`; where none is, the quickest one.
     CostLatency,
-    /// As `PeakEwma`, with what engines say of themselves every second (`/metrics` of vLLM): requests of others
-    /// there, and the fill of their KV cache.
+    /// Of two endpoints drawn by weight, the one that is expected to begin its answer sooner, with what engines say of
+    /// themselves every second (`/metrics` of vLLM): requests of others there, and the fill of their KV cache.
     KvAware,
     /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One
     /// that is farther is taken when it is expected to answer sooner by `regionPenalty`.

@@ -444,6 +444,48 @@ mod tests {
     }
 
     #[test]
+    fn a_prompt_stays_where_it_is_known_until_that_is_much_slower() {
+        let snapshot = snapshot(&[("a", 1, 0)], &[("a", &[1, 2, 3])], Strategy::PeakEwma);
+        let rule = &rule_of(&snapshot, "m").unwrap();
+        let tier = &rule.tiers[0];
+        let endpoints = &tier.candidates[0].backend.endpoints;
+        let blocks = [1, 2, 3, 4];
+        let wish = Wish {
+            now_ms: 1,
+            prompt_tokens: 300,
+            blocks: &blocks,
+            ..WISH
+        };
+        let mut rng = rng();
+        let mut at_last = |wish: Wish<'_>| {
+            let last = |choice: Choice| Arc::ptr_eq(&choice.endpoint, &endpoints[2]);
+            let picks = (0..100).map(|_| last(choose(rule, &[], wish, &mut rng).ok().unwrap()));
+            picks.filter(|last| *last).count()
+        };
+        for endpoint in endpoints {
+            endpoint.live.latency(true).observe(100.0, 1);
+        }
+        let spread = at_last(wish);
+        assert!((15..55).contains(&spread), "nobody knows it: {spread}");
+        tier.prefixes.learn(&blocks[..2], endpoints[2].live.id);
+        assert!(at_last(wish) < 55, "half of it is not enough");
+        tier.prefixes.learn(&blocks, endpoints[2].live.id);
+        assert_eq!(at_last(wish), 100);
+        endpoints[2].live.latency(true).observe(300.0, 1);
+        assert_eq!(at_last(wish), 100, "a little slower");
+        assert_eq!(
+            at_last(Wish {
+                blocks: &[],
+                ..wish
+            }),
+            0,
+            "other prompts"
+        );
+        endpoints[2].live.latency(true).observe(1_000.0, 1);
+        assert_eq!(at_last(wish), 0);
+    }
+
+    #[test]
     fn an_endpoint_that_has_just_come_gets_little() {
         let rule = rule("r", &[NameMatch::Exact("m".to_owned())], &[("a", 1, 0)]);
         let mut config = config(&["a"], vec![rule]);

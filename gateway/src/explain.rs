@@ -367,6 +367,10 @@ fn endpoint(
 ) -> Option<EndpointView> {
     let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
     let live = &endpoint.live;
+    let homes = match rule.strategy {
+        Strategy::PeakEwma => group.prefixes.homes(wish.blocks),
+        _ => Vec::new(),
+    };
     Some(EndpointView {
         address: endpoint.address.to_string(),
         standing: Standing::of(live, wish.limit_at(candidate, endpoint), wish.now_ms).label(),
@@ -374,7 +378,7 @@ fn endpoint(
         in_flight: live.in_flight.load(Ordering::Relaxed),
         waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
         average_ms: live.latency(wish.stream).at(wish.now_ms),
-        cost: wish.cost_at(slot, endpoint),
+        cost: wish.home_cost_at(slot, endpoint, &homes),
         figures: figures(rule, group, candidate, slot, endpoint, wish),
     })
 }

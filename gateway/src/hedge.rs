@@ -32,6 +32,8 @@ pub(crate) struct Lane {
     pub(crate) work: f32,
     /// What `Adaptive` foresaw, where it is the rule's strategy.
     pub(crate) foreseen: Option<Foreseen>,
+    /// Whether its first token tells how the endpoint does compared with its peers.
+    pub(crate) is_comparable: bool,
 }
 
 impl Lane {
@@ -43,18 +45,30 @@ impl Lane {
         let work = wish.work_at(&choice.endpoint);
         let is_learned = rule.strategy == Strategy::Adaptive && wish.stream;
         let tier = rule.tiers.get(choice.tier);
-        let foreseen = tier.filter(|_| is_learned).map(|tier| {
-            let matched = tier.prefixes.matched(wish.blocks);
+        let tier = tier.filter(|_| !job.blocks.is_empty());
+        let prefixes = tier.map(|tier| &tier.prefixes);
+        let foreseen = is_learned.then(|| {
+            let matched = prefixes.map_or_else(Vec::new, |known| known.matched(wish.blocks));
             wish.foreseen_at(&choice.endpoint, &matched)
         });
-        if let Some(tier) = tier.filter(|_| !job.blocks.is_empty()) {
-            tier.prefixes.learn(&job.blocks, choice.endpoint.live.id);
+        // Affinity sends known prompts to one endpoint and new ones to the others, which are then slower and not at
+        // fault. `PeakEwma` sends new prompts to all.
+        let is_comparable = match rule.strategy {
+            Strategy::PeakEwma => prefixes.is_none_or(|known| {
+                let mut homes = known.homes(wish.blocks).into_iter();
+                homes.all(|(home, _)| home != choice.endpoint.live.id)
+            }),
+            _ => job.key.is_none() && job.blocks.is_empty(),
+        };
+        if let Some(prefixes) = prefixes {
+            prefixes.learn(&job.blocks, choice.endpoint.live.id);
         }
         Self {
             choice,
             entered,
             work,
             foreseen,
+            is_comparable,
         }
     }
 }

@@ -104,8 +104,7 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     if let Some(foreseen) = &lane.foreseen {
         live.adaptive.begun(foreseen, took_ms, now_ms);
     }
-    // Affinity sends known prompts to one endpoint and new ones to the others, which are then slower and not at fault.
-    if job.key.is_some() || !job.blocks.is_empty() {
+    if !lane.is_comparable {
         return;
     }
     if job.call.stream {

@@ -14,8 +14,8 @@ use crate::balance::adaptive::Forecast;
 use crate::balance::prefix_affinity::Owner;
 use crate::balance::region::Spot;
 use crate::balance::{
-    self, Offer, Seen, adaptive, cost, cost_latency, hash, latency, least_requests, power_of_two,
-    prefix_affinity, region, round_robin, sticky,
+    self, Offer, Seen, adaptive, cost, cost_latency, hash, latency, least_requests, peak_ewma,
+    power_of_two, prefix_affinity, region, round_robin, sticky,
 };
 use crate::snapshot::{Candidate, Credential, Endpoint, Rule, Slot, Tier};
 use crate::wish::{Wish, sharing};
@@ -28,14 +28,7 @@ pub fn pick(
     rng: &mut impl Rng,
     fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
 ) -> Option<(usize, Arc<Endpoint>)> {
-    let quicker = |rng: &mut _| {
-        cheaper_of_two(
-            tier,
-            rng,
-            |slot, endpoint| wish.cost_at(slot, endpoint),
-            &fits,
-        )
-    };
+    let quicker = |rng: &mut _| quickest(tier, wish, rng, &fits);
     match rule.strategy {
         Strategy::RoundRobin => in_two_steps(tier, false, &fits),
         Strategy::LeastRequests => in_two_steps(tier, true, &fits),
@@ -113,6 +106,41 @@ fn cheaper_of_two(
     let cost =
         |index: usize| at(index).map_or(f32::INFINITY, |place| cost(place.slot, place.endpoint));
     at(power_of_two::pick(&tier.cumulative, rng, eligible, cost)?).map(Place::chosen)
+}
+
+/// The endpoint that is expected to begin soonest, one that knows the prompt preferred.
+fn quickest(
+    tier: &Tier,
+    wish: Wish<'_>,
+    rng: &mut impl Rng,
+    fits: impl Fn(usize, &Arc<Endpoint>) -> bool,
+) -> Option<(usize, Arc<Endpoint>)> {
+    let homes = if wish.blocks.is_empty() {
+        Vec::new()
+    } else {
+        tier.prefixes.homes(wish.blocks)
+    };
+    let at = |index: usize| Place::of(tier, tier.slots.get(index)?);
+    let eligible = |index: usize| at(index).is_some_and(|place| place.is_eligible(&fits));
+    let cost = |index: usize| {
+        let place = at(index);
+        place.map_or(f32::INFINITY, |place| {
+            wish.home_cost_at(place.slot, place.endpoint, &homes)
+        })
+    };
+    let is_home = |index: &usize| {
+        let owner = at(*index).map(|place| place.endpoint.live.id);
+        owner.is_some_and(|owner| homes.iter().any(|(home, _)| *home == owner))
+    };
+    let homes_at = (0..tier.slots.len()).filter(is_home);
+    at(peak_ewma::pick(
+        &tier.cumulative,
+        homes_at,
+        rng,
+        eligible,
+        cost,
+    )?)
+    .map(Place::chosen)
 }
 
 /// An endpoint of a tier.

@@ -10,6 +10,7 @@ use http::{HeaderMap, HeaderValue};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::balance::prefix_affinity::PrefixIndex;
 use crate::classifier::Desk;
 use crate::jobs::Jobs;
 use crate::join::Batches;
@@ -37,6 +38,8 @@ pub(crate) struct Process {
     pub(crate) ledger: Ledger,
     /// Requests that wait for room.
     pub(crate) queue: Arc<Queue>,
+    /// Which endpoint was sent which prompts.
+    prefixes: Arc<PrefixIndex>,
     /// Requests that ended their backends.
     pub(crate) suspects: Suspects,
     pub(crate) metrics: Metrics,
@@ -78,6 +81,7 @@ impl Process {
             version: watch::Sender::new(0),
             ledger: Ledger::new(settings.workers),
             queue: Arc::default(),
+            prefixes: Arc::default(),
             suspects: Suspects::default(),
             metrics,
             trust,
@@ -106,6 +110,7 @@ impl Process {
             place: &self.settings.place,
             workers: self.settings.workers,
             queue: &self.queue,
+            prefixes: &self.prefixes,
             trust: &self.trust,
         }
     }

@@ -4,12 +4,13 @@
 
 mod build;
 mod candidate;
+mod tier;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
@@ -22,7 +23,6 @@ use penstock_core::ids::{BackendId, Id};
 use crate::balance::adaptive::Adaptive;
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
-use crate::balance::region::Distance;
 use crate::cache::exact::ExactCache;
 use crate::conditions::{Asked, Conditions, Held};
 use crate::engine_load::EngineLoad;
@@ -50,6 +50,7 @@ use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
 
 pub use candidate::{Candidate, Model};
+pub use tier::{Slot, Tier};
 
 /// So many may wait at an endpoint, however slow it is: engines compute a few prompts together.
 const MIN_WAITING: f64 = 4.0;
@@ -69,6 +70,8 @@ pub struct Parts<'a> {
     pub workers: usize,
     /// Where requests wait for room.
     pub queue: &'a Arc<Queue>,
+    /// Which endpoint was sent which prompts.
+    pub prefixes: &'a Arc<PrefixIndex>,
     /// Whom backends are believed to be by.
     pub trust: &'a Trust,
 }
@@ -202,37 +205,6 @@ impl Rule {
         let wants_all = |fan_out: FanOut| fan_out.mode == FanOutMode::All;
         self.fan_out.is_some_and(wants_all)
     }
-}
-
-/// Candidates of equal priority that come after the same failures.
-pub struct Tier {
-    /// Backends and how this rule uses them.
-    pub candidates: Vec<Candidate>,
-    /// Their weights, in the same order.
-    pub weights: Vec<u32>,
-    /// The balancer's state.
-    pub wheel: Arc<Mutex<Vec<i64>>>,
-    /// The endpoints of all candidates.
-    pub slots: Vec<Slot>,
-    /// Sums of the shares up to and with each slot.
-    pub cumulative: Vec<f32>,
-    /// Which endpoint was sent which prompts.
-    pub prefixes: Arc<PrefixIndex>,
-}
-
-/// An endpoint of a tier.
-pub struct Slot {
-    /// Position of its candidate.
-    pub candidate: usize,
-    /// Its position in the candidate's backend.
-    pub endpoint: usize,
-    /// Which part of its tier's traffic it is meant to get, above 0: its backend's weight, divided among the
-    /// backend's endpoints.
-    pub share: f32,
-    /// Hash of its address, the same in all replicas.
-    pub name: u64,
-    /// How far it is from this gateway.
-    pub distance: Distance,
 }
 
 /// Something that answers.
@@ -729,6 +701,7 @@ pub(crate) mod tests {
             metrics: &metrics,
             workers: 1,
             queue: &Arc::default(),
+            prefixes: &Arc::default(),
             trust: &Trust::new(None).unwrap(),
         };
         let digest = config.digest().unwrap();

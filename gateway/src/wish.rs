@@ -158,15 +158,22 @@ impl Wish<'_> {
         }
     }
 
+    /// How many tokens at the beginning of its prompt the endpoint was sent before; `matched` are the leading blocks of
+    /// it that endpoints were.
+    fn known_tokens(endpoint: &Endpoint, matched: &[(Owner, usize)]) -> u32 {
+        let mut known = matched.iter();
+        let known = known.find(|(owner, _)| *owner == endpoint.live.id);
+        let bytes = known.map_or(0, |(_, blocks)| blocks.saturating_mul(BLOCK_BYTES));
+        u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
+    }
+
     /// What it finds at the endpoint; `matched` are the leading blocks of its prompt that endpoints were sent before.
     fn situation_at(&self, endpoint: &Endpoint, matched: &[(Owner, usize)]) -> Situation {
-        let live = &endpoint.live;
-        let known = matched.iter().find(|(owner, _)| *owner == live.id);
-        let bytes = known.map_or(0, |(_, blocks)| blocks.saturating_mul(BLOCK_BYTES));
+        let engine = endpoint.live.engine.at(self.now_ms);
         Situation {
             work: self.work_before(endpoint),
-            cached_tokens: u32::try_from(bytes).unwrap_or(u32::MAX) / BYTES_PER_TOKEN,
-            kv_use: live.engine.at(self.now_ms).kv_use.unwrap_or(0.0),
+            cached_tokens: Self::known_tokens(endpoint, matched),
+            kv_use: engine.kv_use.unwrap_or(0.0),
         }
     }
 
@@ -222,9 +229,18 @@ impl Wish<'_> {
         endpoint.live.latency(self.stream).at(self.now_ms) * self.work_at(endpoint)
     }
 
-    /// [`Self::expected_ms`] per share of the traffic: what `PeakEwma` compares.
+    /// [`Self::expected_ms`] per share of the traffic.
     pub fn cost_at(&self, slot: &Slot, endpoint: &Endpoint) -> f32 {
         self.expected_ms(endpoint) / slot.share
+    }
+
+    /// What `PeakEwma` compares: less at endpoints that know the prompt, which are `homes`.
+    pub fn home_cost_at(&self, slot: &Slot, endpoint: &Endpoint, homes: &[(Owner, usize)]) -> f32 {
+        let cost = self.cost_at(slot, endpoint);
+        match Self::known_tokens(endpoint, homes) {
+            0 => cost,
+            known => cost * peak_ewma::at_home(self.work_before(endpoint), known),
+        }
     }
 
     /// How many times dearer the fill of the engine's KV cache makes it; 1 where that is not known.
@@ -255,11 +271,17 @@ pub fn sharing(in_flight: u32) -> f32 {
 
 /// Hashes of the prompt's leading blocks, where the rule's strategy asks for them.
 pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
-    match rule.strategy {
-        Strategy::PrefixAffinity | Strategy::Adaptive => {
-            prefix_affinity::blocks(&[call.system, call.prompt])
-        }
-        _ => Vec::new(),
+    let has_choice = || rule.tiers.iter().any(|tier| tier.slots.len() > 1);
+    let are_asked = match rule.strategy {
+        Strategy::PrefixAffinity | Strategy::Adaptive => true,
+        // What is not streamed says nothing of what its prompt cost.
+        Strategy::PeakEwma => call.stream && has_choice(),
+        _ => false,
+    };
+    if are_asked {
+        prefix_affinity::blocks(&[call.system, call.prompt])
+    } else {
+        Vec::new()
     }
 }
 

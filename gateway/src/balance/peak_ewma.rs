@@ -6,6 +6,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rand::{Rng, RngExt as _};
+
 /// Time in which the weight of a sample falls to 1/e (Finagle's default decay, 10 s).
 const TAU_MS: f32 = 10_000.0;
 /// What an endpoint is taken to need while its first request is under way or got no answer, in ms: enough that others
@@ -17,6 +19,11 @@ pub(super) const STEP_TOKENS: f32 = 256.0;
 /// Prompt tokens that take as long as what a sequence adds to the steps until another one's first token: about three
 /// a step (same source), for a few steps.
 pub(super) const REQUEST_TOKENS: f32 = 16.0;
+/// How much later an endpoint that knows a prompt may begin than others and still be taken. Elsewhere the prompt would
+/// be computed again, and push another one out of that endpoint's cache, which is then computed again as well.
+const HOME: f32 = 2.0;
+/// Of larger tiers so many endpoints are compared: the time that a choice takes stays bounded.
+const MOST_COMPARED: usize = 16;
 /// Below this an average says nothing any more, in ms.
 const FORGOTTEN_MS: f32 = 0.01;
 
@@ -89,6 +96,15 @@ impl Work {
     }
 }
 
+/// What the cost of `work` is to be multiplied with at an endpoint that knows so many tokens of its prompt.
+pub fn at_home(work: Work, known_tokens: u32) -> f32 {
+    let left = Work {
+        prompt_tokens: work.prompt_tokens.saturating_sub(known_tokens),
+        ..work
+    };
+    left.until_first_token() / work.until_first_token() / HOME
+}
+
 /// What an endpoint is taken to need, for an average of `average_ms` per unit of `work`, and per `share` of the traffic
 /// that it is meant to get.
 pub fn cost(average_ms: f32, work: f32, in_flight: u32, share: f32) -> f32 {
@@ -100,11 +116,126 @@ pub fn cost(average_ms: f32, work: f32, in_flight: u32, share: f32) -> f32 {
     latency * work / share
 }
 
+/// The eligible one that costs least: of all, or where they are more than [`MOST_COMPARED`] of so many drawn by weight
+/// and of `homes`. Of equals one by weight. `cumulative` holds the sums of weights up to and with each one.
+///
+/// Costs are a gateway's own figures, which its own choices change at once: unlike with figures that many share and
+/// that are a little old, taking the least does not make everybody run to the same one.
+pub fn pick(
+    cumulative: &[f32],
+    homes: impl Iterator<Item = usize>,
+    rng: &mut impl Rng,
+    eligible: impl Fn(usize) -> bool,
+    cost: impl Fn(usize) -> f32,
+) -> Option<usize> {
+    let total = *cumulative.last()?;
+    let count = cumulative.len();
+    let mut draw = || {
+        let at = rng.random_range(0.0..1.0_f32) * total;
+        let index = cumulative.partition_point(|sum| *sum <= at);
+        index.min(count - 1)
+    };
+    let least = |best: Option<(usize, f32)>, index: usize| {
+        let here = cost(index);
+        match best {
+            Some((_, lowest)) if here >= lowest => best,
+            _ => Some((index, here)),
+        }
+    };
+    let first = draw();
+    let all = (0..count).map(|step| (first + step) % count);
+    let all = all.filter(|index| eligible(*index));
+    let best = if count <= MOST_COMPARED {
+        all.fold(None, least)
+    } else {
+        let drawn = std::iter::once(first).chain((1..MOST_COMPARED).map(|_| draw()));
+        let some = drawn.chain(homes).filter(|index| eligible(*index));
+        let best = some.fold(None, least);
+        best.or_else(|| all.fold(None, least))
+    };
+    best.map(|(index, _)| index)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
 
     use super::*;
+
+    fn even(count: u16) -> Vec<f32> {
+        (1..=count).map(f32::from).collect()
+    }
+
+    #[test]
+    fn nobody_is_nobody() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let nobody = std::iter::empty;
+        assert_eq!(pick(&[], nobody(), &mut rng, |_| true, |_| 0.0), None);
+        for count in [1, 100] {
+            let none = pick(&even(count), nobody(), &mut rng, |_| false, |_| 0.0);
+            assert_eq!(none, None);
+        }
+    }
+
+    #[test]
+    fn equals_get_as_much_as_they_weigh() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut counts = [0_u16; 3];
+        for _ in 0..4_000 {
+            let picked = pick(
+                &[1.0, 2.0, 4.0],
+                [].into_iter(),
+                &mut rng,
+                |_| true,
+                |_| 5.0,
+            );
+            counts[picked.unwrap()] += 1;
+        }
+        assert!(
+            (900..1_100).contains(&counts[0]) && (1_850..2_150).contains(&counts[2]),
+            "{counts:?}"
+        );
+    }
+
+    #[test]
+    fn of_many_some_are_compared_and_a_home_always() {
+        let mut rng = StdRng::seed_from_u64(1);
+        let cumulative = even(1_000);
+        let compared = std::cell::Cell::new(0);
+        let cost = |index: usize| {
+            compared.set(compared.get() + 1);
+            if index == 700 { 1.0 } else { 2.0 }
+        };
+        for _ in 0..100 {
+            compared.set(0);
+            let picked = pick(&cumulative, [700].into_iter(), &mut rng, |_| true, cost);
+            assert_eq!(picked, Some(700));
+            assert!(compared.get() <= MOST_COMPARED + 1);
+        }
+        let only = |index: usize| index == 3;
+        assert_eq!(
+            pick(&cumulative, [].into_iter(), &mut rng, only, |_| 1.0),
+            Some(3)
+        );
+    }
+
+    #[test]
+    fn a_home_is_left_for_what_begins_in_less_than_half_of_the_time() {
+        let work = |waiting_tokens| Work {
+            in_flight: 0,
+            waiting_tokens,
+            prompt_tokens: 3_000,
+        };
+        let home = |waiting_tokens| {
+            let work = work(waiting_tokens);
+            at_home(work, 2_700) * cost(10.0, work.until_first_token(), 1, 1.0)
+        };
+        let elsewhere = cost(10.0, work(0).until_first_token(), 1, 1.0);
+        assert!(home(0) < elsewhere && home(5_000) < elsewhere);
+        assert!(home(7_000) > elsewhere);
+    }
 
     #[test]
     fn peaks_count_at_once_and_fade() {
@@ -149,6 +280,36 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn of_few_the_cheapest_is_taken(
+            given in prop::collection::vec((0.0_f32..100.0, any::<bool>(), 0.01_f32..10.0), 1..MOST_COMPARED),
+            seed in any::<u64>(),
+        ) {
+            let sums = given.iter().scan(0.0, |sum, one| {
+                *sum += one.2;
+                Some(*sum)
+            });
+            let sums: Vec<f32> = sums.collect();
+            let mut rng = StdRng::seed_from_u64(seed);
+            let picked = pick(&sums, [].into_iter(), &mut rng, |index| given[index].1, |index| given[index].0);
+            let least = given.iter().filter(|one| one.1).map(|one| one.0).min_by(f32::total_cmp);
+            prop_assert_eq!(picked.map(|index| given[index].0), least);
+            prop_assert!(picked.is_none_or(|index| given[index].1));
+        }
+
+        #[test]
+        fn to_know_a_prompt_never_costs_more(
+            in_flight in 0_u32..1_000,
+            waiting_tokens in 0_u32..1_000_000,
+            prompt_tokens in 0_u32..1_000_000,
+            known in 0_u32..2_000_000,
+        ) {
+            let work = Work { in_flight, waiting_tokens, prompt_tokens };
+            let factor = at_home(work, known);
+            prop_assert!(factor > 0.0 && factor <= 1.0 / HOME);
+            prop_assert!(at_home(work, known + 1_000) <= factor);
+        }
+
         #[test]
         fn it_stays_between_the_samples(samples in prop::collection::vec((1.0_f32..10_000.0, 0_u64..60_000), 1..40)) {
             let average = PeakEwma::default();

@@ -17,12 +17,18 @@ use super::{Seen, has_room};
 pub const BLOCK_BYTES: usize = 256;
 /// What lies beyond decides nothing: 128 blocks are about 8,000 tokens.
 const MAX_BLOCKS: usize = 128;
-/// Blocks that one generation of an index holds; there are two, and each entry takes 32 bytes or so.
-const MAX_KNOWN: usize = 32_768;
+/// Blocks that one generation of an index holds; there are two, and each entry takes 80 bytes or so at most.
+const MAX_KNOWN: usize = 65_536;
 /// Endpoints that are remembered for one block.
-const MAX_OWNERS: usize = 4;
+const MAX_OWNERS: usize = 8;
 /// Which endpoint of a process's life: see `EndpointLive::id`.
 pub type Owner = u32;
+
+/// Whether an endpoint that was sent so many of a prompt's blocks knows it: then what is saved is more than what is
+/// computed anyway (Preble's rule, Srivatsa et al., 2025).
+fn is_known(matched: usize, blocks: usize) -> bool {
+    matched > blocks / 2
+}
 
 /// A hash for each whole block at the beginning of a prompt, which comes in `pieces`, of that block and all before it.
 pub fn blocks(pieces: &[&[u8]]) -> Vec<u64> {
@@ -79,6 +85,17 @@ impl PrefixIndex {
         matched
     }
 
+    /// Those that know the prompt, with how many of its blocks. None where they are as many as are remembered: then
+    /// others know it as well, and those few are not to get all of it.
+    pub fn homes(&self, blocks: &[u64]) -> Vec<(Owner, usize)> {
+        let mut homes = self.matched(blocks);
+        homes.retain(|(_, matched)| is_known(*matched, blocks.len()));
+        if homes.len() >= MAX_OWNERS {
+            homes.clear();
+        }
+        homes
+    }
+
     /// These blocks go to `owner` now.
     pub fn learn(&self, blocks: &[u64], owner: Owner) {
         let mut generations = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -108,11 +125,10 @@ impl Generations {
     }
 }
 
-/// The one with room that was sent the most of the prompt, if that is more than half of it: then what is saved is more
-/// than what is computed anyway (Preble's rule, Srivatsa et al., 2025). Else the cheaper of the two with room that the
-/// first block's hash falls to, so that all replicas of a gateway learn a new prompt in the same places and a new
-/// prompt does not go where all are waiting already. `owners` are the names in the index of `seen`. `None`: the prompt
-/// is shorter than a block, or nobody is given.
+/// The one with room that was sent the most of the prompt, if it knows it (see [`is_known`]). Else the cheaper of the
+/// two with room that the first block's hash falls to, so that all replicas of a gateway learn a new prompt in the same
+/// places and a new prompt does not go where all are waiting already. `owners` are the names in the index of `seen`.
+/// `None`: the prompt is shorter than a block, or nobody is given.
 pub fn pick(
     blocks: &[u64],
     index: &PrefixIndex,
@@ -134,7 +150,7 @@ pub fn pick(
     };
     let best = roomy()
         .filter_map(|(at, seen)| Some((blocks_of(*owners.get(at)?), Reverse(seen.in_flight), at)))
-        .filter(|(count, ..)| *count > blocks.len() / 2)
+        .filter(|(count, ..)| is_known(*count, blocks.len()))
         .max();
     if let Some((.., at)) = best {
         return Some(at);
@@ -238,6 +254,21 @@ mod tests {
             "2 is saturated"
         );
         assert_eq!(picked(&prompt, &index, &equal(&[9, 9, 0]), free), Some(2));
+    }
+
+    #[test]
+    fn homes_know_most_of_a_prompt_and_are_few() {
+        let index = PrefixIndex::default();
+        let prompt = blocks(&[b'a'; 2048]);
+        assert!(index.homes(&prompt).is_empty() && index.homes(&[]).is_empty());
+        index.learn(&prompt[..4], 1);
+        index.learn(&prompt[..5], 2);
+        assert_eq!(index.homes(&prompt), [(2, 5)]);
+        let remembered = Owner::try_from(MAX_OWNERS).unwrap();
+        (1..remembered).for_each(|owner| index.learn(&prompt, owner));
+        assert_eq!(index.homes(&prompt).len(), MAX_OWNERS - 1);
+        index.learn(&prompt, remembered);
+        assert!(index.homes(&prompt).is_empty(), "known everywhere");
     }
 
     #[test]

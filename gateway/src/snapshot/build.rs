@@ -502,7 +502,6 @@ fn build_tier(
         || Arc::new(Mutex::new(vec![0; weights.len()])),
         |tier| Arc::clone(&tier.wheel),
     );
-    let prefixes = same.map_or_else(Arc::default, |tier| Arc::clone(&tier.prefixes));
     let (slots, cumulative) = slots(&candidates, &weights, parts.place);
     Tier {
         candidates,
@@ -510,7 +509,7 @@ fn build_tier(
         wheel,
         slots,
         cumulative,
-        prefixes,
+        prefixes: Arc::clone(parts.prefixes),
     }
 }
 
