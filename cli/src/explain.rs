@@ -131,7 +131,9 @@ fn table(answer: &Value) -> String {
     };
     let chosen = &answer["chosen"];
     let chosen = if chosen.is_null() {
-        "none: it would be held until a replica is ready, or refused".to_owned()
+        let why = answer["nowhere"].as_str();
+        let why = why.unwrap_or("it would be held until a replica is ready, or refused");
+        format!("none: {why}")
     } else {
         format!(
             "{} {} ({})",
@@ -225,6 +227,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn the_table_says_why_a_request_goes_nowhere() {
+        let answer = json!({"chosen": null, "nowhere": "nothing is left", "candidates": []});
+        assert!(table(&answer).contains("\nchosen   none: nothing is left\n"));
+    }
 
     #[test]
     fn the_table_says_what_speaks_against_a_candidate() {

@@ -106,7 +106,7 @@ pub struct Args {
     /// How long a caller may leave a ready answer unread.
     #[arg(long, default_value = "1m")]
     pub write_timeout: String,
-    /// Share of requests whose choice of an endpoint goes to the log (target `decision`) with all candidates and
+    /// Share of requests whose choices of endpoints go to the log (target `decision`) with all candidates and
     /// figures: 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     pub decision_log_share: f64,

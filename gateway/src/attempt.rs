@@ -8,8 +8,8 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 use rand::RngExt as _;
 
-use crate::choose::{Choice, Nowhere, Pass, choose};
-use crate::explain;
+use crate::choose::{Choice, Nowhere, Pass, UNSUPPORTED, choose};
+use crate::decisions::{Decisions, Made, Purpose};
 use crate::failure::Failure;
 use crate::fallback;
 use crate::fan_out;
@@ -111,11 +111,15 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
     let mut misfit: Option<Misfit> = None;
     let mut unfit = job.unfit(record.rule.as_deref());
     outcome::blamed(job)?;
+    record.decisions = Decisions::sampled(&job.worker.process);
     loop {
         let Some(rule) = record.rule.clone() else {
             return Err(Reject::NotConfigured);
         };
-        let choice = match next(job, &rule, record, &mut unfit, last.is_none()).await? {
+        let next = next(job, &rule, record, &mut unfit, last.is_none()).await;
+        let choice = match next.inspect_err(|_| {
+            decided(job, &rule, record, &unfit, Err(Nowhere::NoEndpoint));
+        })? {
             Next::Attempt(choice) => choice,
             Next::LookAgain => {
                 if last.is_none() {
@@ -124,6 +128,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 continue;
             }
             Next::Nothing(nowhere) => {
+                decided(job, &rule, record, &unfit, Err(nowhere));
                 let misfit = misfit.or(unfit.needed.misfit(&rule));
                 return last.map_or_else(
                     || Err(nowhere_reject(nowhere, misfit)),
@@ -135,16 +140,14 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             return Err(Reject::NoEndpoint);
         };
         if let Some(why) = job.misfit(candidate, &choice, rule.rest, &mut unfit) {
-            record.tried.push(choice.failed("unsupported", false));
+            record.tried.push(choice.failed(UNSUPPORTED, false));
             misfit = Some(why);
             continue;
         }
         if choice.pass == Pass::Again {
             back_off(record.attempts).await;
         }
-        if record.attempts == 0 {
-            explain::log(job, &rule, &unfit, &choice, &record.changes);
-        }
+        decided(job, &rule, record, &unfit, Ok(&choice));
         let lane = Lane::new(job, &rule, choice);
         enter(job, record, candidate, &lane);
         if rule.wants_all() {
@@ -174,6 +177,31 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             }
         }
     }
+}
+
+/// Tells the decision log where the next attempt goes.
+fn decided(
+    job: &Job<'_>,
+    rule: &Rule,
+    record: &mut Record,
+    unfit: &Unfit,
+    found: Result<&Choice, Nowhere>,
+) {
+    let Some(decisions) = &mut record.decisions else {
+        return;
+    };
+    let made = Made {
+        purpose: if record.attempts == 0 {
+            Purpose::First
+        } else {
+            Purpose::Retry
+        },
+        unfit,
+        tried: &record.tried,
+        found,
+        changes: &record.changes,
+    };
+    decisions.note(job, rule, &made);
 }
 
 fn may_be_repeated(job: &Job<'_>, rule: &Rule, failure: &Failure) -> bool {

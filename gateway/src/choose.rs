@@ -17,6 +17,9 @@ use crate::silence::Silence;
 use crate::snapshot::{Candidate, Endpoint, EndpointLive, Rule};
 use crate::wish::Wish;
 
+/// Why nothing was sent to a candidate that was chosen: it cannot carry the request.
+pub const UNSUPPORTED: &str = "unsupported";
+
 /// An attempt that failed.
 #[derive(Clone)]
 pub struct Tried {
@@ -30,6 +33,14 @@ pub struct Tried {
     pub reason: &'static str,
     /// Whether the same endpoint may be asked again when no other is left.
     pub again: bool,
+}
+
+impl Tried {
+    /// Whether it was made there.
+    pub fn is_at(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> bool {
+        (self.tier, self.candidate) == (tier, candidate)
+            && Arc::ptr_eq(&self.endpoint.live, &endpoint.live)
+    }
 }
 
 /// Where to go.
@@ -98,6 +109,21 @@ pub enum Nowhere {
     Spent,
 }
 
+impl Nowhere {
+    /// For the log.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Unfit => "no candidate can carry the request",
+            Self::NoEndpoint => "no candidate has a ready endpoint",
+            Self::NoCredential => "credentials have not arrived",
+            Self::Closed(_) => "all ask to be left alone for a while",
+            Self::Full => "all have more to do than they answer in time",
+            Self::Silent(_) => "all take requests and answer none",
+            Self::Spent => "no attempt is left, or nothing to try",
+        }
+    }
+}
+
 /// Chooses the next endpoint.
 pub fn choose(
     rule: &Rule,
@@ -136,11 +162,9 @@ pub fn choose(
                     }) else {
                         return false;
                     };
-                    let before = tried.iter().rfind(|tried| {
-                        tried.tier == tier
-                            && tried.candidate == candidate
-                            && Arc::ptr_eq(&tried.endpoint.live, &endpoint.live)
-                    });
+                    let before = tried
+                        .iter()
+                        .rfind(|tried| tried.is_at(tier, candidate, endpoint));
                     let live = &endpoint.live;
                     let limit = wish.limit_at(carries, endpoint);
                     let standing = Standing::of(live, limit, wish.now_ms);

@@ -1,20 +1,20 @@
 //! Why a request would go where it goes: every candidate, what speaks against it, and the figures that the strategy
-//! compares. For `penstock explain`, the sampled decision log and nothing on the path of other requests.
+//! compares. For `penstock explain`, the sampled decision log (see `decisions`) and nothing on the path of other
+//! requests.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use penstock_core::config::{Protocol, Strategy};
-use rand::RngExt as _;
 use serde::Serialize;
 
 use crate::balance::adaptive::Trust;
 use crate::balance::region;
 use crate::capability::{Lack, Needed};
-use crate::choose::{Choice, Standing, choose};
+use crate::choose::{Choice, Nowhere, Standing, Tried, UNSUPPORTED, choose};
 use crate::conditions::Asked;
 use crate::fallback::{self, Failed};
-use crate::job::Job;
 use crate::openai::Api;
 use crate::pick::has_credential;
 use crate::process::Process;
@@ -22,18 +22,35 @@ use crate::provider::{Misfit, Rest, Route};
 use crate::silence;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
 use crate::tasks::Told;
-use crate::wish::{self, Unfit, Wish};
+use crate::wish::{self, BackendModel, Unfit, Wish};
+
+/// Texts of a request, such as the names of its members, are cut off here.
+const MAX_TEXT_CHARS: usize = 100;
 
 /// What is known about one request before it is sent.
 #[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
 pub struct Explanation {
+    /// The request and its rule.
+    #[serde(flatten)]
+    pub about: About,
+    /// Where it would go.
+    #[serde(flatten)]
+    pub look: Look,
+}
+
+/// A request and its rule.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct About {
     /// `namespace/policy/rule`.
     pub rule: String,
-    /// `metadata.generation` of the policy; 0 where objects come from files.
-    pub generation: i64,
-    /// Digest of the config in force.
-    pub digest: String,
+    /// `metadata.generation` of the policy; 0 where objects come from files. `None`: another config is in force by
+    /// now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generation: Option<i64>,
+    /// Digest of the config that the rule is of, if that is in force.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
     /// The rule's strategy.
     pub strategy: String,
     /// Whether an event stream is asked for.
@@ -46,10 +63,19 @@ pub struct Explanation {
     /// What it is about, where rules depend on that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<Told>,
+}
+
+/// One choice of an endpoint.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Look {
     /// By priority, then in the order written.
     pub candidates: Vec<CandidateView>,
-    /// Where it would go; `None` if it would be held or refused.
+    /// Where it goes; `None` if it is held or refused.
     pub chosen: Option<Chosen>,
+    /// Why it goes nowhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nowhere: Option<&'static str>,
 }
 
 /// A backend as the rule uses it.
@@ -67,6 +93,14 @@ pub struct CandidateView {
     pub dropped: Option<String>,
     /// Those that are ready.
     pub endpoints: Vec<EndpointView>,
+    /// How many more there are that are not told of.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub more_endpoints: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// One endpoint.
@@ -77,6 +111,12 @@ pub struct EndpointView {
     pub address: String,
     /// See [`Standing`].
     pub standing: &'static str,
+    /// Why it cannot answer this request, though its backend can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dropped: Option<&'static str>,
+    /// How the request fared there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tried: Option<&'static str>,
     /// Why TLS could not be agreed on last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
@@ -124,8 +164,11 @@ pub(crate) fn ask(
         .into_iter()
         .filter_map(|protocol| Some((protocol, misfit(api, protocol, body, rule.rest)?)))
         .collect();
+    let is_unnamed = |candidate: &&Candidate| !takes_name(candidate, &call.model);
+    let unnamed = rule.candidates().filter(is_unnamed);
     let unfit = Unfit {
         protocols: misfits.iter().map(|(protocol, _)| *protocol).collect(),
+        models: unnamed.map(BackendModel::of).collect(),
         needed: Needed::of(rule, api, call),
         ..Unfit::default()
     };
@@ -142,9 +185,9 @@ pub(crate) fn ask(
         unfit: &unfit,
     };
     let found = choose(rule, &[], wish, &mut rand::rng());
-    let (choice, failed) = match fallback::in_place(&found, rule, &[], wish, &mut rand::rng()) {
-        Some((choice, failed)) => (Some(choice), failed),
-        None => (silence::heeded(found, rule, wish).ok(), Failed::NOTHING),
+    let (found, failed) = match fallback::in_place(&found, rule, &[], wish, &mut rand::rng()) {
+        Some((choice, failed)) => (Ok(choice), failed),
+        None => (silence::heeded(found, rule, wish), Failed::NOTHING),
     };
     let unfit = Unfit {
         failed,
@@ -154,9 +197,21 @@ pub(crate) fn ask(
         unfit: &unfit,
         ..wish
     };
-    let mut told = explanation(snapshot, rule, wish, &misfits, choice.as_ref(), changes);
-    told.tasks = asked.tasks.to_vec();
-    told
+    let looked = Looked {
+        rule,
+        wish,
+        misfits: &misfits,
+        tried: &[],
+        found: found.as_ref().map_err(|nowhere| *nowhere),
+        most_endpoints: usize::MAX,
+    };
+    Explanation {
+        about: About {
+            tasks: asked.tasks.to_vec(),
+            ..about(Some(snapshot), rule, wish, changes)
+        },
+        look: looked.look(),
+    }
 }
 
 /// Why a backend of this protocol cannot carry the request.
@@ -168,54 +223,179 @@ fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfi
     }
 }
 
-/// One in so many requests is told in the decision log.
-pub(crate) fn log(job: &Job<'_>, rule: &Rule, unfit: &Unfit, choice: &Choice, changes: &[String]) {
-    let process = &job.worker.process;
-    let share = process.settings.decision_log_share;
-    if share <= 0.0 || rand::rng().random::<f64>() >= share {
-        return;
-    }
-    if let Some(snapshot) = process.snapshot.load().as_deref() {
-        let wish = job.wish(penstock_shell::clock::now(), unfit);
-        let told = explanation(snapshot, rule, wish, &[], Some(choice), changes);
-        let id = job.id.to_str().unwrap_or("");
-        // One text: a log's field holds no structure.
-        let told = serde_json::to_string(&told).unwrap_or_default();
-        tracing::info!(target: "decision", { request.id = id, decision = told }, "decision");
-    }
-}
-
-/// Of a request that goes, or would go, to `choice`. `misfits` are the protocols that cannot carry it, and why.
-fn explanation(
-    snapshot: &Snapshot,
+/// A request and its rule; `snapshot` is what is in force.
+pub(crate) fn about(
+    snapshot: Option<&Snapshot>,
     rule: &Rule,
     wish: Wish<'_>,
-    misfits: &[(Protocol, Misfit)],
-    choice: Option<&Choice>,
     changes: &[String],
-) -> Explanation {
+) -> About {
     let policy = rule.label.rsplit_once('/').map_or("", |(policy, _)| policy);
-    let version = snapshot
-        .config
-        .objects
-        .get(&format!("RoutingPolicy/{policy}"));
-    Explanation {
+    let own = snapshot.filter(|snapshot| {
+        let named = snapshot.rule_named(&rule.label);
+        named.is_some_and(|named| std::ptr::eq(Arc::as_ptr(named), rule))
+    });
+    let generation = own.map(|own| {
+        let version = own.config.objects.get(&format!("RoutingPolicy/{policy}"));
+        version.map_or(0, |version| version.generation)
+    });
+    About {
         rule: rule.label.clone(),
-        generation: version.map_or(0, |version| version.generation),
-        digest: snapshot.digest.clone(),
+        generation,
+        digest: own.map(|own| own.digest.clone()),
         strategy: format!("{:?}", rule.strategy),
         stream: wish.stream,
         prompt_tokens: wish.prompt_tokens,
         changes: changes.to_vec(),
         tasks: Vec::new(),
-        candidates: rule
-            .tiers
-            .iter()
-            .enumerate()
-            .flat_map(|(tier, group)| candidates(rule, tier, group, wish, misfits))
-            .collect(),
-        chosen: choice.and_then(|choice| chosen(rule, choice)),
     }
+}
+
+/// What a choice was made of, and how it came out.
+pub(crate) struct Looked<'a> {
+    pub(crate) rule: &'a Rule,
+    pub(crate) wish: Wish<'a>,
+    /// Protocols that cannot carry the request, and why.
+    pub(crate) misfits: &'a [(Protocol, Misfit)],
+    pub(crate) tried: &'a [Tried],
+    pub(crate) found: Result<&'a Choice, Nowhere>,
+    /// Of each candidate are told at most so many, and those that were chosen or tried.
+    pub(crate) most_endpoints: usize,
+}
+
+impl Looked<'_> {
+    pub(crate) fn look(&self) -> Look {
+        let tiers = self.rule.tiers.iter().enumerate();
+        Look {
+            candidates: tiers
+                .flat_map(|(tier, group)| self.candidates(tier, group))
+                .collect(),
+            chosen: self.found.ok().and_then(|choice| chosen(self.rule, choice)),
+            nowhere: self.found.err().map(Nowhere::label),
+        }
+    }
+
+    fn candidates<'a>(
+        &'a self,
+        tier: usize,
+        group: &'a Tier,
+    ) -> impl Iterator<Item = CandidateView> + 'a {
+        let both = group.candidates.iter().zip(&group.weights).enumerate();
+        both.map(move |(index, (candidate, weight))| {
+            let slots = group.slots.iter().filter(|slot| slot.candidate == index);
+            let count = slots.clone().count();
+            let mut endpoints = Vec::new();
+            for slot in slots {
+                let Some(endpoint) = candidate.backend.endpoints.get(slot.endpoint) else {
+                    continue;
+                };
+                if endpoints.len() < self.most_endpoints || self.is_needed(tier, index, endpoint) {
+                    endpoints.push(self.endpoint(tier, group, candidate, slot, endpoint));
+                }
+            }
+            CandidateView {
+                backend: candidate.backend.id.to_string(),
+                tier,
+                weight: *weight,
+                dropped: self.dropped(tier, index, candidate),
+                more_endpoints: count - endpoints.len(),
+                endpoints,
+            }
+        })
+    }
+
+    /// Whether it must be told of.
+    fn is_needed(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> bool {
+        let is_chosen = self.found.is_ok_and(|choice| {
+            (choice.tier, choice.candidate) == (tier, candidate)
+                && Arc::ptr_eq(&choice.endpoint.live, &endpoint.live)
+        });
+        is_chosen || self.tried(tier, candidate, endpoint).is_some()
+    }
+
+    /// Where nothing was sent, the candidate is dropped instead.
+    fn tried(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> Option<&'static str> {
+        let sent = self
+            .tried
+            .iter()
+            .filter(|tried| tried.reason != UNSUPPORTED);
+        let mut here = sent.filter(|tried| tried.is_at(tier, candidate, endpoint));
+        here.next_back().map(|tried| tried.reason)
+    }
+
+    /// Why a candidate cannot answer the request.
+    fn dropped(&self, tier: usize, index: usize, candidate: &Candidate) -> Option<String> {
+        let Wish { unfit, model, .. } = self.wish;
+        let lack = unfit.needed.lack_of(candidate);
+        let protocol = candidate.backend.protocol;
+        let misfit = self.misfits.iter().find(|(unfit, _)| *unfit == protocol);
+        match misfit {
+            Some((_, Misfit::Unsupported(param))) => {
+                let param = cut(param);
+                Some(format!("its protocol cannot carry '{param}'"))
+            }
+            Some((_, Misfit::Invalid(param, expected))) => {
+                Some(format!("'{}' must be {expected}", cut(param)))
+            }
+            None if lack.is_some() => lack.map(lacking),
+            None if !takes_name(candidate, model) => {
+                Some("the model's name cannot stand in its path".to_owned())
+            }
+            None if unfit.had(candidate) => Some("it had the request already".to_owned()),
+            None if !unfit.goes_on_at(tier, index) => {
+                Some("the answer began at another one".to_owned())
+            }
+            None if !unfit.failed.lets(candidate) => Some(shut_out(candidate)),
+            None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
+            None if !candidate.has_endpoint() => Some(match &candidate.backend.unsecured {
+                Some(why) => format!("TLS cannot be spoken with it: {why}"),
+                None => "it has no ready endpoint".to_owned(),
+            }),
+            None => None,
+        }
+    }
+
+    fn endpoint(
+        &self,
+        tier: usize,
+        group: &Tier,
+        candidate: &Candidate,
+        slot: &Slot,
+        endpoint: &Endpoint,
+    ) -> EndpointView {
+        let (live, wish) = (&endpoint.live, self.wish);
+        let limit = wish.limit_at(candidate, endpoint);
+        let fits = wish.unfit.takes(tier, slot.candidate, endpoint);
+        let is_elsewhere = !wish.unfit.goes_on_at(tier, slot.candidate);
+        let homes = match self.rule.strategy {
+            Strategy::PeakEwma => group.prefixes.homes(wish.blocks),
+            _ => Vec::new(),
+        };
+        EndpointView {
+            address: endpoint.address.to_string(),
+            standing: Standing::of(live, limit, wish.now_ms).label(),
+            dropped: (!fits && !is_elsewhere).then_some("its pod is of another template"),
+            tried: self.tried(tier, slot.candidate, endpoint),
+            tls: live.handshake.failed().map(|failed| failed.to_string()),
+            in_flight: live.in_flight.load(Ordering::Relaxed),
+            waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
+            average_ms: live.latency(wish.stream).at(wish.now_ms),
+            cost: wish.home_cost_at(slot, endpoint, &homes),
+            figures: figures(self.rule, group, candidate, slot, endpoint, wish),
+        }
+    }
+}
+
+/// Whether the model's name, as the candidate has it, can be asked for there.
+fn takes_name(candidate: &Candidate, model: &str) -> bool {
+    let name = candidate.model_name(model);
+    let mut endpoints = candidate.backend.endpoints.iter();
+    endpoints.all(|endpoint| endpoint.targets.take(name))
+}
+
+fn cut(text: &str) -> &str {
+    let end = text.char_indices().nth(MAX_TEXT_CHARS);
+    end.map_or(text, |(end, _)| text.get(..end).unwrap_or_default())
 }
 
 fn chosen(rule: &Rule, choice: &Choice) -> Option<Chosen> {
@@ -225,28 +405,6 @@ fn chosen(rule: &Rule, choice: &Choice) -> Option<Chosen> {
         backend: candidate.backend.id.to_string(),
         address: choice.endpoint.address.to_string(),
         pass: choice.pass.label(),
-    })
-}
-
-fn candidates<'a>(
-    rule: &'a Rule,
-    tier: usize,
-    group: &'a Tier,
-    wish: Wish<'a>,
-    misfits: &'a [(Protocol, Misfit)],
-) -> impl Iterator<Item = CandidateView> + 'a {
-    let both = group.candidates.iter().zip(&group.weights).enumerate();
-    both.map(move |(index, (candidate, weight))| CandidateView {
-        backend: candidate.backend.id.to_string(),
-        tier,
-        weight: *weight,
-        dropped: dropped(candidate, wish, misfits),
-        endpoints: group
-            .slots
-            .iter()
-            .filter(|slot| slot.candidate == index)
-            .filter_map(|slot| endpoint(rule, group, candidate, slot, wish))
-            .collect(),
     })
 }
 
@@ -309,32 +467,6 @@ fn figures(
     figures
 }
 
-fn dropped(
-    candidate: &Candidate,
-    wish: Wish<'_>,
-    misfits: &[(Protocol, Misfit)],
-) -> Option<String> {
-    let lack = wish.unfit.needed.lack_of(candidate);
-    let protocol = candidate.backend.protocol;
-    let misfit = misfits.iter().find(|(unfit, _)| *unfit == protocol);
-    match misfit {
-        Some((_, Misfit::Unsupported(param))) => {
-            Some(format!("its protocol cannot carry '{param}'"))
-        }
-        Some((_, Misfit::Invalid(param, expected))) => {
-            Some(format!("'{param}' must be {expected}"))
-        }
-        None if lack.is_some() => lack.map(lacking),
-        None if !wish.unfit.failed.lets(candidate) => Some(shut_out(candidate)),
-        None if !has_credential(candidate) => Some("its credential has not arrived".to_owned()),
-        None if !candidate.has_endpoint() => Some(match &candidate.backend.unsecured {
-            Some(why) => format!("TLS cannot be spoken with it: {why}"),
-            None => "it has no ready endpoint".to_owned(),
-        }),
-        None => None,
-    }
-}
-
 fn shut_out(candidate: &Candidate) -> String {
     let after: Vec<String> = candidate
         .after
@@ -356,29 +488,4 @@ fn lacking(lack: Lack) -> String {
             format!("its context has {has} tokens, the request takes about {needed}")
         }
     }
-}
-
-fn endpoint(
-    rule: &Rule,
-    group: &Tier,
-    candidate: &Candidate,
-    slot: &Slot,
-    wish: Wish<'_>,
-) -> Option<EndpointView> {
-    let endpoint = candidate.backend.endpoints.get(slot.endpoint)?;
-    let live = &endpoint.live;
-    let homes = match rule.strategy {
-        Strategy::PeakEwma => group.prefixes.homes(wish.blocks),
-        _ => Vec::new(),
-    };
-    Some(EndpointView {
-        address: endpoint.address.to_string(),
-        standing: Standing::of(live, wish.limit_at(candidate, endpoint), wish.now_ms).label(),
-        tls: live.handshake.failed().map(|failed| failed.to_string()),
-        in_flight: live.in_flight.load(Ordering::Relaxed),
-        waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
-        average_ms: live.latency(wish.stream).at(wish.now_ms),
-        cost: wish.home_cost_at(slot, endpoint, &homes),
-        figures: figures(rule, group, candidate, slot, endpoint, wish),
-    })
 }

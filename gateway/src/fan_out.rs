@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::attempt::{Answer, candidate_of, note};
 use crate::choose::{Pass, choose};
+use crate::decisions::{Made, Purpose};
 use crate::failure::{self, Failure};
 use crate::fallback::Failed;
 use crate::hedge::{Beside, Lane, attempt};
@@ -36,7 +37,7 @@ const MAX_PART_BYTES: usize = 1 << 20;
 pub(crate) fn beside(
     job: &Job<'_>,
     rule: &Rule,
-    record: &Record,
+    record: &mut Record,
     first: &Lane,
     unfit: &Unfit,
 ) -> Vec<Beside> {
@@ -59,11 +60,19 @@ pub(crate) fn beside(
         let Some(candidate) = candidate_of(rule, &choice) else {
             break;
         };
+        let misfit = job.misfit(candidate, &choice, rule.rest, &mut unfit);
+        if let Some(decisions) = record.decisions.as_mut().filter(|_| misfit.is_none()) {
+            let made = Made {
+                purpose: Purpose::FanOut,
+                unfit: &unfit,
+                tried: &record.tried,
+                found: Ok(&choice),
+                changes: &record.changes,
+            };
+            decisions.note(job, rule, &made);
+        }
         unfit.models.push(BackendModel::of(candidate));
-        if job
-            .misfit(candidate, &choice, rule.rest, &mut unfit)
-            .is_none()
-        {
+        if misfit.is_none() {
             lanes.push(Beside::enter(job, rule, choice, Some(candidate)));
         }
     }

@@ -15,12 +15,14 @@ use penstock_core::config::Strategy;
 use crate::attempt::{Answer, candidate_of, ticket};
 use crate::balance::adaptive::Foreseen;
 use crate::begin::begin;
-use crate::choose::{Choice, Pass, Tried, choose};
+use crate::choose::{Choice, Pass, choose};
+use crate::decisions::{Made, Purpose};
 use crate::failure::Failure;
 use crate::fan_out;
+use crate::in_flight::InFlight;
 use crate::job::Job;
 use crate::load::Ticket;
-use crate::record::{InFlight, Record};
+use crate::record::Record;
 use crate::snapshot::{Candidate, Hedge, Rule};
 use crate::wish::Unfit;
 
@@ -119,7 +121,7 @@ pub(crate) async fn race(
     job: &Job<'_>,
     rule: &Rule,
     lane: Lane,
-    record: &Record,
+    record: &mut Record,
     unfit: &Unfit,
 ) -> Raced {
     let mut first = pin!(attempt(job, rule, &lane.choice));
@@ -129,7 +131,7 @@ pub(crate) async fn race(
         (Some(_), _) if record.attempts == 1 => fan_out::beside(job, rule, record, &lane, unfit),
         (None, Some(hedge)) => match tokio::time::timeout(hedge.after, first.as_mut()).await {
             Ok(result) => return Raced::alone(lane, result),
-            Err(_) => second(job, rule, hedge, &record.tried, &lane, unfit)
+            Err(_) => second(job, rule, hedge, record, &lane, unfit)
                 .into_iter()
                 .collect(),
         },
@@ -233,11 +235,11 @@ fn second(
     job: &Job<'_>,
     rule: &Rule,
     hedge: &Hedge,
-    tried: &[Tried],
+    record: &mut Record,
     first: &Lane,
     unfit: &Unfit,
 ) -> Option<Beside> {
-    let mut taken = tried.to_vec();
+    let mut taken = record.tried.clone();
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);
     let choice = choose(rule, &taken, wish, &mut rand::rng()).ok()?;
@@ -249,9 +251,18 @@ fn second(
         let misfit = job.misfit(candidate, &choice, rule.rest, &mut Unfit::default());
         misfit.is_none()
     };
-    if is_free && fits() && hedge.budget.take(job.prompt_tokens()) {
-        Some(Beside::enter(job, rule, choice, None))
-    } else {
-        None
+    if !is_free || !fits() || !hedge.budget.take(job.prompt_tokens()) {
+        return None;
     }
+    if let Some(decisions) = &mut record.decisions {
+        let made = Made {
+            purpose: Purpose::Hedge,
+            unfit,
+            tried: &taken,
+            found: Ok(&choice),
+            changes: &record.changes,
+        };
+        decisions.note(job, rule, &made);
+    }
+    Some(Beside::enter(job, rule, choice, None))
 }

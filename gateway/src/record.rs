@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use http::HeaderValue;
@@ -11,14 +10,16 @@ use penstock_core::config::FanOutMode;
 
 use crate::balance::adaptive::Foreseen;
 use crate::choose::{Pass, Tried};
+use crate::decisions::Decisions;
 use crate::guard::Watch;
+use crate::in_flight::InFlight;
 use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::{Hedged, Metrics, Rescued};
 use crate::openai::Api;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
-use crate::snapshot::{Candidate, Endpoint, Rule};
+use crate::snapshot::{Candidate, Rule};
 use crate::vitals::Sample;
 
 /// Every value of the `outcome` label that a request with a backend may have.
@@ -58,84 +59,6 @@ const EMPTY_EVENTS: u64 = 2;
 /// Tokens after which a stream's gaps are looked at.
 const GAPS_EVERY: u64 = 16;
 
-/// A request at an endpoint; counted there until dropped.
-pub(crate) struct InFlight {
-    endpoint: Arc<Endpoint>,
-    stream: bool,
-    /// Its answer has not begun.
-    waits: bool,
-    /// Prompt tokens that count as waiting there.
-    waiting_tokens: u32,
-    entered: Instant,
-    entered_ms: u64,
-}
-
-impl InFlight {
-    /// A stream's `prompt_tokens` count as waiting until its first token.
-    pub(crate) fn enter(
-        endpoint: &Arc<Endpoint>,
-        stream: bool,
-        prompt_tokens: u32,
-        entered: Instant,
-        entered_ms: u64,
-    ) -> Self {
-        let live = &endpoint.live;
-        live.in_flight.fetch_add(1, Ordering::Relaxed);
-        live.waiting.fetch_add(1, Ordering::Relaxed);
-        let waiting_tokens = if stream { prompt_tokens } else { 0 };
-        if stream {
-            live.waiting_tokens
-                .fetch_add(waiting_tokens, Ordering::Relaxed);
-            live.pulse.enter(entered_ms);
-        }
-        Self {
-            endpoint: Arc::clone(endpoint),
-            stream,
-            waits: true,
-            waiting_tokens,
-            entered,
-            entered_ms,
-        }
-    }
-
-    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
-        &self.endpoint
-    }
-
-    /// Tokens of its answer came.
-    fn heard(&mut self, now_ms: u64) {
-        self.endpoint.live.pulse.hear(now_ms);
-        self.begun();
-    }
-
-    fn begun(&mut self) {
-        let live = &self.endpoint.live;
-        if std::mem::take(&mut self.waits) {
-            live.waiting.fetch_sub(1, Ordering::Relaxed);
-            if !live.queue.is_empty() {
-                live.queue.room(&live.backend, penstock_shell::clock::now());
-            }
-        }
-        if self.waiting_tokens > 0 {
-            let tokens = std::mem::take(&mut self.waiting_tokens);
-            live.waiting_tokens.fetch_sub(tokens, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.begun();
-        if self.stream {
-            let elapsed = penstock_shell::clock::now().saturating_duration_since(self.entered);
-            let elapsed_ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-            let now_ms = self.entered_ms.saturating_add(elapsed_ms);
-            self.endpoint.live.pulse.leave(now_ms);
-        }
-        self.endpoint.live.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Everything that is told about a request at its end.
 pub(crate) struct Record {
     pub(crate) worker: Arc<Worker>,
@@ -165,6 +88,8 @@ pub(crate) struct Record {
     /// How many backends were asked at once, where more than one was, and for what.
     pub(crate) fan_out: Option<(FanOutMode, usize)>,
     pub(crate) tried: Vec<Tried>,
+    /// What the decision log is to tell of it, where it is one of the sample.
+    pub(crate) decisions: Option<Box<Decisions>>,
     cache: Option<&'static str>,
     pub(crate) status: u16,
     outcome: &'static str,
@@ -207,6 +132,7 @@ impl Record {
             hedge: None,
             fan_out: None,
             tried: Vec::new(),
+            decisions: None,
             cache: None,
             status: 0,
             outcome: CLIENT_GONE,
@@ -595,6 +521,9 @@ impl Drop for Record {
         self.count(now);
         if self.logged {
             self.log(now);
+        }
+        if let Some(decisions) = &self.decisions {
+            decisions.tell(&self.id);
         }
     }
 }

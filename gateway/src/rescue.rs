@@ -18,6 +18,7 @@ use penstock_core::config::Protocol;
 
 use crate::attempt::{self, Answer, candidate_of};
 use crate::choose::{Choice, Pass, Tried, choose};
+use crate::decisions::{Made, Purpose};
 use crate::failure::Failure;
 use crate::fallback::Failed;
 use crate::hedge::{self, Lane};
@@ -339,6 +340,16 @@ fn enter(
     }
     if record.attempts >= rule.attempts || !rule.retries.take() {
         return Err(Rescued::NoBudget);
+    }
+    if let Some(decisions) = &mut record.decisions {
+        let made = Made {
+            purpose: Purpose::Rescue,
+            unfit: &unfit,
+            tried: &tried,
+            found: Ok(&choice),
+            changes: &record.changes,
+        };
+        decisions.note(job, rule, &made);
     }
     record.tried = tried;
     let lane = Lane::new(job, rule, choice);

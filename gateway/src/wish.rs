@@ -54,7 +54,7 @@ pub struct Wish<'a> {
 pub struct Unfit {
     /// All backends that speak one of these.
     pub protocols: Vec<Protocol>,
-    /// Those that refused it.
+    /// Those that refused it or have it already.
     pub models: Vec<BackendModel>,
     /// All backends that lack some of this.
     pub needed: Needed,
@@ -101,9 +101,19 @@ pub struct Only {
 impl Unfit {
     /// Whether an endpoint of the candidate in this place is one that can carry it.
     pub fn takes(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> bool {
-        self.only.as_ref().is_none_or(|only| {
-            (only.tier, only.candidate) == (tier, candidate) && only.revision == endpoint.revision
-        })
+        let is_alike = |only: &Only| only.revision == endpoint.revision;
+        self.goes_on_at(tier, candidate) && self.only.as_ref().is_none_or(is_alike)
+    }
+
+    /// Whether the candidate in this place has some that can carry it.
+    pub fn goes_on_at(&self, tier: usize, candidate: usize) -> bool {
+        let is_there = |only: &Only| (only.tier, only.candidate) == (tier, candidate);
+        self.only.as_ref().is_none_or(is_there)
+    }
+
+    /// Whether the candidate is one of [`Self::models`].
+    pub fn had(&self, candidate: &Candidate) -> bool {
+        self.models.iter().any(|model| model.is_of(candidate))
     }
 }
 
@@ -112,7 +122,7 @@ impl Wish<'_> {
     pub fn fits(&self, candidate: &Candidate) -> bool {
         let backend = &candidate.backend;
         !self.unfit.protocols.contains(&backend.protocol)
-            && !self.unfit.models.iter().any(|model| model.is_of(candidate))
+            && !self.unfit.had(candidate)
             && self.unfit.needed.lack_of(candidate).is_none()
             && self.unfit.failed.lets(candidate)
     }

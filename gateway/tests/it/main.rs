@@ -11,6 +11,7 @@ mod capabilities;
 mod cluster;
 mod corpus;
 mod deadlines;
+mod decisions;
 mod drain;
 mod failover;
 mod fallback;
