@@ -95,8 +95,8 @@ pub struct RuleSpec {
     /// How one of several equal candidates is chosen. Default `PeakEwma`.
     #[serde(default)]
     pub strategy: StrategySpec,
-    /// What the strategies `Hash` and `Sticky` keep together. Default: what the body names as `prompt_cache_key`,
-    /// else as `user`, `safety_identifier` or `metadata.user_id`.
+    /// What the strategies `Hash` and `Sticky` keep together. Default: what the body names as `conversation`, else as
+    /// `prompt_cache_key`, `user`, `safety_identifier`, `metadata.user_id` or `previous_response_id`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_on: Option<HashOnSpec>,
     /// How much sooner another region must be expected to answer before the strategy `Region` takes it. Default

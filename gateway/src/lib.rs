@@ -42,6 +42,7 @@ pub mod quota;
 pub mod reject;
 pub mod reshape;
 pub mod retry_budget;
+pub mod session;
 pub mod settings;
 pub mod silence;
 pub mod snapshot;

@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 use crate::edits::{given, place};
 use crate::load::BYTES_PER_TOKEN;
 use crate::multipart;
+use crate::session::Names;
 
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
 pub const MAX_MODEL_BYTES: usize = 512;
@@ -340,9 +341,12 @@ struct View<'a> {
     user: Option<&'a RawValue>,
     #[serde(borrow, default)]
     safety_identifier: Option<&'a RawValue>,
-    /// Anthropic's holds the user's id and nothing else.
     #[serde(borrow, default)]
     metadata: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    conversation: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    previous_response_id: Option<&'a RawValue>,
     /// Where the protocols bound an answer.
     #[serde(borrow, default)]
     max_tokens: Option<&'a RawValue>,
@@ -352,7 +356,18 @@ struct View<'a> {
     max_output_tokens: Option<&'a RawValue>,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    fn names(&self) -> Names<'a> {
+        Names {
+            conversation: self.conversation,
+            prompt_cache_key: self.prompt_cache_key,
+            user: self.user,
+            safety_identifier: self.safety_identifier,
+            metadata: self.metadata,
+            previous_response_id: self.previous_response_id,
+        }
+    }
+
     fn max_tokens(&self) -> Option<u32> {
         [
             self.max_completion_tokens,
@@ -420,12 +435,7 @@ impl<'a> Call<'a> {
             has_schema: view.has_schema(),
             max_tokens: view.max_tokens(),
             stream_options: view.stream_options.map(RawValue::get),
-            session: view
-                .prompt_cache_key
-                .or(view.user)
-                .or(view.safety_identifier)
-                .or(view.metadata)
-                .map(RawValue::get),
+            session: view.names().session(),
             model,
             model_at,
             stream: view.stream.unwrap_or(false),
