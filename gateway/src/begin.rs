@@ -81,11 +81,13 @@ pub(crate) async fn begin(
         include_usage: translated.is_some_and(|translated| translated.include_usage),
         counts_for_us: asking.is_some(),
     };
+    let heard_ms = worker.process.ms(penstock_shell::clock::now());
+    endpoint.live.pulse.doubt.heard(heard_ms);
     limits.hear(
         model,
         head.headers(),
         mark,
-        worker.process.ms(penstock_shell::clock::now()),
+        heard_ms,
         penstock_shell::clock::since_epoch(),
     );
     if job.passing.is_some() {

@@ -19,7 +19,7 @@ use crate::choose::{Choice, Pass, choose};
 use crate::decisions::{Made, Purpose};
 use crate::failure::Failure;
 use crate::fan_out;
-use crate::in_flight::InFlight;
+use crate::in_flight::{InFlight, Kind};
 use crate::job::Job;
 use crate::load::Ticket;
 use crate::record::Record;
@@ -206,9 +206,14 @@ async fn first_good<'a>(
 
 /// Counts an attempt in at its endpoint.
 pub(crate) fn enter(job: &Job<'_>, lane: &Lane) -> InFlight {
+    let kind = match job.passing {
+        Some(_) => Kind::Passed,
+        None if job.call.stream => Kind::Stream,
+        None => Kind::Whole,
+    };
     InFlight::enter(
         &lane.choice.endpoint,
-        job.call.stream,
+        kind,
         job.prompt_tokens(),
         lane.entered,
         job.worker.process.ms(lane.entered),

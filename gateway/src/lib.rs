@@ -10,6 +10,7 @@ pub mod capability;
 pub mod choose;
 pub mod conditions;
 pub mod cooldown;
+pub mod doubt;
 pub mod edits;
 pub mod embeddings;
 pub mod engine_load;

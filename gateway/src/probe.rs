@@ -1,23 +1,29 @@
-//! (IO) Health checks: asks the endpoints of backends that have one whether they are well, each replica for itself.
-//! Bounded in checks at one time; a check ends before the next one of its endpoint begins.
+//! (IO) Health checks: asks the endpoints of backends that have one whether they are well, each replica for itself; and
+//! asks engines that are doubtful (see `doubt`) for any answer at all. Bounded in checks at one time; a check ends
+//! before the next one of its endpoint begins, and so does a question.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
+use http::Uri;
 use penstock_core::config::HealthCheck;
 use rand::RngExt as _;
 use tokio::time::MissedTickBehavior;
 
+use crate::doubt::LIMIT;
 use crate::process::Process;
-use crate::snapshot::Endpoint;
+use crate::snapshot::{Address, Endpoint};
 use crate::upstream::{self, Tasks};
 
 /// Between two looks at who is due. The shortest interval is four times as long.
-const TICK: Duration = Duration::from_millis(250);
-/// Checks at one time; who is due beyond that waits for the next tick.
+pub(crate) const TICK: Duration = Duration::from_millis(250);
+/// Checks at one time; who is due beyond that waits for the next tick. As many questions.
 const AT_ONCE: usize = 64;
+/// What an engine is asked that is doubtful and has no health check. All of them have it, and give it without work; any
+/// answer will do.
+const QUESTION: &str = "/v1/models";
 
 /// Runs until it is dropped.
 pub(crate) async fn run(process: Arc<Process>) {
@@ -25,15 +31,58 @@ pub(crate) async fn run(process: Arc<Process>) {
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut running = FuturesUnordered::new();
+    let mut asking = FuturesUnordered::new();
     loop {
         tokio::select! {
             _ = ticks.tick() => {
                 for (endpoint, check) in due(&process, AT_ONCE - running.len().min(AT_ONCE)) {
                     running.push(check_one(&process, &tasks, endpoint, check));
                 }
+                for (endpoint, path) in doubtful(&process, AT_ONCE - asking.len().min(AT_ONCE)) {
+                    asking.push(ask_one(&process, &tasks, endpoint, path));
+                }
             }
             Some(()) = running.next(), if !running.is_empty() => {}
+            Some(()) = asking.next(), if !asking.is_empty() => {}
         }
+    }
+}
+
+/// Who is to be asked whether it answers anything, and for what; at most so many.
+fn doubtful(process: &Process, most: usize) -> Vec<(Arc<Endpoint>, Uri)> {
+    let snapshot = process.snapshot.load();
+    let Some(snapshot) = snapshot.as_deref() else {
+        return Vec::new();
+    };
+    let now_ms = process.ms(penstock_shell::clock::now());
+    // Providers are not asked: they have no peers, and would not like it.
+    let pods = snapshot
+        .health_checks()
+        .filter(|(endpoint, _)| matches!(endpoint.address, Address::Socket(_)));
+    let due = pods.filter(|(endpoint, _)| endpoint.live.pulse.doubt.is_due(now_ms));
+    let asked = due.filter_map(|(endpoint, check)| {
+        let path = check.map_or(QUESTION, |check| &check.path);
+        Some((Arc::clone(endpoint), path.parse().ok()?))
+    });
+    asked.take(most).collect()
+}
+
+async fn ask_one(process: &Process, tasks: &Tasks, endpoint: Arc<Endpoint>, uri: Uri) {
+    let asked = tokio::time::timeout(LIMIT, upstream::get(&endpoint, uri, tasks, LIMIT)).await;
+    let is_answered = matches!(asked, Ok(Some(_)));
+    let live = &endpoint.live;
+    let now_ms = process.ms(penstock_shell::clock::now());
+    if !live.pulse.doubt.probed(is_answered, now_ms) {
+        return;
+    }
+    if is_answered {
+        tracing::info!(backend.id = %live.backend, endpoint = %endpoint.address, "endpoint answers again");
+    } else {
+        tracing::warn!(
+            backend.id = %live.backend,
+            endpoint = %endpoint.address,
+            "endpoint holds requests and answers nothing, not even whether it is there"
+        );
     }
 }
 

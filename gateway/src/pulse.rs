@@ -5,9 +5,11 @@
 //! streams and sends nothing to any of them comes after its peers of equal priority after [`QUIET_MS`], and after all
 //! others after [`SILENT_MS`], until it is heard again, also when those who waited there have left. One that computes a
 //! very long prompt for its only stream is quiet as well: there, too, its peers are the better choice, but not yet a
-//! dearer backend.
+//! dearer backend. Calls that are not streamed say nothing until they end: see `doubt`.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::doubt::Doubt;
 
 /// Many times the longest step of the engine profiles at usual loads, and still short for whoever waits.
 pub const QUIET_MS: u64 = 3_000;
@@ -24,6 +26,8 @@ pub struct Pulse {
     asked_ms: AtomicU64,
     /// When a stream was sent there last.
     entered_ms: AtomicU64,
+    /// What is known where nothing is streamed.
+    pub doubt: Doubt,
 }
 
 impl Pulse {
@@ -40,7 +44,7 @@ impl Pulse {
     pub fn leave(&self, now_ms: u64) {
         let was_last = self.streams.fetch_sub(1, Ordering::Relaxed) == 1;
         // Who leaves early says nothing; a silence that was one already stays one.
-        if was_last && self.silence_ms(now_ms) < QUIET_MS {
+        if was_last && self.of_streams_ms(now_ms) < QUIET_MS {
             self.asked_ms.store(0, Ordering::Relaxed);
         }
     }
@@ -48,11 +52,18 @@ impl Pulse {
     /// Something came from there, for one of at least as many streams as there are.
     pub fn hear(&self, now_ms: u64) {
         self.asked_ms.store(now_ms.max(1), Ordering::Relaxed);
+        self.doubt.heard(now_ms);
     }
 
-    /// For how many ms it has said nothing although it was asked. Nobody is sent to a silent one without need, so one
-    /// request may look again after [`PROBE_MS`].
+    /// For how many ms it has said nothing although it was asked.
     pub fn silence_ms(&self, now_ms: u64) -> u64 {
+        let mute_ms = self.doubt.mute_ms(now_ms);
+        let of_mute_ms = mute_ms.map_or(0, |mute_ms| QUIET_MS + 1 + mute_ms);
+        self.of_streams_ms(now_ms).max(of_mute_ms)
+    }
+
+    /// Nobody is sent to a silent one without need, so one request may look again after [`PROBE_MS`].
+    fn of_streams_ms(&self, now_ms: u64) -> u64 {
         let asked_ms = self.asked_ms.load(Ordering::Relaxed);
         let is_alone = self.streams.load(Ordering::Relaxed) == 0;
         let entered_ms = self.entered_ms.load(Ordering::Relaxed);
@@ -86,6 +97,18 @@ mod tests {
         assert_eq!(pulse.silence_ms(1_008_000), 2_000);
         pulse.leave(1_008_000);
         assert_eq!(pulse.silence_ms(1_010_000), 0, "nobody waits");
+    }
+
+    #[test]
+    fn one_that_answers_no_probe_is_quiet_at_once_and_silent_after_a_while() {
+        let pulse = Pulse::default();
+        pulse.doubt.enter(1_000);
+        assert_eq!(pulse.silence_ms(100_000), 0, "calls may take their time");
+        pulse.doubt.probed(false, 100_000);
+        assert!(pulse.silence_ms(100_000) > QUIET_MS && pulse.silence_ms(100_000) < SILENT_MS);
+        assert!(pulse.silence_ms(100_000 + SILENT_MS) > SILENT_MS);
+        pulse.hear(101_000);
+        assert_eq!(pulse.silence_ms(101_000), 0);
     }
 
     #[test]
