@@ -13,6 +13,8 @@ pub mod power_of_two;
 pub mod prefix_affinity;
 pub mod region;
 pub mod round_robin;
+#[cfg(test)]
+mod shares;
 pub mod slow_start;
 pub mod sticky;
 
@@ -40,6 +42,8 @@ pub struct Offer {
     pub ttft_ms: f32,
     /// What `PeakEwma` compares, in ms per share of the traffic.
     pub cost_ms: f32,
+    /// Its backend's weight.
+    pub weight: f32,
 }
 
 /// Whether one more request keeps it within [`BOUND`] times its share of `total` requests in flight.
@@ -87,6 +91,7 @@ pub(crate) mod tests {
             price: given.0,
             ttft_ms: given.1,
             cost_ms: given.2,
+            weight: given.3,
         };
         given.iter().map(offer).collect()
     }

@@ -174,6 +174,7 @@ impl<'a> Place<'a> {
             price: wish.price_at(self.candidate),
             ttft_ms: wish.ttft_ms(self.endpoint),
             cost_ms: wish.cost_at(self.slot, self.endpoint),
+            weight: self.weight,
         }
     }
 

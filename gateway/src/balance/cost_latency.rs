@@ -4,7 +4,8 @@ use rand::Rng;
 
 use super::{Offer, cost, latency};
 
-/// The cheapest of those whose first token is expected within `target_ms`; where none is, the quickest. One of which
+/// The cheapest of those whose first token is expected within `target_ms`; where none is, the quickest, a weight of 2
+/// counting as twice as quick. One of which
 /// nothing is known is taken to be quick enough until it has shown what it does. Without a target all are.
 pub fn pick(
     offers: &[Offer],
@@ -16,8 +17,8 @@ pub fn pick(
     let target_ms = target_ms.map_or(f32::INFINITY, |ms| ms as f32);
     let in_time = |offer: &Offer| offer.ttft_ms <= target_ms;
     cost::among(offers, cumulative, rng, in_time).or_else(|| {
-        let expected: Vec<f32> = offers.iter().map(|offer| offer.ttft_ms).collect();
-        latency::least(&expected)
+        let expected = offers.iter().map(|offer| offer.ttft_ms / offer.weight);
+        latency::least(&expected.collect::<Vec<f32>>())
     })
 }
 
@@ -42,7 +43,8 @@ mod tests {
             let picked = offers[picked];
             let in_time: Vec<&Offer> = offers.iter().filter(|offer| offer.ttft_ms <= f32::from(target)).collect();
             if in_time.is_empty() {
-                prop_assert!(offers.iter().all(|other| picked.ttft_ms <= other.ttft_ms));
+                let per_weight = |offer: &Offer| offer.ttft_ms / offer.weight;
+                prop_assert!(offers.iter().all(|other| per_weight(&picked) <= per_weight(other)));
             } else {
                 prop_assert!(picked.ttft_ms <= f32::from(target));
                 prop_assert!(in_time.iter().all(|other| picked.price <= other.price));

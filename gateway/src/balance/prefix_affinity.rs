@@ -11,7 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::{Seen, has_room};
+use super::{Seen, has_room, hash};
 
 /// A block of a prompt: 64 tokens of about 4 bytes, which is four of vLLM's blocks.
 pub const BLOCK_BYTES: usize = 256;
@@ -155,11 +155,11 @@ pub fn pick(
     if let Some((.., at)) = best {
         return Some(at);
     }
-    // Rendezvous hashing: an endpoint that comes or goes moves its own prompts only.
-    let mut ranked: Vec<(u64, usize)> = roomy()
-        .map(|(at, seen)| (xxh3_64_with_seed(&seen.name.to_le_bytes(), first), at))
+    // Rendezvous hashing by share: an endpoint that comes or goes moves its own prompts only.
+    let mut ranked: Vec<(f32, usize)> = roomy()
+        .map(|(at, seen)| (hash::score(first, *seen), at))
         .collect();
-    ranked.sort_unstable_by(|a, b| b.cmp(a));
+    ranked.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
     match ranked[..] {
         [] => None,
         [(_, at)] => Some(at),
@@ -288,6 +288,18 @@ mod tests {
             2,
             "two places, the same ones for all replicas: {picked:?}"
         );
+    }
+
+    #[test]
+    fn new_prompts_fall_by_share() {
+        let index = PrefixIndex::default();
+        let mut seen = equal(&[0; 4]);
+        seen[0].share = 0.7;
+        seen[1..].iter_mut().for_each(|light| light.share = 0.1);
+        let prompts = (0..1_000_u32).map(|prompt| blocks(&prompt.to_le_bytes().repeat(64)));
+        let heavy = prompts.filter(|prompt| picked(prompt, &index, &seen, free) == Some(0));
+        let count = heavy.count();
+        assert!(count.abs_diff(700) < 60, "{count}");
     }
 
     #[test]
