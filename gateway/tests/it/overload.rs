@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use penstock_core::config::Urgency;
+use penstock_core::config::{NameMatch, Urgency};
+use tokio::sync::mpsc::UnboundedSender;
 
 use crate::harness::*;
 
@@ -102,4 +103,74 @@ async fn a_request_that_waits_is_sent_as_soon_as_there_is_room_and_the_urgent_fi
         let last = model(count - 1);
         assert!(last.contains(expected), "{last}");
     }
+}
+
+/// Whose calls were sent, in order; each stream that begins makes room for the next call.
+async fn served(upstream: &Upstream, steps: &[UnboundedSender<Step>], count: usize) -> Vec<String> {
+    let before = upstream.count();
+    for (room, steps) in steps.iter().enumerate().take(count) {
+        steps.send(Step::Write(sse_head())).unwrap();
+        steps.send(Step::Chunk(role())).unwrap();
+        steps.send(Step::Chunk(word("one"))).unwrap();
+        until("the next one is sent", || upstream.count() > before + room).await;
+    }
+    let sent = upstream.requests().split_off(before);
+    let whose = sent
+        .iter()
+        .map(|request| request.headers["x-whose"].clone());
+    whose.collect()
+}
+
+#[tokio::test]
+async fn who_floods_a_saturated_backend_waits_behind_itself() {
+    let (steps, replies): (Vec<_>, Vec<_>) = (0..20).map(|_| driven()).unzip();
+    let replies = std::sync::Mutex::new(replies.into_iter());
+    let upstream = Upstream::start(move |number, _| {
+        if number < 12 {
+            Reply::Silent
+        } else {
+            replies.lock().unwrap().next().unwrap()
+        }
+    })
+    .await;
+    let mut plan = Plan::chain(&[upstream.address]);
+    // Its callers have shown no impatience: they wait for as long as the rule says.
+    let mut patient = plan.config.rules[0].clone();
+    patient.name = "patient".to_owned();
+    patient.models = vec![NameMatch::Exact("patient".to_owned())];
+    (patient.timeouts.first_token_ms, patient.timeouts.total_ms) = (600_000, 600_000);
+    plan.config.rules.push(patient);
+    let gateway = Gateway::start(&plan).await;
+    give_up(&gateway, 12).await;
+    let mut callers = Vec::new();
+    for _ in 0..4 {
+        let mut caller = gateway.client().await;
+        caller.post("", &chat(true)).await;
+        callers.push(caller);
+    }
+    until("four are sent", || upstream.count() == 16).await;
+    let flood = std::iter::repeat_n("flood", 10);
+    let calls = flood.chain(["few", "few", "none", "few"]);
+    let body = chat(true).replace("\"chat\"", "\"patient\"");
+    for (held, whose) in (1_u8..).zip(calls) {
+        let key = match whose {
+            "none" => String::new(),
+            whose => format!("authorization: Bearer {whose}\r\n"),
+        };
+        let mut caller = gateway.client().await;
+        caller
+            .post(&format!("{key}x-whose: {whose}\r\n"), &body)
+            .await;
+        callers.push(caller);
+        gateway
+            .metric_is("penstock_gateway_held_requests", f64::from(held))
+            .await;
+    }
+    assert_eq!(upstream.count(), 16, "all of them wait");
+    let order = served(&upstream, &steps, 14).await;
+    assert_eq!(order.len(), 14, "nothing is held back for nobody");
+    // Three tenants take turns, so each of the few calls has at most so many others before it as there are in three
+    // turns. In the order of their coming they would be the last four.
+    let last_of_others = order.iter().rposition(|whose| whose != "flood").unwrap();
+    assert!(last_of_others < 9, "{order:?}");
 }
