@@ -203,6 +203,17 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
+/// Why a stream is none that ended with `cut` before it was an answer, or with what cannot be read.
+fn gave_up(cut: Option<Cut>, mut head: Response<()>) -> Failure {
+    if cut != Some(Cut::Limit) {
+        return Failure::GaveUp;
+    }
+    // As if its status had said so.
+    *head.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    let bytes = Bytes::new();
+    Failure::Status { head, bytes }
+}
+
 /// Reads the beginning of an answer.
 struct Reader<'a> {
     job: &'a Job<'a>,
@@ -288,7 +299,7 @@ impl Reader<'_> {
             let meter = events.meter();
             let has_gap = passed.ends || passed.left_out > 0;
             if passed.lacks_beginning || has_gap && self.buffers {
-                return Err(Failure::GaveUp);
+                return Err(gave_up(meter.cut(), head));
             }
             tokens += passed.tokens;
             let size = held.len() + passed.bytes.len();
@@ -384,8 +395,11 @@ impl Reader<'_> {
             None => {}
             Some(Cut::Abort) => return Err(Failure::GaveUp),
             // Errors, whatever the status says.
-            Some(Cut::Failure) => {
-                *head.status_mut() = StatusCode::BAD_GATEWAY;
+            Some(cut @ (Cut::Failure | Cut::Limit)) => {
+                *head.status_mut() = match cut {
+                    Cut::Limit => StatusCode::TOO_MANY_REQUESTS,
+                    _ => StatusCode::BAD_GATEWAY,
+                };
                 let bytes = self.told(bytes, head.status());
                 return Err(Failure::Status { head, bytes });
             }

@@ -1,16 +1,20 @@
 //! `Meter`: what an answer's bytes say while they pass through: whether it ended, how many tokens it used, whether
 //! it was cut. Sans I/O; the bytes themselves are never changed.
 //!
-//! Most events are not parsed: a substring search tells whether a parse could find anything.
+//! Each event is parsed once: for what it says, which tells too whether it is JSON at all.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
+use self::fault::Fault;
 use crate::openai::Wire;
 use crate::sse::{Decoder, EventTooLarge};
 
@@ -151,6 +155,8 @@ pub enum Cut {
     Error,
     /// One that says that the backend itself failed.
     Failure,
+    /// One that says that the gateway is over its limit there.
+    Limit,
 }
 
 /// Follows one event stream.
@@ -192,39 +198,23 @@ struct Chunk<'a> {
     usage: Option<Counts>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
+    /// Azure's verdict on the prompt, in a first chunk without choices.
     #[serde(default)]
-    prompt_filter_results: Option<serde::de::IgnoredAny>,
+    prompt_filter_results: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
 struct Choice<'a> {
     #[serde(borrow, default)]
-    finish_reason: Option<Cow<'a, str>>,
-}
-
-/// What may come before an answer: a role and nothing else, or no choices at all (Azure's verdict on the prompt).
-#[derive(Deserialize)]
-struct Opening<'a> {
+    delta: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    choices: Vec<OpeningChoice<'a>>,
-}
-
-#[derive(Deserialize)]
-struct OpeningChoice<'a> {
-    #[serde(borrow, default)]
-    delta: Option<std::collections::HashMap<Cow<'a, str>, serde_json::Value>>,
-    #[serde(default)]
     finish_reason: Option<Cow<'a, str>>,
 }
 
 const DONE_DATA: &[u8] = b"[DONE]";
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""usage""#));
-static FINISH: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""finish_reason""#));
 static ABORT: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""abort""#));
-/// Azure's first chunk has these and no choices.
-static FILTER: LazyLock<Finder<'static>> =
-    LazyLock::new(|| Finder::new(br#""prompt_filter_results""#));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""error""#));
 
 impl Meter {
@@ -313,65 +303,65 @@ impl Meter {
 }
 
 fn of_event(wire: Wire, data: &[u8], started: bool) -> Meaning {
-    if let Some(odd) = oddity(data) {
+    if data.trim_ascii() == DONE_DATA {
         return Meaning {
-            odd: Some(odd),
+            // A message ends with an event of its own.
+            done: wire != Wire::Messages,
             ..Meaning::default()
         };
-    }
-    match wire {
-        Wire::Chunks | Wire::Plain => of_chunk(data, started),
-        Wire::Responses => events::of_response(data),
-        Wire::Messages => events::of_message(data),
-    }
-}
-
-/// Why an event is not what all of these protocols send: JSON, or the end. Costs about a microsecond for each KiB.
-fn oddity(data: &[u8]) -> Option<Odd> {
-    if data.trim_ascii() == DONE_DATA {
-        return None;
     }
     let Ok(text) = std::str::from_utf8(data) else {
-        return Some(Odd::NoText);
+        return Meaning {
+            odd: Some(Odd::NoText),
+            ..Meaning::default()
+        };
     };
-    let read = serde_json::from_str::<serde::de::IgnoredAny>(text);
-    read.is_err().then_some(Odd::NoJson)
+    let read = match wire {
+        Wire::Chunks | Wire::Plain => of_chunk(text, started),
+        Wire::Responses => events::of_response(text),
+        Wire::Messages => events::of_message(text),
+    };
+    read.unwrap_or_else(|_| of_other(wire, text))
 }
 
-fn of_chunk(data: &[u8], started: bool) -> Meaning {
-    if data.trim_ascii() == DONE_DATA {
+/// An event that is not of its protocol's shape: no JSON, or one that is new. Rare enough to be read twice.
+fn of_other(wire: Wire, text: &str) -> Meaning {
+    if serde_json::from_str::<IgnoredAny>(text).is_err() {
         return Meaning {
-            done: true,
+            odd: Some(Odd::NoJson),
             ..Meaning::default()
         };
     }
-    let mut meaning = Meaning {
-        token: true,
+    let is_chunk = wire == Wire::Chunks;
+    Meaning {
+        token: is_chunk,
+        starts: is_chunk,
         ..Meaning::default()
-    };
-    let may_be_filter = !started && FILTER.find(data).is_some();
-    if (may_be_filter || may_matter(data))
-        && let Ok(chunk) = serde_json::from_slice::<Chunk<'_>>(data)
-    {
-        meaning.counts = chunk.usage;
-        meaning.cut = cut_of(&chunk);
-        let says_other = chunk.usage.is_some() || chunk.prompt_filter_results.is_some();
-        meaning.token = meaning.cut.is_none() && !(says_other && chunk.choices.is_empty());
-        let counts = chunk.usage.is_some() && chunk.choices.is_empty();
-        meaning.odd = (counts && meaning.cut.is_none()).then_some(Odd::Count);
     }
-    meaning.starts = meaning.token && (started || !is_opening(data));
-    meaning.finishes = meaning.cut.is_none() && has_finish_reason(data);
-    meaning
 }
 
-fn has_finish_reason(data: &[u8]) -> bool {
-    FINISH.find(data).is_some_and(|at| {
-        let value = data.get(at + FINISH.needle().len()..).unwrap_or_default();
-        let mut value = value
-            .iter()
-            .skip_while(|byte| byte.is_ascii_whitespace() || **byte == b':');
-        value.next() == Some(&b'"')
+fn of_chunk(text: &str, started: bool) -> Result<Meaning, serde_json::Error> {
+    let chunk: Chunk<'_> = serde_json::from_str(text)?;
+    let cut = cut_of(&chunk);
+    if cut.is_some() {
+        return Ok(Meaning {
+            counts: chunk.usage,
+            cut,
+            ..Meaning::default()
+        });
+    }
+    let has_choices = !chunk.choices.is_empty();
+    let says_other = chunk.usage.is_some() || chunk.prompt_filter_results.is_some();
+    let token = has_choices || !says_other;
+    let counts_only = chunk.usage.is_some() && !has_choices;
+    let mut choices = chunk.choices.iter();
+    Ok(Meaning {
+        counts: chunk.usage,
+        token,
+        starts: token && (started || !is_opening(&chunk)),
+        finishes: choices.any(|choice| choice.finish_reason.is_some()),
+        odd: counts_only.then_some(Odd::Count),
+        ..Meaning::default()
     })
 }
 
@@ -380,35 +370,38 @@ fn may_matter(data: &[u8]) -> bool {
 }
 
 fn cut_of(chunk: &Chunk<'_>) -> Option<Cut> {
-    if let Some(error) = chunk.error {
-        let is_backends = fault::is_backends(error);
-        Some(if is_backends {
-            Cut::Failure
-        } else {
-            Cut::Error
-        })
-    } else if chunk
-        .choices
-        .iter()
-        .any(|choice| choice.finish_reason.as_deref() == Some("abort"))
-    {
-        Some(Cut::Abort)
-    } else {
-        None
+    let mut choices = chunk.choices.iter();
+    match chunk.error {
+        Some(error) => Some(cut_by(error.get())),
+        None if choices.any(|choice| choice.finish_reason.as_deref() == Some("abort")) => {
+            Some(Cut::Abort)
+        }
+        None => None,
     }
 }
 
-fn is_opening(data: &[u8]) -> bool {
-    let says_nothing = |choice: &OpeningChoice<'_>| {
-        choice.finish_reason.is_none()
-            && choice.delta.as_ref().is_some_and(|delta| {
-                delta.iter().all(|(key, value)| {
-                    key == "role" || value.is_null() || value.as_str() == Some("")
-                })
-            })
+/// How the backend gave up that says `error`.
+fn cut_by(error: &str) -> Cut {
+    match fault::of(error) {
+        Fault::Backend | Fault::Overloaded => Cut::Failure,
+        Fault::Limit => Cut::Limit,
+        Fault::Other => Cut::Error,
+    }
+}
+
+/// What may come before an answer: a role and nothing else, or no choices at all (Azure's verdict on the prompt). Asked
+/// until the answer starts, so its parse of what the chunk holds is that of an event or two.
+fn is_opening(chunk: &Chunk<'_>) -> bool {
+    type Delta<'a> = HashMap<Cow<'a, str>, Value>;
+    let is_void = |(name, value): (&Cow<'_, str>, &Value)| {
+        name == "role" || value.is_null() || value.as_str() == Some("")
     };
-    serde_json::from_slice::<Opening<'_>>(data)
-        .is_ok_and(|opening| opening.choices.iter().all(says_nothing))
+    let says_nothing = |choice: &Choice<'_>| {
+        let delta = choice.delta.map(RawValue::get);
+        let delta = delta.and_then(|delta| serde_json::from_str::<Delta<'_>>(delta).ok());
+        choice.finish_reason.is_none() && delta.is_some_and(|delta| delta.iter().all(is_void))
+    };
+    chunk.choices.iter().all(says_nothing)
 }
 
 /// What a whole JSON answer says: its usage, and whether the backend gave up.

@@ -275,7 +275,7 @@ impl Record {
     }
 
     /// What is to be compared with the endpoint's peers.
-    fn vital(&self, sample: Sample, now: Instant) {
+    pub(crate) fn vital(&self, sample: Sample, now: Instant) {
         if let Some(in_flight) = &self.in_flight {
             let now_ms = self.worker.process.ms(now);
             in_flight.endpoint().live.vitals.note(sample, now_ms);

@@ -28,6 +28,7 @@ use crate::resume::Resumable;
 use crate::stopping::Stopping;
 use crate::unread;
 use crate::upstream::{BodyError, Exchange};
+use crate::vitals::Sample;
 
 /// A body that broke off where no error event can be sent: the connection to the caller is cut.
 #[derive(Debug, thiserror::Error)]
@@ -371,7 +372,12 @@ impl Stream {
             let cut = self.events.as_ref().and_then(|events| events.meter().cut());
             match cut {
                 Some(Cut::Failure) if self.is_watched() => self.break_off(Broken::Failed),
-                Some(Cut::Error | Cut::Failure) => self.end(UPSTREAM_ERROR),
+                // The backend's own event, or what it was translated to, is the stream's end.
+                Some(Cut::Failure) => {
+                    self.record.vital(Sample::Failed, now);
+                    self.end(UPSTREAM_ERROR);
+                }
+                Some(Cut::Error | Cut::Limit) => self.end(UPSTREAM_ERROR),
                 Some(Cut::Abort) => self.break_off(Broken::Aborted),
                 None => self.break_off(Broken::Malformed),
             }

@@ -1,50 +1,54 @@
 //! What the typed events of Anthropic's Messages API and of OpenAI's Responses API mean.
-//!
-//! A substring search finds the kind: in valid JSON a quote inside a text is escaped, so the quoted name cannot be
-//! part of an answer's text.
 
-use std::sync::LazyLock;
+use std::borrow::Cow;
 
-use memchr::memmem::Finder;
 use serde::Deserialize;
+use serde_json::value::RawValue;
 
-use super::{Counts, Cut, Meaning};
-
-static CONTENT_DELTA: LazyLock<Finder<'static>> =
-    LazyLock::new(|| Finder::new(br#""content_block_delta""#));
-static DELTA: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#".delta""#));
+use super::{Counts, Cut, Meaning, cut_by};
 
 #[derive(Deserialize)]
-struct Event {
-    #[serde(rename = "type", default)]
-    kind: String,
+struct MessageEvent<'a> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Cow<'a, str>,
     /// `message_start`.
-    #[serde(default)]
-    message: Option<Counted>,
-    /// `response.completed` and its like.
-    #[serde(default)]
-    response: Option<Counted>,
+    #[serde(borrow, default)]
+    message: Option<Answer<'a>>,
     /// `content_block_start`.
-    #[serde(default)]
-    content_block: Option<Block>,
+    #[serde(borrow, default)]
+    content_block: Option<Block<'a>>,
     /// `message_delta`.
     #[serde(default)]
     usage: Option<Counts>,
-    /// Some backends send an error in the shape of chat completions.
-    #[serde(default)]
-    error: Option<serde::de::IgnoredAny>,
+    /// `error`; some backends send one in the shape of chat completions.
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct Counted {
+struct ResponseEvent<'a> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Cow<'a, str>,
+    /// `response.completed` and its like.
+    #[serde(borrow, default)]
+    response: Option<Answer<'a>>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Answer<'a> {
     #[serde(default)]
     usage: Option<Counts>,
+    /// `response.failed`.
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
-struct Block {
-    #[serde(rename = "type", default)]
-    kind: String,
+struct Block<'a> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Cow<'a, str>,
 }
 
 fn token() -> Meaning {
@@ -55,22 +59,18 @@ fn token() -> Meaning {
     }
 }
 
-fn error() -> Meaning {
+fn error(error: &str) -> Meaning {
     Meaning {
-        cut: Some(Cut::Error),
+        cut: Some(cut_by(error)),
         ..Meaning::default()
     }
 }
 
 /// An event of Anthropic's.
-pub(super) fn of_message(data: &[u8]) -> Meaning {
-    if CONTENT_DELTA.find(data).is_some() {
-        return token();
-    }
-    let Ok(event) = serde_json::from_slice::<Event>(data) else {
-        return Meaning::default();
-    };
-    match event.kind.as_str() {
+pub(super) fn of_message(text: &str) -> Result<Meaning, serde_json::Error> {
+    let event: MessageEvent<'_> = serde_json::from_str(text)?;
+    Ok(match event.kind.as_ref() {
+        "content_block_delta" => token(),
         "message_start" => Meaning {
             counts: event.message.and_then(|message| message.usage),
             ..Meaning::default()
@@ -80,7 +80,7 @@ pub(super) fn of_message(data: &[u8]) -> Meaning {
             let block = event.content_block;
             Meaning {
                 // The call of a tool says its name here.
-                starts: block.is_some_and(|block| !opens.contains(&block.kind.as_str())),
+                starts: block.is_some_and(|block| !opens.contains(&block.kind.as_ref())),
                 ..Meaning::default()
             }
         }
@@ -94,37 +94,37 @@ pub(super) fn of_message(data: &[u8]) -> Meaning {
             starts: true,
             ..Meaning::default()
         },
-        "error" => error(),
-        _ if event.error.is_some() => error(),
-        _ => Meaning::default(),
-    }
+        "error" => error(event.error.map_or(text, RawValue::get)),
+        _ => event
+            .error
+            .map_or_else(Meaning::default, |told| error(told.get())),
+    })
 }
 
 /// An event of OpenAI's Responses API.
-pub(super) fn of_response(data: &[u8]) -> Meaning {
-    if DELTA.find(data).is_some() {
-        return token();
-    }
-    if data.trim_ascii() == b"[DONE]" {
-        return Meaning {
-            done: true,
-            ..Meaning::default()
-        };
-    }
-    let Ok(event) = serde_json::from_slice::<Event>(data) else {
-        return Meaning::default();
-    };
-    match event.kind.as_str() {
+pub(super) fn of_response(text: &str) -> Result<Meaning, serde_json::Error> {
+    let event: ResponseEvent<'_> = serde_json::from_str(text)?;
+    Ok(match event.kind.as_ref() {
+        kind if kind.ends_with(".delta") => token(),
         "response.completed" | "response.incomplete" => Meaning {
             counts: event.response.and_then(|response| response.usage),
             done: true,
             starts: true,
             ..Meaning::default()
         },
-        "response.failed" | "error" => error(),
-        _ if event.error.is_some() => error(),
-        _ => Meaning::default(),
-    }
+        "response.failed" => {
+            let told = event.response.and_then(|response| response.error);
+            Meaning {
+                cut: Some(told.map_or(Cut::Error, |told| cut_by(told.get()))),
+                ..Meaning::default()
+            }
+        }
+        // OpenAI's has its members beside the type, others' in one of their own.
+        "error" => error(event.error.map_or(text, RawValue::get)),
+        _ => event
+            .error
+            .map_or_else(Meaning::default, |told| error(told.get())),
+    })
 }
 
 #[cfg(test)]
@@ -181,12 +181,51 @@ mod tests {
     }
 
     #[test]
-    fn an_error_event_of_a_message_is_a_cut() {
-        let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"x"}}"#;
-        assert_eq!(
-            feed(Wire::Messages, &[START, error]).0.cut(),
-            Some(Cut::Error)
-        );
+    fn an_error_event_of_a_message_is_a_cut_of_its_kind() {
+        for (kind, cut) in [
+            ("overloaded_error", Cut::Failure),
+            ("api_error", Cut::Failure),
+            ("rate_limit_error", Cut::Limit),
+            ("invalid_request_error", Cut::Error),
+        ] {
+            let error = format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"x"}}}}"#);
+            let (meter, _) = feed(Wire::Messages, &[START, WORD, &error, STOP]);
+            assert_eq!(meter.cut(), Some(cut), "{kind}");
+        }
+    }
+
+    #[test]
+    fn an_error_event_of_a_response_is_a_cut_of_its_kind() {
+        let failed = |code: &str| {
+            format!(
+                r#"{{"type":"response.failed","response":{{"status":"failed","error":{{"code":"{code}","message":"response.x.delta"}}}}}}"#
+            )
+        };
+        let flat = |code: &str| {
+            format!(r#"{{"type":"error","code":"{code}","message":"x","param":null}}"#)
+        };
+        let nested = |code: &str| {
+            format!(r#"{{"type":"error","error":{{"type":"x","code":"{code}","message":"x"}}}}"#)
+        };
+        for (code, cut) in [
+            ("server_error", Cut::Failure),
+            ("rate_limit_exceeded", Cut::Limit),
+            ("invalid_prompt", Cut::Error),
+        ] {
+            for event in [failed(code), flat(code), nested(code)] {
+                let (meter, _) = feed(Wire::Responses, &[&event]);
+                assert_eq!(meter.cut(), Some(cut), "{event}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_type_says_what_an_event_is() {
+        let completed = r#"{"type":"response.completed","response":{"output":[{"type":"message","content":[{"type":"output_text","text":"see a.delta"}]}]}}"#;
+        let (meter, tokens) = feed(Wire::Responses, &[completed]);
+        assert_eq!((tokens, meter.is_done()), (0, true));
+        let start = r#"{"type":"message_start","message":{"model":"content_block_delta"}}"#;
+        assert!(!feed(Wire::Messages, &[start]).0.has_started());
     }
 
     #[test]
@@ -208,10 +247,8 @@ mod tests {
         };
         assert_eq!(meter.usage(), Some(usage));
         let failed = r#"{"type":"response.failed","response":{"error":{"message":"x"}}}"#;
-        assert_eq!(
-            feed(Wire::Responses, &[word, failed]).0.cut(),
-            Some(Cut::Error)
-        );
+        let (meter, _) = feed(Wire::Responses, &[word, failed]);
+        assert_eq!((meter.cut(), meter.is_done()), (Some(Cut::Error), false));
         assert!(
             !feed(Wire::Responses, &[r#"{"type":"response.created"}"#])
                 .0

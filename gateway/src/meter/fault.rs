@@ -1,4 +1,4 @@
-//! Whose fault an error is that a backend tells inside a stream of chunks. Pure.
+//! Whose fault an error is that a backend tells inside an answer, in the words of any protocol. Pure.
 
 use std::borrow::Cow;
 
@@ -6,15 +6,56 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 /// What backends call a failure of their own, in lower case and letters only. `InternalServerError` is vLLM's and
-/// SGLang's, the others are OpenAI's and its likes'.
-const OWN: [&str; 6] = [
+/// SGLang's; `internal` to `dataloss` are Google's, names that end in `exception` are AWS's, `apierror` and
+/// `timeouterror` are Anthropic's; the others are OpenAI's and its likes'.
+const OWN: [&str; 14] = [
+    "apierror",
+    "dataloss",
+    "deadlineexceeded",
+    "internal",
     "internalerror",
+    "internalfailure",
     "internalservererror",
-    "overloadederror",
+    "internalserverexception",
+    "modelerrorexception",
+    "modelstreamerrorexception",
+    "modeltimeoutexception",
     "servererror",
+    "timeouterror",
+    "vectorstoretimeout",
+];
+/// What they call it when there is more to do than they can.
+const OVERLOADED: [&str; 7] = [
+    "modelnotreadyexception",
+    "overloaded",
+    "overloadederror",
     "serviceunavailable",
     "serviceunavailableerror",
+    "serviceunavailableexception",
+    "unavailable",
 ];
+/// What they call it when this caller is over its limit.
+const LIMIT: [&str; 6] = [
+    "insufficientquota",
+    "ratelimiterror",
+    "ratelimitexceeded",
+    "resourceexhausted",
+    "throttlingexception",
+    "toomanyrequests",
+];
+
+/// Whose fault an error is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// The backend failed.
+    Backend,
+    /// The backend has more to do than it can.
+    Overloaded,
+    /// The gateway is over its limit there.
+    Limit,
+    /// The request is at fault, or nothing is known.
+    Other,
+}
 
 #[derive(Deserialize)]
 struct View<'a> {
@@ -24,17 +65,45 @@ struct View<'a> {
     kind: Option<&'a RawValue>,
 }
 
-/// Whether an `error` says that the backend failed, and not that the request is at fault. A status decides, else a
-/// name; one that is not known says nothing.
-pub(crate) fn is_backends(error: &RawValue) -> bool {
-    let Ok(View { code, kind }) = serde_json::from_str::<View<'_>>(error.get()) else {
-        return false;
+/// What an error object says, by its members `code` and `type`. A status decides, else a name; one that is not known
+/// says nothing.
+pub(crate) fn of(error: &str) -> Fault {
+    let Ok(View { code, kind }) = serde_json::from_str::<View<'_>>(error) else {
+        return Fault::Other;
     };
-    if let Some(status) = code.and_then(|code| code.get().parse::<u16>().ok()) {
-        return (500..600).contains(&status);
+    // Some proxies write the status as a text.
+    let status = code.and_then(|code| code.get().trim_matches('"').parse::<u16>().ok());
+    match status {
+        Some(429) => return Fault::Limit,
+        Some(503 | 529) => return Fault::Overloaded,
+        Some(500..600) => return Fault::Backend,
+        Some(_) => return Fault::Other,
+        None => {}
     }
-    let mut names = [code, kind].into_iter().flatten().filter_map(name);
-    names.any(|name| OWN.contains(&name.as_str()))
+    let names = [code, kind].into_iter().flatten().filter_map(name);
+    let mut faults = names.map(|name| named(&name));
+    faults
+        .find(|fault| *fault != Fault::Other)
+        .unwrap_or(Fault::Other)
+}
+
+fn named(name: &str) -> Fault {
+    if OWN.contains(&name) {
+        Fault::Backend
+    } else if OVERLOADED.contains(&name) {
+        Fault::Overloaded
+    } else if LIMIT.contains(&name) {
+        Fault::Limit
+    } else {
+        Fault::Other
+    }
+}
+
+impl Fault {
+    /// Whether the backend failed, and not the request.
+    pub(crate) fn is_backends(self) -> bool {
+        matches!(self, Self::Backend | Self::Overloaded)
+    }
 }
 
 fn name(raw: &RawValue) -> Option<String> {
@@ -47,6 +116,7 @@ fn name(raw: &RawValue) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::Fault::{Backend, Limit, Other, Overloaded};
     use super::*;
 
     #[test]
@@ -54,26 +124,64 @@ mod tests {
         for (error, expected) in [
             (
                 r#"{"message":"x","type":"InternalServerError","code":500}"#,
-                true,
+                Backend,
             ),
-            (r#"{"type":"Internal Server Error","code":null}"#, true),
-            (r#"{"type":"server_error"}"#, true),
-            (r#"{"type":"x","code":"internal_error"}"#, true),
-            (r#"{"code":503}"#, true),
-            (r#"{"type":"InternalServerError","code":400}"#, false),
-            (r#"{"type":"BadRequestError","code":400}"#, false),
+            (r#"{"type":"Internal Server Error","code":null}"#, Backend),
+            (r#"{"type":"server_error"}"#, Backend),
+            (r#"{"type":"x","code":"internal_error"}"#, Backend),
+            (r#"{"code":503}"#, Overloaded),
+            (r#"{"type":"InternalServerError","code":400}"#, Other),
+            (r#"{"type":"BadRequestError","code":400}"#, Other),
             (
                 r#"{"type":"invalid_request_error","code":"content_filter"}"#,
-                false,
+                Other,
             ),
-            (r#"{"code":429,"type":"server_error"}"#, false),
-            (r#"{"message":"InternalServerError"}"#, false),
-            (r#"{"code":600}"#, false),
-            (r#""InternalServerError""#, false),
-            ("[]", false),
+            (r#"{"code":429,"type":"server_error"}"#, Limit),
+            (r#"{"code":"429","type":"None"}"#, Limit),
+            (r#"{"code":"502"}"#, Backend),
+            (r#"{"message":"InternalServerError"}"#, Other),
+            (r#"{"code":600}"#, Other),
+            (r#""InternalServerError""#, Other),
+            ("[]", Other),
         ] {
-            let raw: &RawValue = serde_json::from_str(error).unwrap();
-            assert_eq!(is_backends(raw), expected, "{error}");
+            assert_eq!(of(error), expected, "{error}");
         }
+    }
+
+    #[test]
+    fn each_vendors_words_are_known() {
+        for (names, expected) in [
+            // Anthropic: https://docs.anthropic.com/en/api/errors
+            (&["api_error", "timeout_error"][..], Backend),
+            (&["overloaded_error"], Overloaded),
+            (&["rate_limit_error"], Limit),
+            (&["invalid_request_error", "not_found_error"], Other),
+            // OpenAI's Responses.
+            (&["server_error", "vector_store_timeout"], Backend),
+            (&["rate_limit_exceeded", "insufficient_quota"], Limit),
+            (&["invalid_prompt", "image_parse_error"], Other),
+            // Google.
+            (&["INTERNAL", "DEADLINE_EXCEEDED"], Backend),
+            (&["UNAVAILABLE"], Overloaded),
+            (&["RESOURCE_EXHAUSTED"], Limit),
+            (&["INVALID_ARGUMENT", "UNKNOWN"], Other),
+            // Bedrock.
+            (
+                &["internalServerException", "modelStreamErrorException"],
+                Backend,
+            ),
+            (&["serviceUnavailableException"], Overloaded),
+            (&["throttlingException"], Limit),
+            (&["validationException"], Other),
+        ] {
+            for name in names {
+                for member in ["type", "code"] {
+                    let error = format!(r#"{{"message":"x","{member}":"{name}"}}"#);
+                    assert_eq!(of(&error), expected, "{error}");
+                }
+            }
+        }
+        let both = r#"{"type":"server_error","code":"rate_limit_exceeded"}"#;
+        assert_eq!(of(both), Limit);
     }
 }

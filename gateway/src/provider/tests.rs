@@ -451,6 +451,15 @@ fn an_error_inside_a_stream_is_told_in_the_callers_words() {
         told,
         "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"busy\"}}\n\n"
     );
+    for (error, kind) in [
+        (json!({"type": "rate_limit_exceeded"}), "rate_limit_error"),
+        (json!({"code": 503}), "overloaded_error"),
+        (json!({"type": "server_error"}), "api_error"),
+    ] {
+        let error = format!("data: {}\n\n", json!({ "error": error }));
+        let told = stream(Way::MessagesOverChat, &[error.as_bytes()]);
+        assert!(told.contains(&format!(r#""type":"{kind}""#)), "{told}");
+    }
     let error = event(
         "error",
         json!({"error": {"type": "overloaded_error", "message": "busy"}}),

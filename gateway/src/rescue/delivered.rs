@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::meter::fault;
+use crate::meter::fault::{self, Fault};
 use crate::sse::Decoder;
 
 /// A longer text is not continued. 256 KiB are about 65,000 tokens.
@@ -160,7 +160,8 @@ impl Text {
             self.is_over = true;
             return Said::Text;
         };
-        if chunk.error.is_some_and(fault::is_backends) {
+        let fault = chunk.error.map(|error| fault::of(error.get()));
+        if fault.is_some_and(Fault::is_backends) {
             return Said::Gone;
         }
         self.names.get_or_insert_with(|| Names::of(&chunk));

@@ -244,6 +244,32 @@ async fn an_endpoint_that_is_slower_than_its_peers_gets_little_whatever_the_stra
 }
 
 #[tokio::test]
+async fn an_endpoint_whose_streams_end_in_errors_of_its_own_gets_little() {
+    let (peers, mut addresses) = Upstream::several(2, hello).await;
+    let error = "data: {\"error\":{\"message\":\"x\",\"type\":\"server_error\"}}\n\n";
+    let failing = move || Reply::Sse(vec![role(), word("x"), error.to_owned()]);
+    let failing = Upstream::always(failing).await;
+    addresses.push(failing.address);
+    let plan = Plan::new()
+        .backend("a", &addresses, 1, 0)
+        .rule(|rule| rule.strategy = Strategy::RoundRobin);
+    let gateway = Gateway::start(&plan).await;
+    within("the failing one gets one request in fifty", async {
+        loop {
+            let before = failing.count();
+            for _ in 0..60 {
+                assert_eq!(gateway.post(&chat(true)).await.status, 200);
+            }
+            if failing.count() - before <= 2 {
+                break;
+            }
+        }
+    })
+    .await;
+    assert!(peers.iter().all(|peer| peer.count() > failing.count()));
+}
+
+#[tokio::test]
 async fn an_endpoint_without_the_prompt_in_its_cache_is_not_taken_for_a_bad_one() {
     let (_peers, mut addresses) = Upstream::several(2, || Reply::Json(200, completion("x"))).await;
     let late = || Reply::Late(Duration::from_millis(20), completion("x"));

@@ -225,6 +225,88 @@ async fn a_message_that_began_with_an_error_is_repeated_elsewhere() {
     assert_eq!(answer.body, [STARTED, SAID, STOPPED].concat());
 }
 
+/// An error event of a message.
+fn error_of(kind: &str) -> String {
+    let error = json!({"type": "error", "error": {"type": kind, "message": "busy"}});
+    format!("event: error\ndata: {error}\n\n")
+}
+
+const CREATED: &str =
+    "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n";
+const WROTE: &str = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n";
+const COMPLETED: &str = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}}\n\n";
+const RESPONSE: &str = r#"{"model":"chat","stream":true,"input":"Hi"}"#;
+
+/// The two ways in which OpenAI says that a response failed.
+fn failures(code: &str) -> [String; 2] {
+    let failed = json!({"type": "response.failed", "response": {"status": "failed", "error": {"code": code, "message": "x"}}});
+    let error = json!({"type": "error", "code": code, "message": "x", "param": null});
+    [failed, error].map(|event| format!("event: {}\ndata: {event}\n\n", event["type"]))
+}
+
+#[tokio::test]
+async fn a_stream_that_begins_with_a_limit_is_repeated_elsewhere_or_a_429() {
+    let limited = |events: &[&str]| {
+        let events: Vec<String> = events.iter().map(|event| (*event).to_owned()).collect();
+        Upstream::always(move || Reply::Sse(events.clone()))
+    };
+    let event = error_of("rate_limit_error");
+    let over = limited(&[STARTED, &event]).await;
+    let working = limited(&[STARTED, SAID, STOPPED]).await;
+    let plan = Plan::chain(&[over.address, working.address])
+        .speaking("a", Protocol::Anthropic)
+        .speaking("b", Protocol::Anthropic);
+    let gateway = Gateway::start(&plan).await;
+    let answer = post(&gateway, "/v1/messages", "", &message_request(true)).await;
+    assert_eq!(answer.body, [STARTED, SAID, STOPPED].concat());
+    let limit = "penstock_gateway_attempt_failures_total{backend=\"ns/a\",reason=\"status_429\"}";
+    gateway.metric_is(limit, 1.0).await;
+
+    let gateway = Gateway::start(&anthropic(&over)).await;
+    let answer = post(&gateway, "/v1/messages", "", &message_request(true)).await;
+    let body: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(
+        (answer.status, body["error"]["type"].as_str()),
+        (429, Some("rate_limit_error"))
+    );
+    let [failed, flat] = failures("rate_limit_exceeded");
+    for event in [failed, flat] {
+        let over = limited(&[CREATED, &event]).await;
+        let gateway = Gateway::start(&Plan::chain(&[over.address])).await;
+        let answer = post(&gateway, "/v1/responses", "", RESPONSE).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (429, "upstream_busy")
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_error_inside_a_stream_is_its_end_in_each_protocol() {
+    let outcome = "penstock_gateway_requests_total{rule=\"ns/policy/chat\",backend=\"ns/a\",outcome=\"upstream_error\"}";
+    let event = error_of("overloaded_error");
+    let events = [STARTED, SAID, &event, STOPPED].concat();
+    let failing = Upstream::always(move || Reply::Sse(vec![events.clone()])).await;
+    let gateway = Gateway::start(&anthropic(&failing)).await;
+    let answer = post(&gateway, "/v1/messages", "", &message_request(true)).await;
+    assert_eq!(answer.body, [STARTED, SAID, &event].concat());
+    let answer = gateway.post(&chat(true)).await;
+    let last = answer.body.trim_end().lines().last().unwrap();
+    let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
+    assert_eq!(error["error"]["type"], "overloaded_error");
+    assert!(answer.body.contains("Hello") && !answer.body.contains("finish_reason\":\"stop"));
+    gateway.metric_is(outcome, 2.0).await;
+
+    for event in failures("server_error") {
+        let events = [CREATED, WROTE, &event, COMPLETED].concat();
+        let failing = Upstream::always(move || Reply::Sse(vec![events.clone()])).await;
+        let gateway = Gateway::start(&Plan::chain(&[failing.address])).await;
+        let answer = post(&gateway, "/v1/responses", "", RESPONSE).await;
+        assert_eq!(answer.body, [CREATED, WROTE, &event].concat());
+        gateway.metric_is(outcome, 1.0).await;
+    }
+}
+
 #[tokio::test]
 async fn what_a_protocol_cannot_carry_goes_to_a_backend_that_can() {
     let messages = Upstream::always(|| Reply::Json(200, message())).await;
@@ -313,23 +395,18 @@ async fn the_credential_goes_where_the_protocol_has_it() {
 
 #[tokio::test]
 async fn a_response_is_whole_only_with_its_last_event() {
-    let created =
-        "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n";
-    let word = "event: response.output_text.delta\ndata: {\"type\":\"response.output_text.delta\",\"delta\":\"Hi\"}\n\n";
-    let completed = "event: response.completed\ndata: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}}\n\n";
-    let events = [created, word, completed];
+    let events = [CREATED, WROTE, COMPLETED];
     let whole = Upstream::always(move || Reply::Sse(events.map(str::to_owned).to_vec())).await;
     let gateway = Gateway::start(&Plan::chain(&[whole.address])).await;
-    let request = r#"{"model":"chat","stream":true,"input":"Hi"}"#;
-    let answer = post(&gateway, "/v1/responses", "", request).await;
+    let answer = post(&gateway, "/v1/responses", "", RESPONSE).await;
     assert_eq!(answer.body, events.concat());
 
-    let cut = Upstream::always(move || Reply::Sse(vec![created.to_owned(), word.to_owned()])).await;
+    let cut = Upstream::always(|| Reply::Sse(vec![CREATED.to_owned(), WROTE.to_owned()])).await;
     let gateway = Gateway::start(&Plan::chain(&[cut.address])).await;
-    let answer = post(&gateway, "/v1/responses", "", request).await;
+    let answer = post(&gateway, "/v1/responses", "", RESPONSE).await;
     let event = answer
         .body
-        .strip_prefix(&(created.to_owned() + word))
+        .strip_prefix(&(CREATED.to_owned() + WROTE))
         .unwrap();
     assert!(event.starts_with("event: error\ndata: "), "{event}");
 }

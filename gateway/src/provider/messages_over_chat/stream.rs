@@ -7,6 +7,7 @@ use serde_json::value::RawValue;
 
 use super::calls::{Call, Calls, Piece};
 use super::{message_id, stop_reason, stop_text, usage};
+use crate::meter::fault::{self, Fault};
 use crate::provider::chat::{AnswerIn, AnswerToolCallIn, ChoiceIn};
 use crate::provider::messages::{Answer, Block, Delta, End, ErrorOut, Event, Usage};
 use crate::sse::{Decoder, EventTooLarge};
@@ -236,8 +237,13 @@ fn piece(call: AnswerToolCallIn<'_>) -> Call {
 fn fail(error: &RawValue, out: &mut Vec<u8>) {
     let value: Value = serde_json::from_str(error.get()).unwrap_or_default();
     let message = value.get("message").and_then(Value::as_str);
+    let kind = match fault::of(error.get()) {
+        Fault::Limit => "rate_limit_error",
+        Fault::Overloaded => "overloaded_error",
+        Fault::Backend | Fault::Other => "api_error",
+    };
     let error = ErrorOut {
-        kind: "api_error",
+        kind,
         message: Cow::Borrowed(message.unwrap_or("The backend failed.")),
     };
     write(&Event::Error { error }, out);
