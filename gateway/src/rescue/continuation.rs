@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::delivered::{Members, is_void};
 use crate::edits::{Edits, place};
 use crate::openai::Api;
 
@@ -17,8 +18,6 @@ use crate::openai::Api;
 const COMPLETION_MAX_TOKENS: u64 = 16;
 /// The members that bound an answer's tokens.
 const BOUNDS: [&str; 2] = ["max_completion_tokens", "max_tokens"];
-
-type Members<'a> = BTreeMap<Cow<'a, str>, &'a RawValue>;
 
 /// Whether an answer to this request may be continued, as far as the request says.
 pub(super) fn is_possible(api: Api, body: &[u8]) -> bool {
@@ -31,12 +30,13 @@ pub(super) fn is_possible(api: Api, body: &[u8]) -> bool {
         _ => return false,
     };
     let mut all = members.iter();
-    members.contains_key(prompt) && all.all(|(name, value)| is_kept(api, name, value.get()))
+    members.contains_key(prompt) && all.all(|(name, value)| is_kept(api, name, value))
 }
 
 /// Whether a member means the same for the rest of an answer as for all of it.
-fn is_kept(api: Api, name: &str, value: &str) -> bool {
-    let is_void = matches!(value, "null" | "[]" | "{}" | "\"\"");
+fn is_kept(api: Api, name: &str, value: &RawValue) -> bool {
+    let is_void = is_void(value);
+    let value = value.get();
     match name {
         // Who asks what, and how each token is drawn.
         "model"
