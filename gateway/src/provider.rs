@@ -17,6 +17,7 @@ pub mod translations;
 mod chat;
 mod chunks;
 mod messages;
+mod open_calls;
 mod reading;
 
 #[cfg(test)]

@@ -269,6 +269,9 @@ pub(super) struct UsageIn {
 pub(super) struct EventIn<'a> {
     #[serde(borrow, rename = "type")]
     pub(super) kind: Cow<'a, str>,
+    /// Of the block that it is about.
+    #[serde(default)]
+    pub(super) index: Option<usize>,
     #[serde(borrow, default)]
     pub(super) message: Option<OpeningIn<'a>>,
     #[serde(borrow, default)]

@@ -444,6 +444,50 @@ fn events_of_a_message_become_chunks() {
 }
 
 #[test]
+fn calls_whose_blocks_are_open_at_a_time_keep_their_own_arguments() {
+    let start = |index: u32, kind: &str| {
+        let block = json!({"type": kind, "id": format!("t{index}"), "name": "f", "input": {}});
+        event(
+            "content_block_start",
+            json!({"index": index, "content_block": block}),
+        )
+    };
+    let part = |index: u32, json: &str| {
+        let delta = json!({"type": "input_json_delta", "partial_json": json});
+        event(
+            "content_block_delta",
+            json!({"index": index, "delta": delta}),
+        )
+    };
+    let stop = |index: u32| event("content_block_stop", json!({"index": index}));
+    let events = [
+        start(0, "tool_use"),
+        start(1, "tool_use"),
+        part(0, "{\"a\":"),
+        // A tool that runs at Anthropic is no call of the caller's.
+        start(2, "server_tool_use"),
+        part(2, "{\"query\":0}"),
+        part(1, "{\"b\":"),
+        part(0, "1}"),
+        part(1, "2}"),
+        stop(2),
+        start(3, "tool_use"),
+        stop(0),
+        stop(1),
+        stop(3),
+    ];
+    let told = stream(Way::ChatOverMessages, &[events.concat().as_bytes()]);
+    let mut calls = [String::new(), String::new(), String::new()];
+    for data in told.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        let chunk: Value = serde_json::from_str(data).unwrap();
+        let call = &chunk["choices"][0]["delta"]["tool_calls"][0];
+        let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+        calls[index].push_str(call["function"]["arguments"].as_str().unwrap());
+    }
+    assert_eq!(calls, ["{\"a\":1}", "{\"b\":2}", "{}"]);
+}
+
+#[test]
 fn an_error_inside_a_stream_is_told_in_the_callers_words() {
     let error = "data: {\"error\":{\"message\":\"busy\"}}\n\n";
     let told = stream(Way::MessagesOverChat, &[error.as_bytes()]);

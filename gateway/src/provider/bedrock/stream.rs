@@ -11,16 +11,14 @@ use super::{ToolUseIn, UsageIn, finish_reason, usage};
 use crate::provider::chat::{Delta, FunctionCall, ToolCall};
 use crate::provider::chunks::{self, Chunks};
 use crate::provider::foreign::About;
+use crate::provider::open_calls::OpenCalls;
 
 /// One stream.
 #[derive(Debug)]
 pub struct Stream {
     frames: Frames,
     chunks: Chunks,
-    /// Tool calls so far; the last one is the open one.
-    tools: usize,
-    /// The open block is a tool call that has no arguments yet.
-    bare_call: bool,
+    calls: OpenCalls,
     finished: bool,
     usage: Option<UsageIn>,
 }
@@ -28,6 +26,8 @@ pub struct Stream {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct EventIn<'a> {
+    #[serde(default)]
+    content_block_index: Option<usize>,
     #[serde(borrow, default)]
     start: Option<StartIn<'a>>,
     #[serde(borrow, default)]
@@ -67,8 +67,7 @@ impl Stream {
         Self {
             frames: Frames::default(),
             chunks: about.chunks(),
-            tools: 0,
-            bare_call: false,
+            calls: OpenCalls::default(),
             finished: false,
             usage: None,
         }
@@ -123,19 +122,22 @@ impl Stream {
             }
             "contentBlockStart" => {
                 if let Some(tool_use) = event.start.and_then(|start| start.tool_use) {
-                    self.tools += 1;
-                    self.bare_call = true;
+                    let call = self.calls.begin(event.content_block_index);
                     let id = Some(tool_use.tool_use_id);
-                    self.call(id, Some(tool_use.name), Cow::Borrowed(""), out);
+                    self.call(call, id, Some(tool_use.name), Cow::Borrowed(""), out);
                 }
             }
             "contentBlockDelta" => {
                 if let Some(delta) = event.delta {
-                    self.delta(delta, out);
+                    self.delta(event.content_block_index, delta, out);
                 }
             }
-            // A call without arguments has no delta here, and an empty object there.
-            "contentBlockStop" if self.bare_call => self.arguments(Cow::Borrowed("{}"), out),
+            "contentBlockStop" => {
+                // A call without arguments has no delta here, and an empty object there.
+                if let Some(call) = self.calls.end(event.content_block_index) {
+                    self.call(call, None, None, Cow::Borrowed("{}"), out);
+                }
+            }
             "messageStop" => {
                 let reason = event.stop_reason.unwrap_or_default();
                 self.finished = true;
@@ -147,13 +149,16 @@ impl Stream {
         }
     }
 
-    fn delta(&mut self, delta: DeltaIn<'_>, out: &mut Vec<u8>) {
+    fn delta(&mut self, block: Option<usize>, delta: DeltaIn<'_>, out: &mut Vec<u8>) {
         let arguments = delta
             .tool_use
             .and_then(|tool_use| tool_use.input)
             .and_then(text);
         if let Some(arguments) = arguments.filter(|text| !text.is_empty()) {
-            return self.arguments(Cow::Owned(arguments), out);
+            if let Some(call) = self.calls.go_on(block) {
+                self.call(call, None, None, Cow::Owned(arguments), out);
+            }
+            return;
         }
         let chunk = Delta {
             content: delta.text,
@@ -166,20 +171,16 @@ impl Stream {
         }
     }
 
-    fn arguments(&mut self, arguments: Cow<'_, str>, out: &mut Vec<u8>) {
-        self.bare_call = false;
-        self.call(None, None, arguments, out);
-    }
-
     fn call(
         &self,
+        index: usize,
         id: Option<Cow<'_, str>>,
         name: Option<Cow<'_, str>>,
         arguments: Cow<'_, str>,
         out: &mut Vec<u8>,
     ) {
         let call = ToolCall {
-            index: Some(self.tools.saturating_sub(1)),
+            index: Some(index),
             kind: id.is_some().then_some("function"),
             id,
             function: FunctionCall { name, arguments },

@@ -200,6 +200,43 @@ fn events_become_the_chunks_of_a_chat_completion() {
 }
 
 #[test]
+fn calls_whose_blocks_are_open_at_a_time_keep_their_own_arguments() {
+    let start = |index: u32| {
+        let tool = json!({"toolUse": {"toolUseId": format!("t{index}"), "name": "f"}});
+        event(
+            "contentBlockStart",
+            &json!({"contentBlockIndex": index, "start": tool}),
+        )
+    };
+    let part = |index: u32, json: &str| {
+        let delta = json!({"toolUse": {"input": json}});
+        event(
+            "contentBlockDelta",
+            &json!({"contentBlockIndex": index, "delta": delta}),
+        )
+    };
+    let stop = |index: u32| event("contentBlockStop", &json!({"contentBlockIndex": index}));
+    let events = [
+        start(1),
+        start(2),
+        part(1, "{\"a\":"),
+        part(2, "{\"b\":2}"),
+        stop(2),
+        part(1, "1}"),
+        stop(1),
+    ];
+    let told = chunks(&[&events.concat()]);
+    let mut calls = [String::new(), String::new()];
+    for data in told.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        let chunk: Value = serde_json::from_str(data).unwrap();
+        let call = &chunk["choices"][0]["delta"]["tool_calls"][0];
+        let index = usize::try_from(call["index"].as_u64().unwrap()).unwrap();
+        calls[index].push_str(call["function"]["arguments"].as_str().unwrap());
+    }
+    assert_eq!(calls, ["{\"a\":1}", "{\"b\":2}"]);
+}
+
+#[test]
 fn a_stream_without_a_reason_to_stop_has_no_end() {
     let cut = event("messageStart", &json!({"role": "assistant"}));
     assert!(!chunks(&[&cut]).contains("[DONE]"));

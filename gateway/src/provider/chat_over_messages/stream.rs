@@ -6,6 +6,7 @@ use super::{finish_reason, usage};
 use crate::provider::chat::{Delta, FunctionCall, ToolCall};
 use crate::provider::chunks::{self, Chunks};
 use crate::provider::messages::{BlockIn, DeltaIn, EventIn, OpeningIn, UsageIn};
+use crate::provider::open_calls::OpenCalls;
 use crate::sse::{Decoder, EventTooLarge};
 
 /// One stream.
@@ -14,10 +15,7 @@ pub struct Stream {
     decoder: Decoder,
     chunks: Chunks,
     include_usage: bool,
-    /// Tool calls so far; the last one is the open one.
-    tools: usize,
-    /// The open block is a tool call that has no arguments yet.
-    bare_call: bool,
+    calls: OpenCalls,
     usage: UsageIn,
 }
 
@@ -31,8 +29,7 @@ impl Stream {
                 ..Chunks::default()
             },
             include_usage,
-            tools: 0,
-            bare_call: false,
+            calls: OpenCalls::default(),
             usage: UsageIn::default(),
         }
     }
@@ -51,9 +48,9 @@ impl Stream {
         };
         match event.kind.as_ref() {
             "message_start" => self.open(event.message, out),
-            "content_block_start" => self.block(event.content_block, out),
-            "content_block_delta" => self.delta(event.delta, out),
-            "content_block_stop" => self.close(out),
+            "content_block_start" => self.block(event.index, event.content_block, out),
+            "content_block_delta" => self.delta(event.index, event.delta, out),
+            "content_block_stop" => self.close(event.index, out),
             "message_delta" => self.end(event.delta, event.usage, out),
             "message_stop" => {
                 if self.include_usage {
@@ -88,13 +85,13 @@ impl Stream {
         self.chunks.say(0, delta, out);
     }
 
-    fn block(&mut self, block: Option<BlockIn<'_>>, out: &mut Vec<u8>) {
+    fn block(&mut self, index: Option<usize>, block: Option<BlockIn<'_>>, out: &mut Vec<u8>) {
         let Some(block) = block else { return };
         let filled = |text: Option<Cow<'static, str>>| text.filter(|text| !text.is_empty());
         let delta = match block.kind.as_ref() {
             "tool_use" => {
                 let call = ToolCall {
-                    index: Some(self.tools),
+                    index: Some(self.calls.begin(index)),
                     id: block.id,
                     kind: Some("function"),
                     function: FunctionCall {
@@ -103,8 +100,6 @@ impl Stream {
                     },
                     extra_content: None,
                 };
-                self.tools += 1;
-                self.bare_call = true;
                 let delta = Delta {
                     tool_calls: vec![call],
                     ..Delta::default()
@@ -126,10 +121,14 @@ impl Stream {
         }
     }
 
-    fn delta(&mut self, delta: Option<DeltaIn<'_>>, out: &mut Vec<u8>) {
+    fn delta(&mut self, index: Option<usize>, delta: Option<DeltaIn<'_>>, out: &mut Vec<u8>) {
         let Some(delta) = delta else { return };
         if let Some(arguments) = delta.partial_json.filter(|json| !json.is_empty()) {
-            return self.arguments(arguments, out);
+            // Tools that run at Anthropic have their input too.
+            if let Some(call) = self.calls.go_on(index) {
+                self.arguments(call, arguments, out);
+            }
+            return;
         }
         let chunk = Delta {
             content: delta.text,
@@ -143,16 +142,15 @@ impl Stream {
     }
 
     /// A call without arguments has no delta here, and an empty object there.
-    fn close(&mut self, out: &mut Vec<u8>) {
-        if self.bare_call {
-            self.arguments(Cow::Borrowed("{}"), out);
+    fn close(&mut self, index: Option<usize>, out: &mut Vec<u8>) {
+        if let Some(call) = self.calls.end(index) {
+            self.arguments(call, Cow::Borrowed("{}"), out);
         }
     }
 
-    fn arguments(&mut self, arguments: Cow<'_, str>, out: &mut Vec<u8>) {
-        self.bare_call = false;
+    fn arguments(&self, call: usize, arguments: Cow<'_, str>, out: &mut Vec<u8>) {
         let call = ToolCall {
-            index: Some(self.tools.saturating_sub(1)),
+            index: Some(call),
             id: None,
             kind: None,
             function: FunctionCall {
