@@ -77,11 +77,11 @@ struct Counts {
 
 impl Counts {
     fn usage(self) -> Usage {
-        let apart = self.cache_creation_input_tokens.unwrap_or(0)
-            + self.cache_read_input_tokens.unwrap_or(0);
+        let written = self.cache_creation_input_tokens.unwrap_or(0);
+        let read = self.cache_read_input_tokens.unwrap_or(0);
         let prompt = self.prompt_tokens.or(self.input_tokens).unwrap_or(0);
         Usage {
-            prompt_tokens: prompt.saturating_add(apart),
+            prompt_tokens: prompt.saturating_add(written).saturating_add(read),
             cached_tokens: self.cached().unwrap_or(0),
             completion_tokens: self.completion_tokens.or(self.output_tokens).unwrap_or(0),
         }

@@ -23,7 +23,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::chat::{PromptDetails, Usage};
+use super::chat::Usage;
 
 /// The content type of its event streams.
 pub(super) const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
@@ -45,14 +45,8 @@ fn finish_reason(reason: &str) -> &'static str {
 fn usage(usage: UsageIn) -> Usage {
     let cached_tokens = usage.cache_read_input_tokens.unwrap_or(0);
     let written = usage.cache_write_input_tokens.unwrap_or(0);
-    let prompt_tokens = usage.input_tokens + cached_tokens + written;
-    Usage {
-        prompt_tokens,
-        completion_tokens: usage.output_tokens,
-        total_tokens: prompt_tokens + usage.output_tokens,
-        prompt_tokens_details: PromptDetails { cached_tokens },
-        completion_tokens_details: None,
-    }
+    let prompt = [usage.input_tokens, cached_tokens, written];
+    Usage::of(prompt, cached_tokens, usage.output_tokens)
 }
 
 #[derive(Deserialize)]

@@ -449,6 +449,20 @@ pub(super) struct Usage {
     pub(super) completion_tokens_details: Option<CompletionDetails>,
 }
 
+impl Usage {
+    /// Of counts by a backend, which may be anything; `prompt` are the parts of the prompt's.
+    pub(super) fn of(prompt: [u64; 3], cached_tokens: u64, completion_tokens: u64) -> Self {
+        let prompt_tokens = prompt.into_iter().fold(0, u64::saturating_add);
+        Self {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens.saturating_add(completion_tokens),
+            prompt_tokens_details: PromptDetails { cached_tokens },
+            completion_tokens_details: None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Serialize)]
 pub(super) struct CompletionDetails {
     pub(super) reasoning_tokens: u64,

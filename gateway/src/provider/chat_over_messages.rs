@@ -8,7 +8,7 @@ pub(super) use answer::answer;
 pub(super) use request::request;
 pub use stream::Stream;
 
-use super::chat::{PromptDetails, Usage};
+use super::chat::Usage;
 use super::messages::UsageIn;
 
 /// `finish_reason` for a `stop_reason`.
@@ -27,13 +27,6 @@ fn finish_reason(stop_reason: &str) -> &'static str {
 fn usage(usage: UsageIn) -> Usage {
     let cached_tokens = usage.cache_read_input_tokens.unwrap_or(0);
     let written = usage.cache_creation_input_tokens.unwrap_or(0);
-    let prompt_tokens = usage.input_tokens.unwrap_or(0) + cached_tokens + written;
-    let completion_tokens = usage.output_tokens.unwrap_or(0);
-    Usage {
-        prompt_tokens,
-        completion_tokens,
-        total_tokens: prompt_tokens + completion_tokens,
-        prompt_tokens_details: PromptDetails { cached_tokens },
-        completion_tokens_details: None,
-    }
+    let prompt = [usage.input_tokens.unwrap_or(0), cached_tokens, written];
+    Usage::of(prompt, cached_tokens, usage.output_tokens.unwrap_or(0))
 }

@@ -18,18 +18,22 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::chat::{CompletionDetails, PromptDetails, Usage};
+use super::chat::{CompletionDetails, Usage};
 
 /// Google's own word for "this call of a tool was made by another model", where a model demands its signature:
 /// <https://ai.google.dev/gemini-api/docs/thought-signatures>.
 const NO_SIGNATURE: &str = "skip_thought_signature_validator";
 
-/// `finish_reason` for a `finishReason`. Calls that the model could not write down are the backend giving up, which is
-/// repeated elsewhere.
+/// `finish_reason` for a `finishReason`. Calls that the model could not or should not have written are the backend giving
+/// up, which is repeated elsewhere; so is its word that a signature is missing, which other backends do not ask for.
 fn finish_reason(reason: &str, has_calls: bool) -> &'static str {
     match reason {
         "MAX_TOKENS" => "length",
-        "MALFORMED_FUNCTION_CALL" | "MALFORMED_RESPONSE" => "abort",
+        "MALFORMED_FUNCTION_CALL"
+        | "MALFORMED_RESPONSE"
+        | "UNEXPECTED_TOOL_CALL"
+        | "TOO_MANY_TOOL_CALLS"
+        | "MISSING_THOUGHT_SIGNATURE" => "abort",
         "SAFETY"
         | "RECITATION"
         | "LANGUAGE"
@@ -47,19 +51,19 @@ fn finish_reason(reason: &str, has_calls: bool) -> &'static str {
 }
 
 fn usage(usage: UsageIn) -> Usage {
-    let prompt_tokens = usage.prompt_token_count + usage.tool_use_prompt_token_count;
+    let prompt = [
+        usage.prompt_token_count,
+        usage.tool_use_prompt_token_count,
+        0,
+    ];
+    let reasoning_tokens = usage.thoughts_token_count;
     // Thoughts are not among the candidates' tokens, as they are among OpenAI's.
-    let completion_tokens = usage.candidates_token_count + usage.thoughts_token_count;
+    let completion = usage
+        .candidates_token_count
+        .saturating_add(reasoning_tokens);
     Usage {
-        prompt_tokens,
-        completion_tokens,
-        total_tokens: prompt_tokens + completion_tokens,
-        prompt_tokens_details: PromptDetails {
-            cached_tokens: usage.cached_content_token_count,
-        },
-        completion_tokens_details: Some(CompletionDetails {
-            reasoning_tokens: usage.thoughts_token_count,
-        }),
+        completion_tokens_details: Some(CompletionDetails { reasoning_tokens }),
+        ..Usage::of(prompt, usage.cached_content_token_count, completion)
     }
 }
 

@@ -250,9 +250,9 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Converse refuses empty texts.
+/// Converse refuses texts of white space alone, which models write before their calls of tools.
 fn text_block(text: Cow<'_, str>) -> Option<Block<'_>> {
-    (!text.is_empty()).then_some(Block::Text(text))
+    (!text.trim().is_empty()).then_some(Block::Text(text))
 }
 
 fn image<'a>(url: &str) -> Option<Image<'a>> {

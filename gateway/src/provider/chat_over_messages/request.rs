@@ -77,7 +77,7 @@ impl<'a> Draft<'a> {
             "tool_choice" => self.tool_choice(raw)?,
             "parallel_tool_calls" => self.parallel = Some(read(name, raw, "true or false")?),
             "response_format" => self.response_format(raw)?,
-            "reasoning_effort" => self.effort = effort(&read::<Cow<'_, str>>(name, raw, "a text")?),
+            "reasoning_effort" => self.effort = Some(effort(name, raw)?),
             "user" | "safety_identifier" => {
                 let user_id = read(name, raw, "a text")?;
                 self.request.metadata = Some(Metadata { user_id });
@@ -285,9 +285,9 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// Anthropic refuses empty texts.
+/// Anthropic refuses texts of white space alone, which models write before their calls of tools.
 fn text_block(text: Cow<'_, str>) -> Option<Block<'_>> {
-    (!text.is_empty()).then_some(Block::Text { text })
+    (!text.trim().is_empty()).then_some(Block::Text { text })
 }
 
 /// A `data:` URL in base64 as it is, any other by its address.
@@ -319,13 +319,14 @@ fn empty_object(text: &'static str) -> Box<RawValue> {
 }
 
 /// Anthropic has no level below `low`.
-fn effort(effort: &str) -> Option<&'static str> {
-    match effort {
-        "none" | "minimal" | "low" => Some("low"),
-        "medium" => Some("medium"),
-        "high" => Some("high"),
-        "xhigh" => Some("xhigh"),
-        "max" => Some("max"),
-        _ => None,
+fn effort(name: &str, raw: &RawValue) -> Result<&'static str, Misfit> {
+    const EXPECTED: &str = "none, minimal, low, medium, high, xhigh or max";
+    match read::<Cow<'_, str>>(name, raw, EXPECTED)?.as_ref() {
+        "none" | "minimal" | "low" => Ok("low"),
+        "medium" => Ok("medium"),
+        "high" => Ok("high"),
+        "xhigh" => Ok("xhigh"),
+        "max" => Ok("max"),
+        _ => Err(Misfit::Invalid(name.to_owned(), EXPECTED)),
     }
 }

@@ -185,6 +185,9 @@ fn the_reasons_to_finish_have_their_counterparts() {
         ("SAFETY", "content_filter"),
         ("PROHIBITED_CONTENT", "content_filter"),
         ("MALFORMED_FUNCTION_CALL", "abort"),
+        ("UNEXPECTED_TOOL_CALL", "abort"),
+        ("TOO_MANY_TOOL_CALLS", "abort"),
+        ("MISSING_THOUGHT_SIGNATURE", "abort"),
         ("INVENTED_LATER", "stop"),
     ] {
         let told = answer(&json!({"candidates": [{"finishReason": reason}]})).unwrap();

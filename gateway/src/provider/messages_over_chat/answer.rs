@@ -24,7 +24,9 @@ pub(in crate::provider) fn answer(body: &[u8]) -> Option<Bytes> {
             content.push(Block::Text { text });
         }
     }
-    for call in message.tool_calls.into_iter().flatten() {
+    let calls = message.tool_calls.unwrap_or_default();
+    let has_calls = !calls.is_empty();
+    for call in calls {
         let function = call.function?;
         content.push(Block::ToolUse {
             id: call.id.unwrap_or_default(),
@@ -43,7 +45,7 @@ pub(in crate::provider) fn answer(body: &[u8]) -> Option<Bytes> {
         stop_reason: Some(if refuses {
             "refusal"
         } else {
-            stop_reason(&finish_reason, stopped_at.as_deref())
+            stop_reason(&finish_reason, stopped_at.as_deref(), has_calls)
         }),
         stop_sequence: stopped_at.map(Into::into),
         usage: usage(answer.usage),

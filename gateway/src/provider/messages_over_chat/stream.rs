@@ -20,6 +20,7 @@ pub struct Stream {
     /// The block that is open, and its position.
     open: Option<(Kind, usize)>,
     calls: Calls,
+    has_calls: bool,
     /// Position of the next block.
     next: usize,
     finish: Option<(&'static str, Option<String>)>,
@@ -113,12 +114,13 @@ impl Stream {
                 self.finish = Some(("refusal", None));
             }
             for call in delta.tool_calls.into_iter().flatten() {
+                self.has_calls = true;
                 self.call(Piece::Call(piece(call)), out)?;
             }
         }
         if let Some(reason) = choice.finish_reason {
             let stopped_at = stop_text(choice.stop_reason);
-            let reason = stop_reason(&reason, stopped_at.as_deref());
+            let reason = stop_reason(&reason, stopped_at.as_deref(), self.has_calls);
             self.finish.get_or_insert((reason, stopped_at));
         }
         Ok(())
