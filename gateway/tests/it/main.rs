@@ -12,6 +12,7 @@ mod cluster;
 mod corpus;
 mod deadlines;
 mod decisions;
+mod documented;
 mod drain;
 mod failover;
 mod fallback;
