@@ -31,7 +31,7 @@ pub(in crate::provider) fn answer(body: &[u8], about: &About<'_>) -> Option<Byte
         created: about.created,
         model: whole.model_version.as_deref().unwrap_or(about.model),
         choices,
-        usage: Some(usage(whole.usage_metadata.unwrap_or_default())),
+        usage: whole.usage_metadata.map(usage),
     };
     serde_json::to_vec(&answer).ok().map(Bytes::from)
 }

@@ -55,8 +55,9 @@ impl Stream {
     pub(in crate::provider) fn end(&mut self, out: &mut Vec<u8>) {
         let is_whole = self.candidates.iter().all(|candidate| candidate.finished);
         if is_whole && !self.candidates.is_empty() && !self.decoder.is_inside_event() {
-            self.chunks
-                .usage(usage(self.usage.unwrap_or_default()), out);
+            if let Some(counts) = self.usage {
+                self.chunks.usage(usage(counts), out);
+            }
             chunks::done(out);
         }
     }

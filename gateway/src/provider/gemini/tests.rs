@@ -264,6 +264,15 @@ fn a_stream_that_does_not_say_why_it_ended_has_no_end() {
 }
 
 #[test]
+fn a_count_that_did_not_come_is_not_zero() {
+    let bare =
+        json!({"candidates": [{"content": {"parts": [{"text": "Hi"}]}, "finishReason": "STOP"}]});
+    assert_eq!(answer(&bare).unwrap().get("usage"), None);
+    let told = chunks(&[event(&bare).as_bytes()]);
+    assert!(!told.contains("usage") && told.ends_with("data: [DONE]\n\n"));
+}
+
+#[test]
 fn blocks_and_errors_inside_a_stream_are_told() {
     let blocked = event(&json!({"promptFeedback": {"blockReason": "OTHER"}}));
     let told = chunks(&[blocked.as_bytes()]);
