@@ -1,7 +1,7 @@
 """The official SDKs of OpenAI and Anthropic as callers, before backends that speak OpenAI's API, Anthropic's, Azure's,
 Gemini's, Bedrock's: streaming and not. The backends are scripts (`wires/`): their answers are read by the vendor's own SDK too, which asks
-them without a gateway. All must tell the same: a text, a thought, a call of a tool, why it ended, how many tokens it
-took, and an error. Then jobs: see jobs.py."""
+them without a gateway. All must tell the same: a text, a thought, a call of a tool, two of them whose arguments come in
+turn, why it ended, how many tokens it took, of which a cache had some, and an error. Then jobs: see jobs.py."""
 
 import http.server
 import json
@@ -16,7 +16,7 @@ import jobs
 import openai
 from client import PENSTOCK, Failed, check
 
-from wires import COUNT, PICTURE, REFUSAL, SCHEMA, bedrock, gemini
+from wires import COUNT, PICTURE, REFUSAL, SCHEMA, SHOWN, bedrock, calls_of, gemini, scene_of
 from wires.azure import KEY as AZURE_KEY
 from wires.azure import VERSION as AZURE_VERSION
 from wires.azure import Azure
@@ -101,10 +101,12 @@ def ask_chat(client, model, stream):
 def ask_anthropic(url, model, stream):
     client = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=20)
     picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PICTURE}}
+    shown = {"type": "image", "source": {"type": "base64", "media_type": "image/gif", "data": SHOWN}}
+    result = [{"type": "text", "text": "rain"}, shown] if scene_of(model) == "shown" else "rain"
     messages = [
         {"role": "user", "content": "Weather in Bonn?"},
         {"role": "assistant", "content": [{"type": "tool_use", "id": "call_0", "name": "weather", "input": {"city": "Bonn"}}]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_0", "content": "rain"}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "call_0", "content": result}]},
         {"role": "assistant", "content": "Rain."},
         {"role": "user", "content": [{"type": "text", "text": "And here?"}, picture]},
     ]
@@ -135,6 +137,9 @@ def ask_count(url, model):
     return client.messages.count_tokens(model=model, system="Be brief.", messages=messages, tools=tools).input_tokens
 
 
+# Scenes whose answers are read by all; in the last one the caller's tool has shown a picture, which chat completions
+# cannot say.
+SCENES = {"openai": ("text", "tool", "both"), "anthropic": ("text", "tool", "both", "shown")}
 CALLERS = {"openai": (ask_openai, openai.BadRequestError), "anthropic": (ask_anthropic, anthropic.BadRequestError)}
 # Wires whose streams have ids of their events, which must be nothing to either SDK.
 KEPT = ("openai", "anthropic")
@@ -148,8 +153,8 @@ def expected(scene):
     return {
         "text": "Let mé see.",
         "thought": "hm",
-        "calls": [("call_1", "weather", {"city": "Ulm"})] if scene == "tool" else [],
-        "end": "tool_calls" if scene == "tool" else "stop",
+        "calls": [(call, "weather", {"city": city}) for call, city in calls_of(scene)],
+        "end": "tool_calls" if calls_of(scene) else "stop",
         "usage": USAGE,
     }
 
@@ -162,7 +167,7 @@ def ask_vendors(url):
     """Each wire before its vendor's own SDK, without a gateway: what the script speaks is what the vendor speaks."""
     done = 0
     for name, ask in VENDORS.items():
-        for scene in ("text", "tool"):
+        for scene in SCENES.get(name, ("text", "tool", "both")):
             for stream in (False, True):
                 expect(f"{name}'s own SDK, stream={stream}", ask(f"{url}/{name}", f"m-{scene}", stream), scene)
                 done += 1
@@ -195,7 +200,7 @@ def ask_gateway(url):
     done = 0
     for caller, (ask, error) in CALLERS.items():
         for name in WIRES:
-            for scene in ("text", "tool"):
+            for scene in SCENES[caller]:
                 for stream in (False, True):
                     expect(f"{caller} SDK, {name} backend, stream={stream}", ask(url, f"{name}-{scene}", stream), scene)
                     done += 1

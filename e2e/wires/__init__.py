@@ -4,6 +4,8 @@ would take, and answers it by a script. The model's last word names the scene.""
 import json
 
 PICTURE = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+# Another one, which a tool gives back.
+SHOWN = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 REFUSAL = "no such thing"
 # How many tokens a prompt has to those who count it.
@@ -32,12 +34,18 @@ class Wire:
         if not condition:
             self.problems.append(f"{self.name} {path}: {message}")
 
-    def check_context(self, path, body, limit):
-        """The instructions, the picture and the tool arrived."""
+    def check_context(self, path, body, limit, scene):
+        """The instructions, the pictures and the tool arrived."""
         text = body.decode()
-        for what in ("Be brief.", PICTURE, '"city"', "weather"):
+        shown = (SHOWN,) if scene == "shown" else ()
+        for what in ("Be brief.", PICTURE, '"city"', "weather", *shown):
             self.check(path, what in text, f"{what!r} did not arrive")
         self.check(path, limit == 64, "the limit of 64 tokens did not arrive")
+
+
+def calls_of(scene):
+    """The calls of tools of a scene: id and argument of each."""
+    return {"tool": [("call_1", "Ulm")], "both": [("call_1", "Ulm"), ("call_2", "Bonn")]}.get(scene, [])
 
 
 def scene_of(model):

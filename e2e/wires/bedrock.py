@@ -16,7 +16,7 @@ import botocore.credentials
 import botocore.session
 import botocore.validate
 
-from wires import PICTURE, REFUSAL, SCHEMA, Wire, as_json, scene_of
+from wires import PICTURE, REFUSAL, SCHEMA, Wire, as_json, calls_of, scene_of
 
 REGION = "eu-central-1"
 ACCESS, SECRET, TOKEN = "AKIDEXAMPLE", "secret/with+signs=", "session=="
@@ -44,7 +44,7 @@ class Bedrock(Wire):
         scene = scene_of(unquote(model))
         if scene == "error":
             return as_json(400, {"message": REFUSAL})
-        self.check_context(path, body, request["inferenceConfig"].get("maxTokens"))
+        self.check_context(path, body, request["inferenceConfig"].get("maxTokens"), scene)
         if action == "converse-stream":
             return 200, "application/vnd.amazon.eventstream", iter(events(scene))
         return as_json(200, whole(scene))
@@ -88,13 +88,13 @@ USAGE = {"inputTokens": 10, "outputTokens": 5, "totalTokens": 35, "cacheReadInpu
 
 
 def stop_reason(scene):
-    return {"tool": "tool_use", "filtered": "guardrail_intervened"}.get(scene, "end_turn")
+    return "tool_use" if calls_of(scene) else {"filtered": "guardrail_intervened"}.get(scene, "end_turn")
 
 
 def whole(scene):
     content = [{"reasoningContent": {"reasoningText": {"text": "hm", "signature": "s"}}}, {"text": "Let mé see."}]
-    if scene == "tool":
-        content += [{"toolUse": {"toolUseId": "call_1", "name": "weather", "input": {"city": "Ulm"}}}]
+    calls = calls_of(scene)
+    content += [{"toolUse": {"toolUseId": call, "name": "weather", "input": {"city": city}}} for call, city in calls]
     message = {"role": "assistant", "content": [] if scene == "filtered" else content}
     return {"output": {"message": message}, "stopReason": stop_reason(scene), "usage": USAGE, "metrics": {"latencyMs": 1}}
 
@@ -103,9 +103,9 @@ def events(scene):
     yield frame("messageStart", {"role": "assistant"})
     blocks = [(None, [{"reasoningContent": {"text": "hm"}}, {"reasoningContent": {"signature": "s"}}])]
     blocks += [(None, [{"text": "Let mé "}, {"text": "see."}])]
-    if scene == "tool":
-        start = {"toolUse": {"toolUseId": "call_1", "name": "weather"}}
-        blocks += [(start, [{"toolUse": {"input": part}} for part in ("", '{"city":', ' "Ulm"}')])]
+    for call, city in calls_of(scene):
+        start = {"toolUse": {"toolUseId": call, "name": "weather"}}
+        blocks += [(start, [{"toolUse": {"input": part}} for part in ("", '{"city":', f' "{city}"}}')])]
     for index, (start, deltas) in enumerate([] if scene == "filtered" else blocks):
         if start:
             yield frame("contentBlockStart", {"contentBlockIndex": index, "start": start})

@@ -5,7 +5,7 @@ import json
 import pydantic
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
 
-from wires import COUNT, REFUSAL, Wire, as_events, as_json, forced, scene_of
+from wires import COUNT, REFUSAL, Wire, as_events, as_json, calls_of, forced, scene_of
 
 
 def strict(typed_dict):
@@ -57,7 +57,7 @@ class Chat(Wire):
         if scene == "error":
             error = {"message": REFUSAL, "type": "invalid_request_error", "code": None, "param": None}
             return as_json(400, {"error": error})
-        self.check_context(path, body, request.get("max_completion_tokens"))
+        self.check_context(path, body, request.get("max_completion_tokens"), scene)
         return as_events(self.events(scene)) if request.get("stream") else as_json(200, self.whole(scene))
 
     def whole(self, scene):
@@ -73,21 +73,27 @@ def chat_usage():
 
 def chat_whole(scene):
     message = {"role": "assistant", "content": "Let mé see.", "reasoning_content": "hm"}
-    if scene == "tool":
-        message["tool_calls"] = [{"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}]
-    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if scene == "tool" else "stop", "logprobs": None}
+    calls = [
+        {"id": call, "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": city})}}
+        for call, city in calls_of(scene)
+    ]
+    message |= {"tool_calls": calls} if calls else {}
+    choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop", "logprobs": None}
     answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": scene, "choices": [choice], "usage": chat_usage()}
     return ChatCompletion.model_validate(answer).model_dump(mode="json")
 
 
 def chat_events(scene):
     deltas = [{"role": "assistant", "content": ""}, {"reasoning_content": "hm"}, {"content": "Let mé "}, {"content": "see."}]
-    if scene == "tool":
-        call = {"index": 0, "id": "call_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
-        deltas += [{"tool_calls": [call]}]
-        deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"city":', ' "Ulm"}')]
+    calls = calls_of(scene)
+    heads = [{"id": call, "type": "function", "function": {"name": "weather", "arguments": ""}} for call, _ in calls]
+    starts = [{"function": {"arguments": '{"city":'}} for _ in calls]
+    ends = [{"function": {"arguments": f' "{city}"}}'}} for _, city in calls]
+    # Parts of several calls come in turn.
+    for parts in (heads, starts, ends):
+        deltas += [{"tool_calls": [{"index": index} | part]} for index, part in enumerate(parts)]
     chunks = [{"choices": [{"index": 0, "delta": delta, "finish_reason": None}]} for delta in deltas]
-    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if scene == "tool" else "stop"}]}]
+    chunks += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls" if calls else "stop"}]}]
     chunks += [{"choices": [], "usage": chat_usage()}]
     for chunk in chunks:
         chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": scene} | chunk

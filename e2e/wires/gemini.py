@@ -8,7 +8,7 @@ import pydantic
 from google import genai
 from google.genai import types
 
-from wires import PICTURE, REFUSAL, SCHEMA, Wire, as_events, as_json, scene_of
+from wires import PICTURE, REFUSAL, SCHEMA, Wire, as_events, as_json, calls_of, scene_of
 
 KEY = "gemini-key"
 TEXTS = ["Weather in Bonn?", "Let mé see."]
@@ -68,7 +68,7 @@ class Gemini(Wire):
         scene = scene_of(model)
         if scene == "error":
             return as_json(400, {"error": {"code": 400, "message": REFUSAL, "status": "INVALID_ARGUMENT"}})
-        self.check_context(path, body, request.generationConfig and request.generationConfig.max_output_tokens)
+        self.check_context(path, body, request.generationConfig and request.generationConfig.max_output_tokens, scene)
         self.check_turns(path, request.contents)
         if query:
             return as_events(events(scene))
@@ -110,9 +110,10 @@ def answer(scene, parts, finish):
 
 
 def call(scene):
-    function = {"id": "call_1", "name": "weather", "args": {"city": "Ulm"}}
-    signature = base64.b64encode(b"signed").decode()
-    return [{"functionCall": function, "thoughtSignature": signature}] if scene == "tool" else []
+    """Of calls made together the first one is signed."""
+    functions = [{"id": call, "name": "weather", "args": {"city": city}} for call, city in calls_of(scene)]
+    signature = {"thoughtSignature": base64.b64encode(b"signed").decode()}
+    return [{"functionCall": function} | ({} if number else signature) for number, function in enumerate(functions)]
 
 
 def whole(scene):
