@@ -208,10 +208,17 @@ fn gave_up(cut: Option<Cut>, mut head: Response<()>) -> Failure {
     if cut != Some(Cut::Limit) {
         return Failure::GaveUp;
     }
-    // As if its status had said so.
-    *head.status_mut() = StatusCode::TOO_MANY_REQUESTS;
+    *head.status_mut() = status_of(Cut::Limit);
     let bytes = Bytes::new();
     Failure::Status { head, bytes }
+}
+
+/// The status that would have said the same.
+fn status_of(cut: Cut) -> StatusCode {
+    match cut {
+        Cut::Limit => StatusCode::TOO_MANY_REQUESTS,
+        Cut::Abort | Cut::Error | Cut::Failure => StatusCode::BAD_GATEWAY,
+    }
 }
 
 /// Reads the beginning of an answer.
@@ -396,10 +403,7 @@ impl Reader<'_> {
             Some(Cut::Abort) => return Err(Failure::GaveUp),
             // Errors, whatever the status says.
             Some(cut @ (Cut::Failure | Cut::Limit)) => {
-                *head.status_mut() = match cut {
-                    Cut::Limit => StatusCode::TOO_MANY_REQUESTS,
-                    _ => StatusCode::BAD_GATEWAY,
-                };
+                *head.status_mut() = status_of(cut);
                 let bytes = self.told(bytes, head.status());
                 return Err(Failure::Status { head, bytes });
             }

@@ -274,7 +274,7 @@ async fn without_a_cache_nothing_is_said_of_one() {
 #[tokio::test]
 async fn an_error_with_status_200_is_passed_on_and_not_stored() {
     let errors = [
-        "{\"error\":{\"message\":\"no\",\"code\":429}}",
+        "{\"error\":{\"message\":\"no\",\"code\":404}}",
         "{\"error\":\"no\"}",
     ];
     let mut replies: Vec<Reply> = errors

@@ -523,6 +523,21 @@ async fn a_failure_that_is_told_with_status_200_is_repeated_elsewhere() {
 }
 
 #[tokio::test]
+async fn a_limit_that_is_told_with_status_200_is_one() {
+    let limit = "{\"error\":{\"message\":\"slower\",\"type\":\"rate_limit_error\"}}";
+    let first = Upstream::always(move || Reply::Json(200, limit.to_owned())).await;
+    let second = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[first.address, second.address])).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!((answer.status, answer.body), (200, completion("x")));
+    let failed = "penstock_gateway_attempt_failures_total{backend=\"ns/a\",reason=\"status_429\"}";
+    gateway.metric_is(failed, 1.0).await;
+    let gateway = Gateway::start(&Plan::chain(&[first.address])).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!((answer.status, answer.body.as_str()), (429, limit));
+}
+
+#[tokio::test]
 async fn after_a_retry_after_of_nothing_others_come_first_for_a_moment() {
     let busy = || Reply::Headers(429, "retry-after: 0\r\n", shaped_error("busy"));
     let first = Upstream::always(busy).await;
