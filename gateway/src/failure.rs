@@ -246,8 +246,8 @@ fn says(bytes: &[u8], words: &[u8]) -> bool {
 
 /// Whether a refusal is about the backend: the gateway's credential or account there (calls of models never carry those
 /// of their callers), a request that it did not read in time, a model that failed behind it (424, Bedrock's
-/// `ModelErrorException`), or a model or path that it does not have. A 404 may also be about what the caller says is kept
-/// there, a file or an earlier response.
+/// `ModelErrorException`), or a model or path that it does not have. A 404 may also be about what the caller says is
+/// kept there, a file or an earlier response.
 pub(crate) fn is_backends_own(status: StatusCode, api: Api, body: &[u8], bytes: &[u8]) -> bool {
     match status.as_u16() {
         401..=403 | 408 | 424 => true,

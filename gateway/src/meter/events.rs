@@ -105,7 +105,7 @@ pub(super) fn of_message(text: &str) -> Result<Meaning, serde_json::Error> {
 pub(super) fn of_response(text: &str) -> Result<Meaning, serde_json::Error> {
     let event: ResponseEvent<'_> = serde_json::from_str(text)?;
     Ok(match event.kind.as_ref() {
-        kind if kind.ends_with(".delta") => token(),
+        kind if kind.rsplit('.').next() == Some("delta") => token(),
         "response.completed" | "response.incomplete" => Meaning {
             counts: event.response.and_then(|response| response.usage),
             done: true,

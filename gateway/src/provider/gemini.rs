@@ -24,8 +24,8 @@ use super::chat::{CompletionDetails, Usage};
 /// <https://ai.google.dev/gemini-api/docs/thought-signatures>.
 const NO_SIGNATURE: &str = "skip_thought_signature_validator";
 
-/// `finish_reason` for a `finishReason`. Calls that the model could not or should not have written are the backend giving
-/// up, which is repeated elsewhere; so is its word that a signature is missing, which other backends do not ask for.
+/// `finish_reason` for a `finishReason`. Calls that the model could not or should not have written are the backend
+/// giving up, which is repeated elsewhere; so is its word that a signature is missing, which others do not ask for.
 fn finish_reason(reason: &str, has_calls: bool) -> &'static str {
     match reason {
         "MAX_TOKENS" => "length",

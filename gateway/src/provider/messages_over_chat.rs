@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 use super::chat::UsageIn;
 use super::messages::Usage;
 
-/// `stop_reason` for a `finish_reason`; `stopped_at` is the stop text that vLLM reports. Calls that `tool_choice` forces
-/// end in `stop` with OpenAI and vLLM, and in `tool_use` with Anthropic.
+/// `stop_reason` for a `finish_reason`; `stopped_at` is the stop text that vLLM reports. Calls that `tool_choice`
+/// forces end in `stop` with OpenAI and vLLM, and in `tool_use` with Anthropic.
 fn stop_reason(finish_reason: &str, stopped_at: Option<&str>, has_calls: bool) -> &'static str {
     match finish_reason {
         "stop" if stopped_at.is_some() => "stop_sequence",

@@ -156,7 +156,22 @@ fn the_tables_of_chat_completions_say_what_becomes_of_each_member() {
             json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}}),
         ),
     ];
-    for (name, values) in [
+    samples.extend(values_of(&chat_values()));
+    check(Api::Chat, "Chat completions", &base, &samples);
+}
+
+/// Samples of members with these values.
+fn values_of(members: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
+    let of_member = |(name, values): &(&'static str, Value)| {
+        let values = values.as_array().unwrap().iter();
+        let samples = values.map(|value| (*name, json!({ *name: value })));
+        samples.collect::<Vec<_>>()
+    };
+    members.iter().flat_map(of_member).collect()
+}
+
+fn chat_values() -> Vec<(&'static str, Value)> {
+    vec![
         ("stream", json!([true])),
         ("stream_options", json!([{"include_usage": true}])),
         ("max_completion_tokens", json!([5])),
@@ -193,11 +208,7 @@ fn the_tables_of_chat_completions_say_what_becomes_of_each_member() {
         ("functions", json!([[]])),
         ("web_search_options", json!([{}])),
         ("invented_later", json!([1])),
-    ] {
-        let values = values.as_array().unwrap().iter();
-        samples.extend(values.map(|value| (name, json!({ name: value }))));
-    }
-    check(Api::Chat, "Chat completions", &base, &samples);
+    ]
 }
 
 fn message() -> Value {
@@ -236,7 +247,7 @@ fn message_samples() -> Vec<(&'static str, Value)> {
             json!({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}),
         ),
     ];
-    for (name, values) in [
+    samples.extend(values_of(&[
         ("stream", json!([true])),
         ("max_tokens", json!([5])),
         ("temperature", json!([0.5])),
@@ -264,10 +275,7 @@ fn message_samples() -> Vec<(&'static str, Value)> {
         ("speed", json!(["fast"])),
         ("inference_geo", json!(["eu"])),
         ("invented_later", json!([1])),
-    ] {
-        let values = values.as_array().unwrap().iter();
-        samples.extend(values.map(|value| (name, json!({ name: value }))));
-    }
+    ]));
     samples
 }
 
