@@ -44,11 +44,11 @@ bench-proxy: ## CPU, latency, throughput, memory beside Envoy, nginx, vllm-route
 	@tools/need cargo cc python3
 	@bench/proxy/run
 
-bench-balance: build ## Balancing strategies side by side: time to first token and answers per second
+bench-balance: build ## Balancing strategies side by side: time to first token and answers per second (12 min)
 	@tools/need python3
 	@bench/balance/run
 
-faults: build ## Faults and abuse, graded, beside LiteLLM, Portkey, vllm-router and Envoy (30 min; CASE=… and SUBJECTS=… narrow it)
+faults: build ## Faults and abuse, graded, beside LiteLLM, Portkey, vllm-router and Envoy (under 40 min; CASE=… and SUBJECTS=… narrow it)
 	@tools/need python3
 	@bench/faults/run
 
