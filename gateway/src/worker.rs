@@ -2,11 +2,13 @@
 //! to it and stay with it, so a request never crosses threads.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
@@ -181,37 +183,32 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let builder = protocols(&worker.process.settings.limits);
-    let (socket, builder) = match arrival.tls {
+    let (socket, speaks) = match arrival.tls {
         None => {
-            let first = std::pin::pin!(FirstBytes::of(&stream));
+            let first = pin!(FirstBytes::of(&stream));
             let speaks = guard::run(first, &watch, FirstBytes::end).await;
             let Some(Ok(Some(speaks))) = speaks else {
                 return;
             };
-            let builder = match speaks {
-                Speaks::Http1 => builder.http1_only(),
-                Speaks::Http2 => builder.http2_only(),
-                Speaks::Unclear => builder,
-            };
-            (Socket::Plain(stream), builder)
+            (Socket::Plain(stream), speaks)
         }
         Some(tls) => {
-            let accept = std::pin::pin!(TlsAcceptor::from(tls).accept(stream));
+            let accept = pin!(TlsAcceptor::from(tls).accept(stream));
             // Why a caller was not let in is the caller's to know.
             let Some(Ok(stream)) = guard::run(accept, &watch, |_| {}).await else {
                 return;
             };
-            let builder = if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+            let speaks = if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
                 watch.speaks_http2();
-                builder.http2_only()
+                Speaks::Http2
             } else {
-                builder.http1_only()
+                Speaks::Http1
             };
-            (Socket::Tls(Box::new(stream.into())), builder)
+            (Socket::Tls(Box::new(stream.into())), speaks)
         }
     };
     let io = TokioIo::new(WatchedIo::new(socket, Arc::clone(&watch)));
+    let limits = &worker.process.settings.limits;
     let service = {
         let (worker, watch) = (Arc::clone(&worker), Arc::clone(&watch));
         // A connection has room for this future as long as it lives: while a stream goes out nothing of it is needed.
@@ -220,20 +217,52 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
             Box::pin(answer.inspect(|_| unread::begun()))
         })
     };
-    let connection = std::pin::pin!(builder.serve_connection(io, service));
     // How a client connection ends matters to nobody: the request has its own record.
-    let _ended = guard::run(connection, &watch, |connection| {
-        connection.graceful_shutdown();
-    })
-    .await;
+    let _ended = match speaks {
+        Speaks::Http1 => {
+            let connection = pin!(http1(limits).serve_connection(io, service));
+            guard::run(connection, &watch, http1::Connection::graceful_shutdown)
+                .await
+                .is_some()
+        }
+        // In a box of its own, so that no connection of HTTP/1.1 has room for it.
+        Speaks::Http2 | Speaks::Unclear => {
+            let builder = match speaks {
+                Speaks::Http2 => either(limits).http2_only(),
+                _ => either(limits),
+            };
+            let mut connection = Box::pin(builder.serve_connection(io, service));
+            let connection = connection.as_mut();
+            guard::run(connection, &watch, auto::Connection::graceful_shutdown)
+                .await
+                .is_some()
+        }
+    };
 }
 
-/// HTTP/1.1 and HTTP/2, within the limits.
-fn protocols(limits: &Limits) -> auto::Builder<Streams> {
-    let head_bytes = limits
-        .header_bytes
-        .saturating_mul(HEAD_SLACK)
-        .max(SMALLEST_HEAD_BYTES);
+/// hyper's own limit of a head.
+fn head_bytes(limits: &Limits) -> usize {
+    let bytes = limits.header_bytes.saturating_mul(HEAD_SLACK);
+    bytes.max(SMALLEST_HEAD_BYTES)
+}
+
+fn head_count(limits: &Limits) -> usize {
+    limits.headers.saturating_mul(HEAD_SLACK)
+}
+
+/// HTTP/1.1, within the limits.
+fn http1(limits: &Limits) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        // The worker's ticks do this without a timer for each request.
+        .header_read_timeout(None)
+        .max_headers(head_count(limits))
+        .max_buf_size(head_bytes(limits));
+    builder
+}
+
+/// HTTP/1.1 or HTTP/2, within the limits.
+fn either(limits: &Limits) -> auto::Builder<Streams> {
     let mut builder = auto::Builder::new(Streams {
         write_timeout: limits.write_timeout,
     });
@@ -241,12 +270,12 @@ fn protocols(limits: &Limits) -> auto::Builder<Streams> {
         .http1()
         // The worker's ticks do this without a timer for each request.
         .header_read_timeout(None)
-        .max_headers(limits.headers.saturating_mul(2))
-        .max_buf_size(head_bytes);
+        .max_headers(head_count(limits))
+        .max_buf_size(head_bytes(limits));
     builder
         .http2()
         .max_concurrent_streams(H2_STREAMS)
-        .max_header_list_size(u32::try_from(head_bytes).unwrap_or(u32::MAX))
+        .max_header_list_size(u32::try_from(head_bytes(limits)).unwrap_or(u32::MAX))
         .initial_stream_window_size(H2_STREAM_WINDOW_BYTES)
         .initial_connection_window_size(H2_CONNECTION_WINDOW_BYTES)
         .max_send_buf_size(H2_SEND_BYTES)
