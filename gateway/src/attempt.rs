@@ -154,10 +154,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             return Box::pin(fan_out::all(job, record, &rule, lane, &unfit)).await;
         }
         let raced = race(job, &rule, lane, record, &unfit).await;
-        unfit.models.extend(refusers(&rule, &raced));
-        for failure in failures(&raced) {
-            unfit.failed.add(failure.class(), &rule);
-        }
+        learn(&mut unfit, &rule, &raced);
         let (lane, result) = settle(job, record, &rule, raced);
         match result {
             Ok(mut answer) => {
@@ -176,6 +173,14 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
                 last = Some(failure);
             }
         }
+    }
+}
+
+/// Whom the request does not fit either, after what became of a race.
+fn learn(unfit: &mut Unfit, rule: &Rule, raced: &Raced) {
+    unfit.models.extend(refusers(rule, raced));
+    for failure in failures(raced) {
+        unfit.failed.add(failure.class(), rule);
     }
 }
 

@@ -109,7 +109,7 @@ impl Api {
     }
 
     /// Whether its requests have paths of their own.
-    fn is_open(self) -> bool {
+    pub fn is_open(self) -> bool {
         matches!(self, Self::Audio | Self::Images | Self::Http)
     }
 

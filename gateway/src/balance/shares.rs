@@ -10,6 +10,7 @@ use rand::rngs::StdRng;
 use crate::balance::prefix_affinity;
 use crate::capability::Needed;
 use crate::choose::choose;
+use crate::fallback::Failed;
 use crate::in_flight::{InFlight, Kind};
 use crate::load::Ticket;
 use crate::outlier::FAILURES;
@@ -134,6 +135,7 @@ static NOBODY: Unfit = Unfit {
     models: Vec::new(),
     needed: Needed::NOTHING,
     only: None,
+    failed: Failed::NOTHING,
 };
 
 fn wish(stream: bool, key: Option<u64>, blocks: &[u64]) -> Wish<'_> {

@@ -47,7 +47,9 @@ fn the_table_says_who_may_ask_whom() {
         if api == Api::Http {
             continue;
         }
-        let call = format!("`/v1{}`", api.path());
+        // What stands for all paths below it.
+        let rest = if api.is_open() { "/…" } else { "" };
+        let call = format!("`/v1{}{rest}`", api.path());
         let mut of_call = rows.iter().filter(|row| row.len() == 6 && row[0] == call);
         let row = of_call
             .next()
