@@ -2,7 +2,7 @@
 //! it, so dropping a request closes its connection at once and an idle connection costs no wake-ups. That a peer closed
 //! an idle connection is seen when it is taken out or swept.
 //!
-//! It keeps no buffers (docs/decisions/0029): what comes is read into the worker's room, and what of it is content is
+//! It keeps no buffers (docs/decisions/0028): what comes is read into the worker's room, and what of it is content is
 //! handed on as one piece.
 
 mod answer;
