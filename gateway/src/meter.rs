@@ -170,23 +170,22 @@ pub struct Meter {
     done: bool,
     cut: Option<Cut>,
     started: bool,
-    finished: bool,
+    /// The choices of which something came, and those that said why they ended; a bit for each index.
+    opened: u128,
+    ended: u128,
 }
 
 /// What one event meant.
 #[derive(Default)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "independent facts about one event"
-)]
 struct Meaning {
     counts: Option<Counts>,
     /// It carries part of an answer: text, thoughts, a call of a tool.
     token: bool,
     /// It is more than an opening.
     starts: bool,
-    /// It says why the answer ended.
-    finishes: bool,
+    /// The choices that it has, and those that it ends; a bit for each index.
+    opens: u128,
+    ends: u128,
     done: bool,
     cut: Option<Cut>,
     odd: Option<Odd>,
@@ -207,6 +206,8 @@ struct Chunk<'a> {
 
 #[derive(Deserialize)]
 struct Choice<'a> {
+    #[serde(default)]
+    index: u32,
     #[serde(borrow, default)]
     delta: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -219,8 +220,10 @@ struct Choices<'a> {
     count: usize,
     /// What the last one holds.
     delta: Option<&'a RawValue>,
-    /// One says why it ended.
-    ends: bool,
+    /// A bit for the index of each.
+    opens: u128,
+    /// The same of those that say why they ended.
+    ends: u128,
     /// One ended because its engine stopped.
     aborts: bool,
 }
@@ -240,7 +243,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Choices<'a> {
                 while let Some(choice) = list.next_element::<Choice<'a>>()? {
                     choices.count += 1;
                     choices.delta = choice.delta;
-                    choices.ends |= choice.finish_reason.is_some();
+                    // Nobody asks for so many that two share the last bit.
+                    let bit = 1 << choice.index.min(u128::BITS - 1);
+                    choices.opens |= bit;
+                    if choice.finish_reason.is_some() {
+                        choices.ends |= bit;
+                    }
                     choices.aborts |= choice.finish_reason.as_deref() == Some("abort");
                 }
                 Ok(choices)
@@ -275,7 +283,8 @@ impl Meter {
             done,
             cut,
             started,
-            finished,
+            opened,
+            ended,
         } = self;
         seen.open_at = decoder.feed(frame, |data, place| {
             let meaning = match wire {
@@ -303,7 +312,8 @@ impl Meter {
                 seen.starts_at = Some(start);
             }
             *started |= meaning.starts;
-            *finished |= meaning.finishes;
+            *opened |= meaning.opens;
+            *ended |= meaning.ends;
             *done |= meaning.done;
         })?;
         Ok(seen)
@@ -322,7 +332,8 @@ impl Meter {
 
     /// Whether the answer is whole though its stream has no proper end: some backends send no `[DONE]`.
     pub fn lacks_done_only(&self) -> bool {
-        self.finished && !self.done && self.cut.is_none() && !self.is_inside_event()
+        let has_all = self.opened != 0 && self.ended == self.opened;
+        has_all && !self.done && self.cut.is_none() && !self.is_inside_event()
     }
 
     /// Whether and how the backend gave up.
@@ -397,7 +408,8 @@ fn of_chunk(text: &str, started: bool) -> Result<Meaning, serde_json::Error> {
         counts: chunk.usage,
         token,
         starts: token && (started || !is_opening(&chunk.choices)),
-        finishes: chunk.choices.ends,
+        opens: chunk.choices.opens,
+        ends: chunk.choices.ends,
         odd: counts_only.then_some(Odd::Count),
         ..Meaning::default()
     })
@@ -432,7 +444,7 @@ fn is_opening(choices: &Choices<'_>) -> bool {
     let delta = delta.and_then(|delta| serde_json::from_str::<Delta<'_>>(delta).ok());
     match choices.count {
         0 => true,
-        1 => !choices.ends && delta.is_some_and(|delta| delta.iter().all(is_void)),
+        1 => choices.ends == 0 && delta.is_some_and(|delta| delta.iter().all(is_void)),
         _ => false,
     }
 }
@@ -498,6 +510,19 @@ mod tests {
                 .0
                 .lacks_done_only()
         );
+    }
+
+    #[test]
+    fn of_several_choices_all_have_to_end() {
+        let end = |index: u8| {
+            format!(
+                "data: {{\"choices\":[{{\"index\":{index},\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\n"
+            )
+        };
+        let other = ROLE.replace("\"index\":0", "\"index\":1");
+        let begun = [ROLE, &other, WORD, &end(0)].concat();
+        assert!(!feed(&begun).0.lacks_done_only());
+        assert!(feed(&(begun + &end(1))).0.lacks_done_only());
     }
 
     #[test]
