@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use hyper::body::Incoming;
+use penstock_core::config::Urgency;
 
 use crate::answers::{Close, Done, Store};
 use crate::attempt;
@@ -116,6 +117,10 @@ pub(crate) async fn answer(
         id.clone(),
         penstock_shell::clock::now(),
     ));
+    if !may_come_back {
+        // Callers wait, jobs do not.
+        record.most_urgent = Urgency::Low;
+    }
     let is_doubtful = watch.is_next_doubtful() || is_encoded_twice(&head.headers);
     let step = if is_doubtful {
         Err(Reject::AmbiguousLength)

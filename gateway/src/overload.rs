@@ -53,7 +53,8 @@ pub(crate) async fn in_turn(
         .map(|candidate| candidate.backend.id.clone())
         .collect();
     let tenant = tenant(job);
-    let ahead = process.queue.ahead(rule.urgency, tenant, &backends);
+    let urgency = rule.urgency.min(record.most_urgent);
+    let ahead = process.queue.ahead(urgency, tenant, &backends);
     if ahead == 0 {
         match look(&record.tried) {
             Err(Nowhere::Full) => {}
@@ -72,7 +73,7 @@ pub(crate) async fn in_turn(
     hold::held(job, first, record, now);
     let wake = Arc::new(Notify::new());
     let number = process.queue.join(Waiter {
-        urgency: rule.urgency,
+        urgency,
         tenant,
         since: now,
         until,

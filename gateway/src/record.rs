@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use http::HeaderValue;
-use penstock_core::config::FanOutMode;
+use penstock_core::config::{FanOutMode, Urgency};
 
 use crate::balance::adaptive::Foreseen;
 use crate::choose::{Pass, Tried};
@@ -67,6 +67,8 @@ pub(crate) struct Record {
     pub(crate) id: HeaderValue,
     /// When its head was read.
     pub(crate) started: Instant,
+    /// It is no more urgent than this, whatever its rule says.
+    pub(crate) most_urgent: Urgency,
     admitted: bool,
     logged: bool,
     /// It goes on without its caller.
@@ -117,6 +119,7 @@ impl Record {
             watch: Arc::clone(watch),
             id,
             started,
+            most_urgent: Urgency::High,
             admitted: false,
             detached: false,
             logged: tracing::enabled!(target: "access", tracing::Level::INFO),
