@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, Request, Response, StatusCode};
+use serde::de::IgnoredAny;
 
 use crate::attempt::Answer;
 use crate::events::{Care, Events, Passed};
@@ -151,7 +152,7 @@ async fn send(
                 };
             }
             Err(SendError::Broken { unsent: true }) => return Err(Failure::NotTaken),
-            Err(SendError::Broken { .. }) => return Err(Failure::Broken),
+            Err(SendError::Broken { .. } | SendError::NoAnswer) => return Err(Failure::Broken),
         }
     }
 }
@@ -161,7 +162,9 @@ fn callers_fault(job: &Job<'_>, err: SendError, last: Instant) -> Option<Failure
     let passage = job.passage()?;
     match err {
         SendError::TimedOut if passage.is_awaited() => Some(late(last, Failure::BodyTimeout)),
-        SendError::Broken { .. } if passage.is_broken() => Some(Failure::BodyBroken),
+        SendError::Broken { .. } | SendError::NoAnswer if passage.is_broken() => {
+            Some(Failure::BodyBroken)
+        }
         _ => None,
     }
 }
@@ -384,10 +387,11 @@ impl Reader<'_> {
             }
             all = Some(joined);
         }
+        let may_be_cut = exchange.ends_with_connection();
         self.finish(exchange);
         let mut bytes = all.unwrap_or_default();
-        if !self.may_be_answer(&bytes) {
-            return Err(Failure::GaveUp);
+        if let Some(flaw) = self.flaw(&bytes, may_be_cut) {
+            return Err(flaw);
         }
         if let Some(foreign) = self.route.foreign {
             let answer = foreign.answer(&bytes, &self.about);
@@ -435,6 +439,16 @@ impl Reader<'_> {
     fn may_be_answer(&self, bytes: &[u8]) -> bool {
         let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
         self.job.api.wire() == Wire::Plain || matches!(first, Some(b'{' | b'['))
+    }
+
+    /// Why a body that came to its end is no answer.
+    fn flaw(&self, bytes: &[u8], may_be_cut: bool) -> Option<Failure> {
+        if !self.may_be_answer(bytes) {
+            return Some(Failure::GaveUp);
+        }
+        let is_json = || serde_json::from_slice::<IgnoredAny>(bytes).is_ok();
+        let is_cut = may_be_cut && self.job.api.wire() != Wire::Plain && !is_json();
+        is_cut.then_some(Failure::Broken)
     }
 
     /// Reads an answer that is none.

@@ -7,7 +7,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST,
+    ACCEPT_ENCODING, AGE, AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING,
+    CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE, EXPECT, HOST, MAX_FORWARDS,
     PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     VIA,
 };
@@ -78,8 +79,13 @@ fn is_for_models(name: &HeaderName) -> bool {
 
 /// Names that a `Connection` header makes hop-by-hop.
 fn named_by_connection(headers: &HeaderMap) -> Vec<HeaderName> {
+    names_in(headers, &CONNECTION)
+}
+
+/// The names that the headers of this name list.
+fn names_in(headers: &HeaderMap, list: &HeaderName) -> Vec<HeaderName> {
     headers
-        .get_all(CONNECTION)
+        .get_all(list)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
@@ -285,11 +291,36 @@ pub fn answer_of_service(headers: &mut HeaderMap, keeps_length: bool, keeps_cook
     }
 }
 
-/// What of trailers goes further, in either direction: nothing about the connection, no credentials, no cookies.
+/// The trailers that a head announces.
+pub(crate) fn announced(headers: &HeaderMap) -> Vec<HeaderName> {
+    names_in(headers, &TRAILER)
+}
+
+/// What recipients act on before a body: in its trailers it would be too late, or somebody else's word (RFC 9110,
+/// 6.5.1).
+fn is_of_heads(name: &HeaderName) -> bool {
+    [
+        AGE,
+        CACHE_CONTROL,
+        CONTENT_ENCODING,
+        CONTENT_RANGE,
+        CONTENT_TYPE,
+        MAX_FORWARDS,
+        SET_COOKIE,
+        VIA,
+        X_FORWARDED_FOR,
+        X_FORWARDED_PROTO,
+        X_FORWARDED_HOST,
+    ]
+    .contains(name)
+}
+
+/// What of trailers goes further, in either direction: nothing about the connection, no credentials, no cookies, and
+/// nothing that belongs in a head.
 pub(crate) fn trailers(trailers: HeaderMap) -> HeaderMap {
     let mut passed = HeaderMap::with_capacity(trailers.len());
     for (name, value) in &trailers {
-        if !stays_here(name) && !is_credential(name) && *name != SET_COOKIE {
+        if !stays_here(name) && !is_credential(name) && !is_of_heads(name) {
             passed.append(name, value.clone());
         }
     }
@@ -424,6 +455,8 @@ mod tests {
             ("content-length", "5"),
             ("transfer-encoding", "chunked"),
             ("x-api-key", "k"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("content-type", "text/html"),
         ]);
         assert_eq!(trailers(sent), map(&[("grpc-status", "0")]));
     }

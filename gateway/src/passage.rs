@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
 use hyper::body::{Body as _, Frame, Incoming};
 use tokio::time::Sleep;
 
@@ -48,6 +49,8 @@ struct State {
     /// What was read before it was known that there is too much.
     first: Bytes,
     rest: Incoming,
+    /// Trailers that may follow.
+    announced: Vec<HeaderName>,
     phase: Phase,
     /// Something of it went to a backend.
     is_begun: bool,
@@ -62,12 +65,19 @@ struct State {
 pub(crate) struct Passage(Arc<Mutex<State>>);
 
 impl Passage {
-    /// Of the caller that `watch` is about: `first`, then what comes from `rest`.
-    pub(crate) fn new(first: Bytes, rest: Incoming, limits: Limits, watch: &Arc<Watch>) -> Self {
+    /// Of the caller that `watch` is about and that sent `head`: `first`, then what comes from `rest`.
+    pub(crate) fn new(
+        head: &HeaderMap,
+        first: Bytes,
+        rest: Incoming,
+        limits: Limits,
+        watch: &Arc<Watch>,
+    ) -> Self {
         watch.reads_body();
         let state = State {
             first,
             rest,
+            announced: outbound::announced(head),
             phase: Phase::Coming,
             is_begun: false,
             moved: penstock_shell::clock::now(),
@@ -164,8 +174,20 @@ impl Passage {
             Some(Ok(_)) | None => Phase::Over,
         };
         state.took(phase);
+        let announced = &state.announced;
         Poll::Ready(next.map(|result| match result.map(Frame::into_trailers) {
-            Ok(Ok(trailers)) => Ok(Frame::trailers(outbound::trailers(trailers))),
+            Ok(Ok(trailers)) => {
+                let mut trailers = outbound::trailers(trailers);
+                let others: Vec<HeaderName> = trailers
+                    .keys()
+                    .filter(|name| !announced.contains(name))
+                    .cloned()
+                    .collect();
+                for name in others {
+                    trailers.remove(name);
+                }
+                Ok(Frame::trailers(trailers))
+            }
             Ok(Err(data)) => Ok(data),
             Err(_) => Err(BodyBroke),
         }))

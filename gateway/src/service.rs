@@ -80,7 +80,7 @@ pub(crate) async fn serve(
         method: &head.method,
         target,
         forwarded: Forwarded::new(&watch.caller, head),
-        passage: rest.map(|rest| Passage::new(body.clone(), rest, limits, watch)),
+        passage: rest.map(|rest| Passage::new(&head.headers, body.clone(), rest, limits, watch)),
         is_repeatable: is_repeatable(rule.repeat, &head.method, &head.headers),
     };
     let job = Job {

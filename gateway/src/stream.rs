@@ -496,8 +496,12 @@ impl Stream {
                 exchange.set_deadline(self.limits.last.min(now + self.limits.idle));
                 let is_over = exchange.is_over();
                 self.read(bytes, now);
-                if is_over && self.next == Next::Upstream {
-                    self.finish();
+                if self.next == Next::Upstream {
+                    if is_over {
+                        self.finish();
+                    } else if now >= self.limits.last {
+                        self.break_off(Broken::Deadline);
+                    }
                 }
             }
             Ok(None) => self.finish(),

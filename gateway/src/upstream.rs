@@ -217,6 +217,8 @@ pub(crate) enum SendError {
         /// No byte of the request was written.
         unsent: bool,
     },
+    /// Something came that is no answer, or not all of its head.
+    NoAnswer,
     /// Not until the deadline.
     TimedOut,
     /// The other side broke off the handshake when it saw this one's certificate, or none: it read no request.
@@ -263,6 +265,14 @@ impl Body {
 }
 
 impl Exchange {
+    /// Whether the body ends when its connection does, as it would if it were cut.
+    pub(crate) fn ends_with_connection(&self) -> bool {
+        match &self.body {
+            Body::One(body) => body.ends_with_connection(),
+            Body::Many(_) => false,
+        }
+    }
+
     /// From now on pieces are what `foreign` makes of them.
     pub(crate) fn read_as(&mut self, foreign: foreign::Incoming) {
         self.foreign = Some(foreign);

@@ -20,11 +20,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use tokio::io::{AsyncRead as _, ReadBuf};
+use tokio::task::coop::unconstrained;
 use tokio::time::Sleep;
 
-use self::answer::Answer;
+use self::answer::{Answer, Part};
 use self::decoder::Decoder;
-use self::head::Malformed;
+use self::head::{Length, Malformed};
 use self::outgoing::{Halt, Outgoing};
 use super::connect::{Made, note};
 use super::{BodyError, MAX_HEAD_BYTES, RequestBody, SendError, passage};
@@ -97,9 +98,14 @@ impl Conn {
 
     /// Nothing may come while no request waits for an answer.
     pub(super) fn is_usable(&mut self, now: Instant) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        now.saturating_duration_since(self.idle_since) < MAX_IDLE
-            && poll_read(&mut self.socket, &mut cx, |_| ()).is_pending()
+        if now.saturating_duration_since(self.idle_since) >= MAX_IDLE {
+            return false;
+        }
+        let read = std::future::poll_fn(|cx| poll_read(&mut self.socket, cx, |_| ()).map(|_| ()));
+        // A task that has done much is told that nothing came, whatever came.
+        let read = std::pin::pin!(unconstrained(read));
+        read.poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
     }
 
     fn set_deadline(&mut self, deadline: Instant) {
@@ -120,6 +126,7 @@ impl Conn {
             outgoing: Some(Box::new(Outgoing::new(request))),
             is_begun: false,
             is_cut: false,
+            is_answered: false,
             came: Vec::new(),
         };
         let answer = std::future::poll_fn(|cx| {
@@ -138,6 +145,7 @@ impl Conn {
             decoder: answer.decoder,
             first: answer.first,
             is_last: answer.head.is_last || sending.is_cut,
+            ends_with_connection: answer.head.length == Length::UntilClose,
             outgoing: sending.outgoing,
             passage,
         };
@@ -170,6 +178,8 @@ struct Sending {
     is_begun: bool,
     /// The other side took only a part of it.
     is_cut: bool,
+    /// Something came back.
+    is_answered: bool,
     /// What came of the head of its answer.
     came: Vec<u8>,
 }
@@ -193,24 +203,28 @@ impl Sending {
                 if bytes.is_empty() {
                     return Err(Fault::Broken);
                 }
+                self.is_answered = true;
                 // Usually all of it comes at once.
                 if came.is_empty() {
-                    let answer = Answer::read(bytes, method)?;
-                    if answer.is_none() {
-                        came.extend_from_slice(bytes);
+                    let part = Answer::read(bytes, method)?;
+                    if let Part::Before(told) = part {
+                        came.extend_from_slice(&bytes[told..]);
                     }
-                    return Ok(answer);
+                    return Ok(part);
                 }
                 came.extend_from_slice(bytes);
-                Ok(Answer::read(came, method)?)
+                let part = Answer::read(came, method)?;
+                if let Part::Before(told) = part {
+                    came.drain(..told);
+                }
+                Ok(part)
             });
-            let answer = std::task::ready!(read).map_err(Fault::Socket)?;
-            match answer? {
-                Some(answer) => return Poll::Ready(Ok(answer)),
-                None if self.came.len() > MAX_HEAD_BYTES => {
+            match std::task::ready!(read).map_err(Fault::Socket)?? {
+                Part::Begun(answer) => return Poll::Ready(Ok(answer)),
+                Part::Before(_) if self.came.len() > MAX_HEAD_BYTES => {
                     return Poll::Ready(Err(Fault::Broken));
                 }
-                None => {}
+                Part::Before(_) => {}
             }
         }
     }
@@ -222,6 +236,9 @@ impl Sending {
         {
             note(endpoint, failed, err);
             return SendError::Handshake(failed);
+        }
+        if self.is_answered {
+            return SendError::NoAnswer;
         }
         let unsent = !self.is_begun;
         SendError::Broken { unsent }
@@ -240,6 +257,7 @@ pub(crate) struct Body {
     outgoing: Option<Box<Outgoing>>,
     /// The connection carries no other request.
     is_last: bool,
+    ends_with_connection: bool,
     passage: Option<Passage>,
 }
 
@@ -252,6 +270,9 @@ impl Body {
         loop {
             if !self.first.is_empty() {
                 return Poll::Ready(Ok(Some(std::mem::take(&mut self.first))));
+            }
+            if self.decoder.is_malformed() {
+                return Poll::Ready(Err(BodyError::Broken));
             }
             let Some(conn) = self.conn.as_mut().filter(|_| !self.decoder.is_over()) else {
                 return Poll::Ready(Ok(None));
@@ -297,7 +318,12 @@ impl Body {
 
     /// Whether nothing is left.
     pub(super) fn is_over(&self) -> bool {
-        self.first.is_empty() && self.decoder.is_over()
+        self.first.is_empty() && self.decoder.is_over() && !self.decoder.has_trailers()
+    }
+
+    /// Whether its end is that of the connection, as it would be if it were cut.
+    pub(super) fn ends_with_connection(&self) -> bool {
+        self.ends_with_connection
     }
 
     pub(super) fn take_trailers(&mut self) -> Option<Box<HeaderMap>> {

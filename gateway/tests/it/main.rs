@@ -1,6 +1,7 @@
 //! The gateway over real sockets: scripted upstreams behind it, plain clients before it.
 #![cfg(test)]
 
+mod answers;
 mod balance;
 mod batches;
 mod buffered;

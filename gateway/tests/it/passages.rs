@@ -52,7 +52,8 @@ async fn echo() -> (SocketAddr, JoinSet<()>) {
             stream.set_nodelay(true).unwrap();
             connections.spawn(async move {
                 let service = service_fn(|request: Request<Incoming>| async {
-                    let answer = Response::builder().header("trailer", "x-sum, set-cookie");
+                    let answer = Response::builder()
+                        .header("trailer", "x-sum, set-cookie, x-other, x-forwarded-for");
                     Ok::<_, Infallible>(answer.body(request.into_body()).unwrap())
                 });
                 let _ended = auto::Builder::new(TokioExecutor::new())
@@ -86,14 +87,21 @@ async fn a_conversation_goes_both_ways_and_ends_in_trailers() {
         let gateway = Gateway::start(&plan).await;
         let mut client = gateway.client().await;
         client
-            .send(&format!("{CONVERSATION}trailer: x-sum\r\n\r\n"))
+            .send(&format!(
+                "{CONVERSATION}trailer: x-sum, x-forwarded-for\r\n\r\n"
+            ))
             .await;
         let mut seen = String::new();
         for word in ["one", "two"] {
             client.send(&chunk(word)).await;
             read_until(&mut client, &mut seen, &chunk(word)).await;
         }
-        client.send("0\r\nx-sum: 6\r\nset-cookie: a\r\n\r\n").await;
+        // One is no business of trailers, one is not announced.
+        client
+            .send(
+                "0\r\nx-sum: 6\r\nset-cookie: a\r\nx-forwarded-for: 1.2.3.4\r\nx-other: 1\r\n\r\n",
+            )
+            .await;
         read_until(&mut client, &mut seen, "0\r\nx-sum: 6\r\n\r\n").await;
         assert!(seen.starts_with("HTTP/1.1 200"), "{seen}");
         // The caller's connection is kept.

@@ -34,17 +34,23 @@ pub(super) struct Head {
 /// The head of `request`, whose body has `length` bytes; `None`: it goes in chunks.
 pub(super) fn write<T>(request: &Request<T>, length: Option<u64>) -> Vec<u8> {
     let headers = request.headers();
-    let target = request.uri().path_and_query();
-    let target = target.map_or("/", |target| target.as_str());
+    // A target may have a query and no path; here it has one.
+    let (path, query) = (request.uri().path(), request.uri().query());
+    let path = if path.is_empty() { "/" } else { path };
+    let query_bytes = query.map_or(0, |query| query.len() + 1);
     let fields: usize = headers
         .iter()
         .map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len())
         .sum();
     // The method, the version, and the length of the body fit in what is added.
-    let mut head = Vec::with_capacity(target.len() + fields + 96);
+    let mut head = Vec::with_capacity(path.len() + query_bytes + fields + 96);
     head.extend_from_slice(request.method().as_str().as_bytes());
     head.push(b' ');
-    head.extend_from_slice(target.as_bytes());
+    head.extend_from_slice(path.as_bytes());
+    if let Some(query) = query {
+        head.push(b'?');
+        head.extend_from_slice(query.as_bytes());
+    }
     head.extend_from_slice(b" HTTP/1.1\r\n");
     for (name, value) in headers {
         if *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING {
@@ -145,10 +151,10 @@ fn length(response: &mut Response<()>, method: &Method) -> Result<Length, Malfor
     let version = response.version();
     let headers = response.headers_mut();
     let is_encoded = headers.contains_key(TRANSFER_ENCODING);
-    let known = known_length(headers)?;
     if has_none {
         return Ok(Length::Known(0));
     }
+    let known = known_length(headers)?;
     if is_encoded {
         // Who says both may mean either; it ought to be an error (RFC 9112, 6.3).
         if known.is_some() || version == Version::HTTP_10 {
@@ -232,6 +238,8 @@ mod tests {
         assert_eq!(post(Some(0)), format!("{start}content-length: 0\r\n\r\n"));
         let chunked = "transfer-encoding: chunked\r\n\r\n";
         assert_eq!(post(None), format!("{start}{chunked}"));
+        let bare = Request::get("http://h?x=1").body(()).unwrap();
+        assert_eq!(write(&bare, Some(0)), b"GET /?x=1 HTTP/1.1\r\n\r\n");
         let get = Request::get("/").body(()).unwrap();
         assert_eq!(write(&get, Some(0)), b"GET / HTTP/1.1\r\n\r\n");
     }
@@ -266,6 +274,8 @@ mod tests {
         }
         let none = "HTTP/1.1 204 No Content\r\n\r\n";
         assert_eq!(answer(none, &Method::GET).unwrap().length, Known(0));
+        let doubt = "HTTP/1.1 304 Not Modified\r\ncontent-length: x\r\n\r\n";
+        assert_eq!(answer(doubt, &Method::GET).unwrap().length, Known(0));
         let head = answer(
             "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n",
             &Method::HEAD,

@@ -33,8 +33,8 @@ pub(super) struct Outgoing {
 #[derive(Debug)]
 enum Rest {
     Nothing,
-    /// As it comes; the head says how much it is.
-    Content(Passage),
+    /// As it comes; the head says that it is so much.
+    Content(Passage, u64),
     /// As it comes, in chunks.
     Chunks(Passage),
 }
@@ -63,7 +63,7 @@ impl Outgoing {
             RequestBody::Passage(passage) => {
                 let nothing = openai::unpatched(Bytes::new());
                 match length {
-                    Some(_) => (nothing, Rest::Content(passage)),
+                    Some(length) => (nothing, Rest::Content(passage, length)),
                     None => (nothing, Rest::Chunks(passage)),
                 }
             }
@@ -111,16 +111,29 @@ impl Outgoing {
 
     /// Puts the next piece into `next`; whether there is none any more.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<bool, Halt>> {
-        let (passage, is_in_chunks) = match &self.rest {
+        let (passage, left) = match &mut self.rest {
             Rest::Nothing => return Poll::Ready(Ok(true)),
-            Rest::Content(passage) => (passage, false),
-            Rest::Chunks(passage) => (passage, true),
+            Rest::Content(passage, left) => (passage, Some(left)),
+            Rest::Chunks(passage) => (passage, None),
         };
+        let is_in_chunks = left.is_none();
         let frame = match ready!(passage.poll_piece(cx)) {
             Some(Ok(frame)) => Some(frame),
             Some(Err(_)) => return Poll::Ready(Err(Halt::Caller)),
             None => None,
         };
+        if let Some(left) = left {
+            let came = frame
+                .as_ref()
+                .and_then(Frame::data_ref)
+                .map_or(0, Bytes::len);
+            let rest = left.checked_sub(u64::try_from(came).unwrap_or(u64::MAX));
+            // What the other side would take for the next request, or wait for.
+            *left = rest.ok_or(Halt::Caller)?;
+            if frame.is_none() && *left > 0 {
+                return Poll::Ready(Err(Halt::Caller));
+            }
+        }
         let mut line = Vec::new();
         let mut content = openai::unpatched(Bytes::new());
         match frame.map(Frame::into_data) {
