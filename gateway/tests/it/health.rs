@@ -148,10 +148,13 @@ async fn a_frozen_engine_is_left_where_nothing_is_streamed_and_used_again_when_i
     assert_eq!(asked(&frozen, "POST "), 1);
     is_frozen.store(false, Ordering::SeqCst);
     comes_to_stand(&gateway, "good").await;
-    for _ in 0..12 {
-        assert_eq!(gateway.post(&chat(false)).await.status, 200);
-    }
-    assert_eq!(asked(&frozen, "POST "), 5, "it has its share again");
+    // On a busy machine it may have been slower than its peers just now, and get less for a while.
+    within("it is asked again", async {
+        while asked(&frozen, "POST ") == 1 {
+            assert_eq!(gateway.post(&chat(false)).await.status, 200);
+        }
+    })
+    .await;
 }
 
 #[tokio::test]
