@@ -73,7 +73,7 @@ class Bench:
         if self.subject.transport_only and case.speaks_llm:
             unfit = "no LLM gateway: only transport is graded"
         if unfit:
-            return {"grade": "none", "reason": unfit, "notes": {}, "seconds": 0.0}
+            return {"grade": "none", "reason": unfit, "unfit": True, "notes": {}, "seconds": 0.0}
         context = Context(self.subject, self.fleet, self.addresses, self.hole_port)
         context.number = self.number
         context.routes = {route.name: route for route in self._routes(case)}

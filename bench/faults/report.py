@@ -17,7 +17,8 @@ PREFACE = (
     "Each case has clean traffic before, beside and after its fault, and the same judge for all: **pass** is the "
     "expected outcome, **partial** an answer that is not as it should be, **safe** a clear error in time with nothing "
     "lost, **fail** a hang, a cut answer that looks whole, a wrong one, or harm to others. The worst probe of a case "
-    "decides. S01–S16 are failoverbench's faults. A dash: the case makes no sense there."
+    "decides. S01–S16 are failoverbench's faults. A dash: the case makes no sense there, or could not run; the list "
+    "below the table says which."
 )
 
 
@@ -99,7 +100,8 @@ def _share(clean):
 
 def last_line(results, facts):
     mine = counted(results, facts.ours)
-    of = sum(mine.values()) - mine["none"]
+    # All of them: a case of ours that could not run is no reason to count one less.
+    of = sum(mine.values())
     clean = facts.clean.get(facts.ours, {"pct": 100.0})["pct"]
     shown = []
     for name in PEERS:
@@ -115,10 +117,12 @@ def last_line(results, facts):
 
 
 def missed(results, ours):
-    """Our cases that ended otherwise than they have to."""
+    """Our cases that ended otherwise than they have to. One that could not run has not been passed, unless its own
+    table says that it makes no sense for us."""
 
     def is_met(case, result):
-        fine = ("pass", "none", "safe") if case in MAY_BE_SAFE else ("pass", "none")
-        return result["grade"] in fine and not result["reason"].startswith("the case broke")
+        if result["grade"] == "none":
+            return result.get("unfit", False)
+        return result["grade"] == "pass" or (result["grade"] == "safe" and case in MAY_BE_SAFE)
 
     return [case for case, by in results.items() if ours in by and not is_met(case, by[ours])]
