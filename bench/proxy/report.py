@@ -9,8 +9,12 @@ WIDTH = 118
 # What each subject must have, or the run has failed.
 FIGURES = ["us", "alone_p99", "most_rps", "half_p99", "delta_us", "first_p99", "load_growth"]
 FIGURES += [f"{kind}_{size}_us" for kind in ("whole", "stream") for size in SIZES if (kind, size) != ("whole", "1")]
-# What the last line names, in its order, after ours.
-PEERS = ["envoy", "nginx", "vllm_router", "sglang_router", "litellm", "portkey"]
+# What the last line names after ours, in its order, and whose figure it is: Envoy as it is run, with access log and
+# statistics, is who we are compared with.
+LAST_LINE = {
+    "envoy": "envoy_on", "envoy_bare": "envoy", "nginx": "nginx", "vllm_router": "vllm_router",
+    "sglang_router": "sglang_router", "litellm": "litellm", "portkey": "portkey", "all_on": "all_on",
+}  # fmt: skip
 
 
 def number(value, digits=None):
@@ -218,7 +222,7 @@ class Report:
     def summary(self, whole):
         """The last line; of another name, with what there is, if the run was not a whole one."""
         figures = [("us_per_request", self.median("penstock", "us"))]
-        figures += [(name, self.median(name, "us")) for name in [*PEERS, "all_on"]]
+        figures += [(shown, self.median(name, "us")) for shown, name in LAST_LINE.items()]
         figures += [
             ("added_p99_us", self.added("penstock", "alone_p99")),
             ("us_per_delta", self.median("penstock", "delta_us")),
