@@ -3,6 +3,7 @@
 pass: the expected outcome. partial: answered, but not as it should be. safe: a clear error in time, nothing lost or
 leaked. fail: a hang, a cut answer that looks whole, a wrong one, harm to others."""
 
+import json
 from dataclasses import dataclass
 
 from client import WORDS, text_of
@@ -220,6 +221,47 @@ def accounting(answer, tokens_by_backend=None):
         return Verdict("partial", f"usage is {answer.usage}")
     wrong = {name: count for name, count in (tokens_by_backend or {}).items() if "alpha" in name and count}
     return Verdict("fail", f"charged to what failed: {wrong}") if wrong else PASS
+
+
+def _smuggled(seen):
+    """What the upstream saw that it must not see."""
+    if any(record["id"] == "hidden" for record in seen):
+        return Verdict("fail", "the upstream saw the hidden request")
+    if len(seen) > 1:
+        return Verdict("fail", f"the upstream saw {len(seen)} requests")
+    damaged = [record for record in seen if record["id"] != "visible"]
+    if damaged:
+        return Verdict("fail", f"the upstream saw another request: {json.dumps(damaged[0]['head'][:80])}")
+    return None
+
+
+def smuggled(status, how, seen):
+    """`seen`: the upstream's view of bytes that two readers may read differently. They are to be refused."""
+    if (bad := _smuggled(seen)) is not None:
+        return bad
+    if status is not None and 400 <= status < 500 or status == 501:
+        return PASS
+    if status is None and how in ("closed", "reset"):
+        return Verdict("safe", "closed without a status")
+    if status is None:
+        return Verdict("partial", "left waiting")
+    if status >= 500:
+        return Verdict("partial", f"answered {status}")
+    return Verdict("safe", f"answered {status}; the upstream saw one request, in one reading")
+
+
+def smuggled_h2(status, how, seen, never, following):
+    """The same over HTTP/2, where to end the stream or the connection is a refusal as clear as a status (RFC 9113,
+    8.1.1). `never` is what no head at the upstream may have; `following` is the next good request's answer."""
+    if (bad := _smuggled(seen)) is not None:
+        return bad
+    if any(never.search(record["head"]) for record in seen):
+        return Verdict("fail", "the upstream saw what the header held")
+    if kind(following) != "whole":
+        return Verdict("fail", f"the next good request: {end_of(following).reason}")
+    if status is None and how in ("closed", "reset"):
+        return PASS
+    return smuggled(status, how, seen)
 
 
 def percentile(values, share):

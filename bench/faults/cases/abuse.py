@@ -124,11 +124,7 @@ async def _until_answered(port, pieces, limit_s=20.0):
 async def r16(ctx):
     port = ctx.target("r16").port
     connection = await h2.Connection().open(port)
-    try:
-        await asyncio.wait_for(connection.is_h2.wait(), 1.0)
-    except asyncio.TimeoutError:
-        pass
-    speaks = connection.is_h2.is_set()
+    speaks = await connection.speaks_h2()
     refused = await connection.is_closed(2.0) if not speaks else True
     first = connection.first[:40].decode("latin-1")
     await connection.close()
@@ -138,7 +134,7 @@ async def r16(ctx):
             return judge.Verdict("pass", "HTTP/1.1 only: an HTTP/2 preface is refused")
         return judge.Verdict("partial", "HTTP/1.1 only, but an HTTP/2 preface is left waiting")
     found = []
-    fields = h2.request_headers(port, extra=_fields(ctx))
+    fields = h2.request_headers(port, extra=h2.fields_of(ctx.target("r16")))
     for probe, pieces, first in (
         ("rapid reset", _rapid_reset(fields), None),
         ("CONTINUATION flood", _continuation(fields), None),
@@ -148,11 +144,6 @@ async def r16(ctx):
     ):
         found.append((await _abuse(ctx, port, probe, pieces, first)).of(probe))
     return verdicts(*found)
-
-
-def _fields(ctx):
-    short = [(name, value) for name, value in ctx.target("r16").headers if len(value) < 127]
-    return tuple((name.lower().encode(), value.encode()) for name, value in short)
 
 
 def _rapid_reset(fields):

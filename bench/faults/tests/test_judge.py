@@ -1,5 +1,6 @@
 """The judge on made-up observations: every grade of every rule."""
 
+import re
 import unittest
 
 import judge
@@ -147,6 +148,36 @@ class Refusals(unittest.TestCase):
         self.assertEqual(judge.content_filter(log, answer(status=400, body=b"{}")).grade, "safe")
         self.assertEqual(judge.content_filter(log, answer()).grade, "partial")
         self.assertEqual(judge.content_filter(log * 2, told).grade, "fail")
+
+
+class Smuggling(unittest.TestCase):
+    def test_bytes_that_two_readers_read_differently_are_refused(self):
+        seen = [record("alpha", 0.0, "visible", head="POST / HTTP/1.1")]
+        for grade, given in (
+            ("pass", (400, "closed", [])), ("pass", (501, "closed", [])), ("safe", (None, "reset", [])),
+            ("partial", (None, "timeout", [])), ("partial", (502, "closed", [])), ("safe", (200, "closed", seen)),
+            ("fail", (400, "closed", seen * 2)), ("fail", (200, "closed", [record("alpha", 0.0, "hidden", head="")])),
+            ("fail", (400, "closed", [record("alpha", 0.0, "unknown", head="")])),
+        ):  # fmt: skip
+            self.assertEqual(judge.smuggled(*given).grade, grade, given)
+
+    def test_over_http2_an_end_is_a_refusal_and_the_next_request_counts(self):
+        never = re.compile("^x-hidden:", re.I | re.M)
+        clean, leaked = "POST / HTTP/1.1\r\nHost: a", "POST / HTTP/1.1\r\nX-Hidden: 1"
+
+        def grade(status, how, head=None, following=None):
+            seen = [] if head is None else [record("alpha", 0.0, "visible", head=head)]
+            return judge.smuggled_h2(status, how, seen, never, following or answer()).grade
+
+        self.assertEqual(grade(None, "reset"), "pass")
+        self.assertEqual(grade(None, "closed"), "pass")
+        self.assertEqual(grade(400, "answered"), "pass")
+        self.assertEqual(grade(None, "timeout"), "partial")
+        self.assertEqual(grade(502, "answered"), "partial")
+        self.assertEqual(grade(200, "answered", clean), "safe")
+        self.assertEqual(grade(200, "answered", leaked), "fail")
+        self.assertEqual(grade(None, "reset", leaked), "fail", "refused, and passed on all the same")
+        self.assertEqual(grade(None, "reset", following=answer(status=502)), "fail")
 
 
 if __name__ == "__main__":

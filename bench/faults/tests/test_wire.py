@@ -1,5 +1,6 @@
 """Parsers and scripted bytes: what the harness says and how it reads."""
 
+import asyncio
 import unittest
 
 import answers
@@ -57,6 +58,50 @@ class Bytes(unittest.TestCase):
     def test_http2_frames(self):
         self.assertEqual(h2.frame(h2.PING, h2.ACK, 0, b"12345678"), b"\0\0\x08\x06\x01\0\0\0\x00" + b"12345678")
         self.assertEqual(h2.settings(_4=0), b"\0\0\x06\x04\0\0\0\0\0" + b"\0\x04\0\0\0\0")
+
+    def test_long_header_fields(self):
+        for size, head in ((126, b"\x7e"), (127, b"\x7f\x00"), (255, b"\x7f\x80\x01"), (1337, b"\x7f\xba\x09")):
+            self.assertEqual(h2.literal(b"a", b"x" * size), b"\0\x01a" + head + b"x" * size)
+
+    def test_statuses_of_http2(self):
+        for block, status in (
+            (b"\x88rest", 200), (b"\x3f\xe1\x1f\x8c", 400), (b"\x20\x8c", 400), (b"\x48\x03502", 502),
+            # RFC 7541, C.6.1 and C.6.2: 302 and 307 in Huffman codes.
+            (b"\x48\x82\x64\x02", 302), (b"\x48\x83\x64\x0e\xff", 307), (b"\x08\x03431", 431), (b"", None),
+            (b"\x48", None), (b"\x48\x03ab", None), (b"\x82", None),
+        ):  # fmt: skip
+            self.assertEqual(h2.status_of(block), status, block)
+
+    def test_outcomes_of_http2_streams(self):
+        async def outcomes():
+            found = []
+            for kind, payload in (
+                (h2.HEADERS, b"\x8c"), (h2.RST_STREAM, b"\0\0\0\x01"), (h2.GOAWAY, bytes(8)), (h2.PING, bytes(8)),
+            ):  # fmt: skip
+
+                async def serve(reader, writer, kind=kind, payload=payload):
+                    stream = 1 if kind in (h2.HEADERS, h2.RST_STREAM) else 0
+                    writer.write(h2.settings() + h2.frame(kind, 0, stream, payload))
+                    try:
+                        while await reader.read(4096):
+                            pass
+                    except ConnectionError:
+                        pass
+                    writer.close()
+                    done.set()
+
+                done = asyncio.Event()
+                server = await asyncio.start_server(serve, "127.0.0.1", 0)
+                connection = await h2.Connection().open(server.sockets[0].getsockname()[1])
+                found.append(await connection.outcome(1, 5.0 if kind != h2.PING else 0.2))
+                await connection.close()
+                await done.wait()
+                server.close()
+                await server.wait_closed()
+            return found
+
+        expected = [(400, "answered"), (None, "reset"), (None, "closed"), (None, "timeout")]
+        self.assertEqual(asyncio.run(outcomes()), expected)
 
     def test_dns_answers(self):
         server = resolver.Resolver()
