@@ -53,6 +53,7 @@ class Bench:
 
     def _routes(self, case):
         routes = [made(template, self.addresses) for template in case.routes]
+        routes = [route for route in routes if self.subject.knows(route)]
         return routes if self.subject.several_routes else routes[:1]
 
     async def _start(self, routes, cases, wrap=()):

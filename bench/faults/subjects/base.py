@@ -31,6 +31,10 @@ class Route:
     attempts: int = 3
     # What an upstream can carry at one time, for subjects that can be told.
     capacity: int | None = None
+    # For subjects that have such a thing (see `Subject.knows`): the targets are endpoints of one backend, taken in
+    # turn, so that only a comparison between them tells that one is worse; and these requests go before others.
+    together: bool = False
+    urgency: str | None = None
     # The longest a whole answer may take, for subjects that have no other limit.
     total_s: float = 30.0
 
@@ -66,6 +70,10 @@ class Subject:
 
     def write_config(self, routes):
         raise NotImplementedError
+
+    def knows(self, route):
+        """Whether it can do what sets this route apart from a plain one; else it gets none."""
+        return not route.together and route.urgency is None
 
     def headers(self, route):
         """What callers of this route send besides the request itself."""

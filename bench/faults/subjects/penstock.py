@@ -29,19 +29,31 @@ def _rule(route):
         f"{{name: {_backend(*target)}, priority: {number if route.mode == 'failover' else 0}}}"
         for number, target in enumerate(route.targets)
     ]
+    if route.together:
+        names = [f"{{name: {route.name}}}"]
+    more = "    strategy: RoundRobin\n" if route.together else ""
+    if route.urgency:
+        more += f"    urgency: {route.urgency}\n"
+    limits = {"connect": route.connect_s, "firstToken": route.first_byte_s, "idle": route.idle_s}
     return (
-        f"  - name: {route.name}\n    match: {{models: [{route.name}]}}\n    backends: [{', '.join(names)}]\n"
-        f"    retry: {{attempts: {route.attempts}, on: [{REPEATED}]}}\n    timeouts: {{connect: {_ms(route.connect_s)}, "
-        f"firstToken: {_ms(route.first_byte_s)}, idle: {_ms(route.idle_s)}}}\n"
+        f"  - name: {route.name}\n    match: {{models: [{route.name}]}}\n    backends: [{', '.join(names)}]\n{more}"
+        f"    retry: {{attempts: {route.attempts}, on: [{REPEATED}]}}\n"
+        f"    timeouts: {{{', '.join(f'{name}: {_ms(seconds)}' for name, seconds in limits.items())}}}\n"
     )
 
 
+def _object(name, spec):
+    return f"apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+
+
 def objects(routes):
+    alone = dict.fromkeys(target for route in routes if not route.together for target in route.targets)
     texts = [
-        f"apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {{name: {_backend(upstream, address)}}}\n"
-        f'spec: {{external: {{url: "http://{address}/v1", model: {upstream}-model}}}}\n'
-        for upstream, address in dict.fromkeys(target for route in routes for target in route.targets)
+        _object(_backend(upstream, address), f'{{external: {{url: "http://{address}/v1", model: {upstream}-model}}}}')
+        for upstream, address in alone
     ]
+    together = [route.name for route in routes if route.together]
+    texts += [_object(name, f"{{service: {{name: {name}, port: 80}}}}") for name in together]
     head = "apiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\n"
     # A policy holds 64 rules.
     for start in range(0, len(routes), 64):
@@ -61,15 +73,22 @@ class Penstock(Subject):
         out = subprocess.run([os.environ["PENSTOCK_BIN"], "--version"], capture_output=True, text=True, check=False)
         return out.stdout.strip().removeprefix("penstock ") or "?"
 
+    def knows(self, route):
+        return True
+
     def write_config(self, routes):
         self.write(OBJECTS, objects(routes))
+        self.services = [
+            f"--service=default/{route.name}:80={address}"
+            for route in routes if route.together for _, address in route.targets
+        ]  # fmt: skip
 
     def command(self):
         self.admin_port = self.spare_ports[0]
         return [
             os.environ["PENSTOCK_BIN"], "up", "-f", os.path.join(self.folder, "objects"),
             "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin_port}",
-            "--scaler-listen", "127.0.0.1:0", "--scaler-admin-listen", "127.0.0.1:0",
+            "--scaler-listen", "127.0.0.1:0", "--scaler-admin-listen", "127.0.0.1:0", *self.services,
         ]  # fmt: skip
 
     def _admin(self, path):

@@ -1,6 +1,8 @@
 """Parsers and scripted bytes: what the harness says and how it reads."""
 
 import asyncio
+import shutil
+import tempfile
 import unittest
 
 import answers
@@ -9,6 +11,8 @@ import resolver
 import sse
 from case import CASES, made
 from client import WORDS, Answer, _event, body_of, status_of, text_of
+from subjects import penstock
+from subjects.base import Route, Subject
 
 
 def read(parts):
@@ -132,6 +136,23 @@ class Catalogue(unittest.TestCase):
         for case in CASES.values():
             for template in case.routes:
                 made(template, addresses)
+
+
+class Objects(unittest.TestCase):
+    def test_routes_become_rules_with_what_sets_them_apart(self):
+        targets = (("alpha", "127.0.0.1:1001"), ("beta", "127.0.0.1:1002"))
+        plain, together = Route("p", targets, mode="pool"), Route("t", targets, mode="pool", together=True)
+        text = penstock.objects([plain, together, Route("u", targets, mode="pool", urgency="High")])
+        self.assertEqual(text.count("kind: LLMBackend"), 3, "one for each address, and one for both")
+        self.assertIn("metadata: {name: t}\nspec: {service: {name: t, port: 80}}", text)
+        self.assertIn("backends: [{name: t}]\n    strategy: RoundRobin\n", text)
+        self.assertEqual(text.count("urgency: High"), 1)
+        subject = penstock.Penstock(tempfile.mkdtemp(), 1, (2, 3, 4))
+        self.addCleanup(shutil.rmtree, subject.folder)
+        subject.write_config([plain, together])
+        self.assertEqual(subject.services, [f"--service=default/t:80={address}" for _, address in targets])
+        self.assertFalse(Subject.knows(subject, together))
+        self.assertTrue(Subject.knows(subject, plain))
 
 
 if __name__ == "__main__":
