@@ -102,17 +102,29 @@ def no_herd(log, started, ended, offered_rps):
     return PASS
 
 
+def urgent(answers, deadline_s, least=0.99):
+    """Those that go before others are served while others are refused."""
+    good = sum(kind(answer) == "whole" and answer.wall_s <= deadline_s for answer in answers)
+    if not answers:
+        return Verdict("fail", "no request of high urgency")
+    if good < least * len(answers):
+        return Verdict("partial", f"{good} of {len(answers)} of high urgency served in time ({least:.0%} wanted)")
+    return PASS
+
+
 def overload(answers, seconds, peak_rps, deadline_s):
     """Three times what the upstreams can: as much as they can is answered in time, the rest is refused at once."""
     good = [answer for answer in answers if kind(answer) == "whole" and answer.wall_s <= deadline_s]
     refused = [answer for answer in answers if kind(answer) == "error" and answer.status in (429, 503)]
     goodput = len(good) / seconds
-    quick = percentile([answer.wall_s for answer in refused], 0.5) * 1000
+    quick, late = (percentile([answer.wall_s for answer in refused], share) * 1000 for share in (0.5, 0.99))
     shown = f"goodput {goodput:.0f}/s of {peak_rps:.0f}/s, {len(refused)} of {len(answers)} refused"
+    if refused:
+        shown += f" (half within {quick:.0f} ms, 99% within {late:.0f} ms)"
     others = len(answers) - len(good) - len(refused)
     if goodput >= 0.9 * peak_rps:
         if refused and quick > 20:
-            return Verdict("partial", f"{shown}, after {quick:.0f} ms")
+            return Verdict("partial", f"{shown}: too late")
         return Verdict("pass", shown)
     if goodput >= 0.5 * peak_rps:
         return Verdict("partial", f"{shown}, {others} too late or cut")

@@ -54,11 +54,15 @@ def _counted(values):
 
 
 SLOTS, SERVICE_S, DEADLINE_S = 8, 0.25, 2.0
+# Of all requests; far less than the backends can.
+URGENT_SHARE = 0.1
 
 
-@case("R09", "three times what the backends can", pool("r09", "alpha", "beta", capacity=SLOTS), alone=True, spoils=True)
+@case("R09", "three times what the backends can", pool("r09", "alpha", "beta", capacity=SLOTS),
+      pool("r09-urgent", "alpha", "beta", capacity=SLOTS, urgency="High"), alone=True, spoils=True)  # fmt: skip
 async def r09(ctx):
-    """Each backend works on 8 requests at a time and queues the rest, as engines do; callers give up after 2 s."""
+    """Each backend works on 8 requests at a time and queues the rest, as engines do; callers give up after 2 s. Where a
+    subject knows urgencies, one in ten is of a high one; the dose is the same for all."""
     for upstream in (ctx.fleet.alpha, ctx.fleet.beta):
         await upstream.behave({"ttft": SERVICE_S, "itl": 0.0, "tokens": 10}, slots=SLOTS)
     # What they can without a gateway, so that every subject gets the same dose.
@@ -71,15 +75,25 @@ async def r09(ctx):
     both = (ctx.fleet.alpha, ctx.fleet.beta)
     await asyncio.gather(*(caller(upstream) for upstream in both for _ in range(SLOTS)))
     peak_rps = sum(judge.kind(answer) == "whole" for answer in peak) / 4.0
+    shares = {"r09": 1.0 - URGENT_SHARE, "r09-urgent": URGENT_SHARE} if "r09-urgent" in ctx.routes else {"r09": 1.0}
     async with ctx.memory() as memory:
-        answers = await ctx.open_loop("r09", 3 * peak_rps, 20, limit_s=DEADLINE_S)
-    started = min(answer.t_start for answer in answers)
+        by_route = await asyncio.gather(*(
+            ctx.open_loop(name, 3 * peak_rps * share, 20, limit_s=DEADLINE_S) for name, share in shares.items()
+        ))  # fmt: skip
+    started = min(answer.t_start for answers in by_route for answer in answers)
     # The first seconds only fill the queues.
-    answers = [answer for answer in answers if answer.t_start >= started + 4.0]
+    by_route = [[answer for answer in answers if answer.t_start >= started + 4.0] for answers in by_route]
+    answers = [answer for answers in by_route for answer in answers]
+    urgent = by_route[1] if len(by_route) > 1 else None
+    refused_ms = [answer.wall_s * 1000 for answer in answers if answer.status in (429, 503)]
+    ctx.note(refused_ms={share: round(judge.percentile(refused_ms, share), 1) for share in (0.5, 0.9, 0.99)},
+             urgent=urgent and _counted(judge.kind(answer) for answer in urgent))  # fmt: skip
     ctx.note(peak_rps=round(peak_rps, 1), kinds=_counted(judge.kind(answer) for answer in answers),
              statuses=_counted(str(answer.status) for answer in answers), grown_kib=memory.grown_kib)  # fmt: skip
     return verdicts(
-        judge_load.overload(answers, 16.0, peak_rps, DEADLINE_S), judge_load.bounded(memory.grown_kib, 64 * 1024)
+        judge_load.overload(answers, 16.0, peak_rps, DEADLINE_S),
+        judge_load.bounded(memory.grown_kib, 64 * 1024),
+        judge.PASS if urgent is None else judge_load.urgent(urgent, DEADLINE_S),
     )
 
 

@@ -78,6 +78,20 @@ class Crowds(unittest.TestCase):
         late = [at(1.0, t_end=3.5) for _ in range(300)]
         self.assertEqual(grade(late), "fail")
 
+    def test_refusals_are_told_with_their_times(self):
+        answers = [at(n / 100) for n in range(100)] + [refused(1.0)] * 98 + [refused(1.0, 0.4)] * 2
+        verdict = judge_load.overload(answers, 1.0, 100.0, 2.0)
+        self.assertEqual(verdict.grade, "pass")
+        self.assertIn("half within 5 ms, 99% within 400 ms", verdict.reason)
+
+    def test_the_urgent_are_served(self):
+        grade = lambda answers: judge_load.urgent(answers, 2.0).grade  # noqa: E731
+        good = [at(1.0)] * 99
+        self.assertEqual(grade([*good, refused(1.0)]), "pass")
+        self.assertEqual(grade([*good, refused(1.0), refused(1.0)]), "partial")
+        self.assertEqual(grade([*good, at(1.0, t_end=3.5), at(1.0, t_end=3.5)]), "partial", "too late is not served")
+        self.assertEqual(grade([]), "fail")
+
     def test_poison(self):
         others = [answer()] * 200
         self.assertEqual(judge_load.poison([2, 0, 0], others).grade, "pass")
