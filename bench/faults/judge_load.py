@@ -13,19 +13,33 @@ def _lost(answers):
     return Verdict(found.grade, f"{len(bad)} of {len(answers)}: {found.reason}")
 
 
+def first_p99_s(answers):
+    """To the first token, or to the end of what had none."""
+    return percentile([answer.ttft_s or answer.wall_s for answer in answers], 0.99)
+
+
+# From then on the frozen one is out of rotation, and the others answer as before: at most twice the p99 that was, or
+# what two cores with the callers and the upstreams on them make of any p99 now and then.
+LEFT_WITHIN_S, NOISE_S = 3.0, 0.2
+
+
 def frozen(before, during, after, log, frozen_at, thawed_at):
     """One of three upstreams is stopped: nobody waits for it for long, nobody loses an answer, and it comes back."""
-    base = percentile([answer.ttft_s or answer.wall_s for answer in before], 0.99)
+    base = first_p99_s(before)
     # Below the first-byte limit, however slow the machine: whoever waited for the frozen one counts.
     slow_s = min(max(1.0, 3 * base), 2.5)
     slow = [answer for answer in during if kind(answer) != "whole" or answer.ttft_s > slow_s]
     verdicts = [_lost(during), _lost(after)]
     if slow and len(slow) > 5:
         last = max(answer.t_start for answer in slow) - frozen_at
-        if last > 3.0:
+        if last > LEFT_WITHIN_S:
             verdicts.append(
                 Verdict("partial", f"{len(slow)} requests waited, the last one sent {last:.1f} s after the freeze")
             )
+    later = first_p99_s([answer for answer in during if answer.t_start >= frozen_at + LEFT_WITHIN_S])
+    if later > max(2 * base, NOISE_S):
+        shown = f"p99 {later * 1000:.0f} ms from {LEFT_WITHIN_S:g} s after the freeze on, {base * 1000:.0f} ms before"
+        verdicts.append(Verdict("partial", shown))
     back = [record["t"] - thawed_at for record in log if record["upstream"] == "beta" and record["t"] > thawed_at + 0.5]
     if not back:
         verdicts.append(Verdict("partial", "not used again after it went on"))

@@ -25,9 +25,11 @@ async def r03(ctx):
     log = await ctx.fleet.log()
     known = {answer.id for answer in after}
     log = [record for record in log if record["id"] in known]
+    later = [answer for answer in during if answer.t_start >= frozen_at + judge_load.LEFT_WITHIN_S]
     slow = sorted(round(answer.wall_s, 2) for answer in during if answer.wall_s > 1.0)
     ctx.note(
         slow_walls_s=slow, beta_after_thaw=sum(record["upstream"] == "beta" for record in log),
+        p99_ms=[round(judge_load.first_p99_s(answers) * 1000, 1) for answers in (before, later, after)],
         last_slow_s=max((a.t_start - frozen_at for a in during if a.wall_s > 1.0), default=None),
     )  # fmt: skip
     return judge_load.frozen(before, during, after, log, frozen_at, thawed_at)

@@ -27,12 +27,26 @@ class Pools(unittest.TestCase):
             return judge_load.frozen(before, during, before, log, 10.0, 30.0).grade
 
         self.assertEqual(grade([waited(10.5), at(12.0)]), "pass")
-        self.assertEqual(grade([waited(10.0 + n / 2) for n in range(5)]), "pass", "five may wait, whenever they come")
+        self.assertEqual(grade([waited(10.0 + n / 2) for n in range(5)]), "pass", "five may wait")
         self.assertEqual(grade([waited(10.0 + n) for n in range(9)]), "partial")
         self.assertEqual(grade([at(12.0, status=502)]), "safe")
         self.assertEqual(grade([cut(4, t_start=12.0)]), "fail")
         self.assertEqual(grade([at(12.0)], []), "partial")
         self.assertEqual(grade([at(12.0)], [record("beta", 50.0)]), "partial")
+
+    def test_once_a_frozen_one_is_left_the_others_answer_as_before(self):
+        before, back = [at(float(number)) for number in range(5)], [record("beta", 31.0)]
+
+        def grade(*slow):
+            during = [at(10.0 + n / 10) for n in range(200)] + list(slow)
+            return judge_load.frozen(before, during, before, back, 10.0, 30.0).grade
+
+        later = [at(20.0, t_first=20.25, t_end=20.3)] * 3
+        self.assertEqual(grade(), "pass")
+        self.assertEqual(grade(*later), "partial", "250 ms, where 100 were before")
+        self.assertEqual(grade(*[at(20.0, t_first=20.18, t_end=20.3)] * 3), "pass")
+        self.assertEqual(grade(later[0]), "pass", "one in a hundred")
+        self.assertEqual(grade(*[waited(11.0 + n / 2) for n in range(4)]), "pass", "within the first three seconds")
 
     def test_a_slow_one_keeps_a_twentieth(self):
         fast = [record("alpha", 11.0 + n / 100) for n in range(96)]
