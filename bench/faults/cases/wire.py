@@ -75,17 +75,23 @@ async def r07(ctx):
     return verdicts(*found)
 
 
+# Each stream may keep so much of an event, and the process so much besides: what an allocator takes for the first large
+# buffers and does not give back at once. Of ours the first eight streams took 8 to 11 MiB, later ones
+# 0 to 10 (debug build, 2026-11-22).
+ENDLESS, STREAM_KIB, ONCE_KIB = 8, 1024, 6 * 1024
+
+
 async def _endless(ctx):
-    """Eight streams at once whose event does not end."""
+    """Streams at once whose event does not end."""
     found = []
     for shape in ("huge_event", "endless_event", "endless_line"):
         await ctx.fleet.alpha.behave({"body": shape})
         await ctx.fleet.beta.behave({"body": shape})
         async with ctx.memory() as memory:
-            answers = await ctx.calls("r07", 8, limit_s=20.0)
+            answers = await ctx.calls("r07", ENDLESS, limit_s=20.0)
         ctx.keep(shape, answers[0])
         ctx.note(**{f"{shape}_grown_kib": memory.grown_kib, f"{shape}_passed": max(a.size for a in answers)})
-        found.append(judge_load.bounded(memory.grown_kib, 16 * 1024).of(shape))
+        found.append(judge_load.bounded(memory.grown_kib, ENDLESS * STREAM_KIB + ONCE_KIB).of(shape))
         for answer in answers:
             seen = judge.kind(answer)
             if shape == "huge_event" and answer.finish == "stop":
