@@ -4,6 +4,9 @@
 //! `anthropic-ratelimit-{requests,tokens,input-tokens}-{limit,remaining,reset}`, the reset in RFC 3339. Both refill
 //! little by little, so what is left is taken to grow until the reset, where all of it is back. What was sent since the
 //! request whose answer told of it is taken off: a burst must not find out one by one.
+//!
+//! Azure OpenAI says only what remains. Its limit is then the most that ever remained, and it is back after
+//! [`WINDOW_MS`].
 
 use std::time::Duration;
 
@@ -13,6 +16,8 @@ use http::HeaderMap;
 const RESERVE: f32 = 0.1;
 /// Resets that are farther away are cut to this: daily limits, and wrong clocks.
 const MOST: Duration = Duration::from_hours(1);
+/// When all is back where an answer does not say: OpenAI and Azure count requests and tokens by the minute.
+const WINDOW_MS: u64 = 60_000;
 
 /// What is left of the limits that answers told of.
 #[derive(Debug, Default)]
@@ -20,6 +25,8 @@ pub struct Quota {
     left: [Option<Left>; 2],
     /// Requests and tokens of prompts that were sent.
     sent: [u64; 2],
+    /// The most that ever remained.
+    most: [f32; 2],
 }
 
 /// When a request was sent, and what was sent up to and with it.
@@ -42,7 +49,8 @@ impl Mark {
 /// What is left of one limit.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Left {
-    limit: f32,
+    /// As it was told; [`Quota::hear`] puts one where none was.
+    limit: Option<f32>,
     remaining: f32,
     at_ms: u64,
     reset_ms: u64,
@@ -69,14 +77,17 @@ impl Quota {
     /// Takes in what an answer says, see [`read`]. That of a request which was sent earlier than the one that told last
     /// is old.
     pub fn hear(&mut self, found: [Option<Left>; 2]) {
-        let both = self.left.iter_mut().zip(self.sent);
-        for ((left, sent), found) in both.zip(found) {
+        let all = self.left.iter_mut().zip(self.sent).zip(&mut self.most);
+        for (((left, sent), most), found) in all.zip(found) {
+            let Some(found) = found else { continue };
+            *most = most.max(found.remaining);
             // What was sent may have been forgotten meanwhile.
-            let found = found.map(|found| found.at_most(sent));
-            if let Some(found) = found
-                && left.is_none_or(|left| found.sent >= left.sent)
-            {
-                *left = Some(found);
+            let found = found.at_most(sent);
+            if left.is_none_or(|left| found.sent >= left.sent) {
+                *left = Some(Left {
+                    limit: found.limit.or(Some(*most)),
+                    ..found
+                });
             }
         }
     }
@@ -112,11 +123,12 @@ impl Left {
             return 1.0;
         }
         let since = sent.saturating_sub(self.sent) as f32;
-        let remaining = self.remaining + (self.limit - self.remaining) * passed / whole - since;
-        if remaining < needed.min(self.limit) {
+        let limit = self.limit();
+        let remaining = self.remaining + (limit - self.remaining) * passed / whole - since;
+        if remaining < needed.min(limit) {
             return 0.0;
         }
-        (remaining / (RESERVE * self.limit)).clamp(0.0, 1.0)
+        (remaining / (RESERVE * limit)).clamp(0.0, 1.0)
     }
 }
 
@@ -136,10 +148,10 @@ pub fn read(
     let left = |kind: usize, limit: Option<f32>, remaining: Option<f32>, reset_ms: Option<u64>| {
         let remaining = remaining?;
         Some(Left {
-            limit: limit.unwrap_or(remaining).max(remaining).max(1.0),
+            limit,
             remaining,
             at_ms: mark.at_ms,
-            reset_ms: reset_ms?,
+            reset_ms: reset_ms.unwrap_or_else(|| mark.at_ms.saturating_add(WINDOW_MS)),
             sent: mark.sent[kind],
         })
     };
@@ -170,8 +182,13 @@ pub fn read(
 }
 
 impl Left {
+    /// Never less than remains, nor than one.
+    fn limit(self) -> f32 {
+        self.limit.unwrap_or(0.0).max(self.remaining).max(1.0)
+    }
+
     fn part(self) -> f32 {
-        self.remaining / self.limit
+        self.remaining / self.limit()
     }
 }
 
@@ -339,6 +356,28 @@ mod tests {
         assert!(quota.share(0, 10) > 0.9, "older than what is known");
         quota.send(450, 0);
         assert!(quota.share(0, 60) <= 0.0, "tokens are counted too");
+    }
+
+    #[test]
+    fn who_says_only_what_remains_has_the_most_of_it_as_limit_and_a_minute_to_get_it_back() {
+        let mut quota = Quota::default();
+        let mut told = |requests: &str, tokens: &str, now_ms: u64| {
+            let headers = headers(&[
+                ("x-ratelimit-remaining-requests", requests),
+                ("x-ratelimit-remaining-tokens", tokens),
+            ]);
+            let mark = quota.send(100, now_ms);
+            quota.hear(read(&headers, mark, now_ms, Duration::ZERO));
+            [0, 30_000, 60_000].map(|later| quota.share(now_ms + later, 600))
+        };
+        assert_eq!(told("99", "9900", 0), [1.0; 3]);
+        let near = told("50", "500", 1_000);
+        assert!(near[0] <= 0.0, "the prompt takes more than the 500 tokens");
+        assert_eq!(near[1..], [1.0; 2]);
+        let scarce = told("2", "9000", 2_000);
+        assert!((scarce[0] - 2.0 / 9.9).abs() < 0.01, "of 99 requests");
+        assert_eq!(told("0", "9000", 3_000), [0.0, 1.0, 1.0]);
+        assert_eq!(told("90", "9000", 4_000), [1.0; 3]);
     }
 
     #[test]

@@ -269,6 +269,18 @@ async fn a_provider_that_is_nearly_at_its_limits_is_left_before_it_refuses() {
 }
 
 #[tokio::test]
+async fn a_provider_that_says_only_what_remains_is_left_too() {
+    let said = "x-ratelimit-remaining-requests: 0\r\nx-ratelimit-remaining-tokens: 4000\r\n";
+    let azure = Upstream::always(move || Reply::Headers(200, said, completion("x"))).await;
+    let other = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[azure.address, other.address])).await;
+    for _ in 0..6 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    assert_eq!((azure.count(), other.count()), (1, 5));
+}
+
+#[tokio::test]
 async fn a_provider_at_its_limits_is_better_than_none() {
     let said = "x-ratelimit-limit-requests: 100\r\nx-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 30m\r\n";
     let provider = Upstream::always(move || Reply::Headers(200, said, completion("x"))).await;
