@@ -1,7 +1,7 @@
 //! Reads an engine's `/metrics` page (Prometheus text) into a [`Sample`]. Bounded in lines and buckets, never fails on
 //! a line that it does not need, and never takes "absent" for zero.
 //!
-//! Names are vLLM 0.32's; a table lists what older releases call the same thing.
+//! Names are vLLM 0.32's and SGLang's; a table lists what older releases call the same thing.
 
 use std::time::Duration;
 
@@ -44,7 +44,10 @@ pub struct Buckets(Vec<(f64, f64)>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParseError {
     /// None of the gauges is there.
-    #[error("the page has no vLLM gauge (vllm:num_requests_running, vllm:kv_cache_usage_perc)")]
+    #[error(
+        "the page has no gauge of vLLM (vllm:num_requests_running, vllm:kv_cache_usage_perc) or SGLang \
+         (sglang:num_running_reqs, sglang:token_usage)"
+    )]
     NoEngineMetrics,
 }
 
@@ -56,14 +59,18 @@ enum Field {
     Waiting,
     PromptTokens,
     GenerationTokens,
+    /// Prompt tokens or generated ones, by the label `mode`.
+    Tokens,
     Ended,
     TtftBucket,
     ProcessStart,
 }
 
 /// Which name means what. Sources: vLLM 0.32's page (tests/fixtures), and for the older KV gauge vLLM's deprecation
-/// notes (renamed in 0.10, removed two minor releases later).
-const NAMES: [(&str, Field); 9] = [
+/// notes (renamed in 0.10, removed two minor releases later). SGLang: its documentation (production metrics) and
+/// `metrics_collector.py`. Its `prompt_tokens_total`, `generation_tokens_total` and `num_requests_total` grow
+/// only when a request ends: an engine that is busy with long answers would look stuck. They are not read.
+const NAMES: [(&str, Field); 14] = [
     ("vllm:kv_cache_usage_perc", Field::KvUse),
     ("vllm:gpu_cache_usage_perc", Field::KvUseOld),
     ("vllm:num_requests_running", Field::Running),
@@ -72,6 +79,14 @@ const NAMES: [(&str, Field); 9] = [
     ("vllm:generation_tokens_total", Field::GenerationTokens),
     ("vllm:request_success_total", Field::Ended),
     ("vllm:time_to_first_token_seconds_bucket", Field::TtftBucket),
+    ("sglang:token_usage", Field::KvUse),
+    ("sglang:num_running_reqs", Field::Running),
+    ("sglang:num_queue_reqs", Field::Waiting),
+    ("sglang:realtime_tokens_total", Field::Tokens),
+    (
+        "sglang:time_to_first_token_seconds_bucket",
+        Field::TtftBucket,
+    ),
     ("process_start_time_seconds", Field::ProcessStart),
 ];
 
@@ -107,6 +122,14 @@ pub fn parse(page: &str) -> Result<Sample, ParseError> {
             Field::Waiting => add(&mut sample.waiting, value),
             Field::PromptTokens => add(&mut sample.prompt_tokens, value),
             Field::GenerationTokens => add(&mut sample.generation_tokens, value),
+            Field::Tokens => match label(labels, "mode") {
+                // Those that the cache held are part of prompts, as in vLLM's count.
+                Some("prefill_compute" | "prefill_cache") => {
+                    add(&mut sample.prompt_tokens, value);
+                }
+                Some("decode") => add(&mut sample.generation_tokens, value),
+                _ => {}
+            },
             Field::Ended => add(&mut sample.ended, value),
             Field::TtftBucket => {
                 if let Some(bound) = upper_bound(labels) {
@@ -129,9 +152,10 @@ fn add(field: &mut Option<f64>, value: f64) {
 
 /// The field, label block and value of a line that is in [`NAMES`]; none for every other line.
 fn needed(line: &str) -> Option<(Field, &str, f64)> {
-    if line.len() > MAX_LINE_BYTES
-        || !(line.starts_with("vllm:") || line.starts_with("process_start"))
-    {
+    let is_engines = ["vllm:", "sglang:", "process_start"]
+        .iter()
+        .any(|start| line.starts_with(start));
+    if line.len() > MAX_LINE_BYTES || !is_engines {
         return None;
     }
     let name_end = line.find(['{', ' '])?;
@@ -141,6 +165,12 @@ fn needed(line: &str) -> Option<(Field, &str, f64)> {
         Some(block) => block.split_at(labels_end(block)?),
         None => ("", rest),
     };
+    // With `--enable-priority-scheduling` SGLang says how many of the whole each priority has, beside the whole, whose
+    // priority is empty.
+    let priority = label(labels, "priority").filter(|priority| !priority.is_empty());
+    if priority.is_some() && field != Field::TtftBucket {
+        return None;
+    }
     // A timestamp or an exemplar may follow the value.
     let text = rest
         .trim_start_matches('}')
@@ -166,13 +196,16 @@ fn labels_end(block: &str) -> Option<usize> {
     None
 }
 
+/// The value of a label, one that needs no escapes.
+fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = labels.split(',');
+    let value = pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix("=\""))?;
+    value.split('"').next()
+}
+
 /// The `le` label: `+Inf` becomes infinity.
 fn upper_bound(labels: &str) -> Option<f64> {
-    let start = match labels.find(",le=\"") {
-        Some(at) => at + 5,
-        None => labels.strip_prefix("le=\"").map(|_| 4)?,
-    };
-    let text = labels[start..].split('"').next()?;
+    let text = label(labels, "le")?;
     let bound: f64 = if text == "+Inf" {
         f64::INFINITY
     } else {
@@ -248,6 +281,8 @@ mod tests {
     use super::*;
 
     const VLLM: &str = include_str!("../tests/fixtures/vllm-0.32.txt");
+    /// Names, labels and bounds as in SGLang's documentation and `metrics_collector.py`.
+    const SGLANG: &str = include_str!("../tests/fixtures/sglang.txt");
     const HALF: Duration = Duration::from_millis(500);
 
     #[test]
@@ -265,6 +300,36 @@ mod tests {
         assert_eq!(sample.ttft.at_or_below(Duration::from_millis(250)), 247.0);
         // Half-way between the bounds 0.1 (210) and 0.25 (247).
         assert!((sample.ttft.at_or_below(Duration::from_millis(175)) - 228.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn page_of_sglang_says_the_same_under_its_own_names() {
+        let sample = parse(SGLANG).unwrap();
+        assert_eq!(sample.kv_use, Some(0.28));
+        assert_eq!((sample.running, sample.waiting), (Some(162.0), Some(26.0)));
+        assert_eq!(sample.prompt_tokens, Some(8_000_000.0 + 128_902.0));
+        assert_eq!(sample.generation_tokens, Some(7_557_572.0));
+        assert_eq!((sample.ended, sample.process_start_s), (None, None));
+        assert_eq!(sample.ttft.count(), 11_008.0);
+        // Half-way between the bounds 0.4 (6,000) and 0.6 (8,000).
+        assert!((sample.ttft.at_or_below(HALF) - 7_000.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_sglang_counts_at_the_end_of_requests_is_no_counter_to_judge_it_by() {
+        let page = "sglang:num_running_reqs{tp_rank=\"0\"} 2\nsglang:prompt_tokens_total{tp_rank=\"0\"} 5\n\
+                    sglang:generation_tokens_total 5\nsglang:num_requests_total 1\n";
+        let sample = parse(page).unwrap();
+        assert_eq!((sample.running, sample.prompt_tokens), (Some(2.0), None));
+        assert_eq!((sample.generation_tokens, sample.ended), (None, None));
+    }
+
+    #[test]
+    fn parts_of_a_queue_by_priority_are_not_counted_beside_the_whole() {
+        let page = "sglang:num_queue_reqs{model_name=\"m\",priority=\"\",tp_rank=\"0\"} 14\n\
+                    sglang:num_queue_reqs{model_name=\"m\",priority=\"-1\",tp_rank=\"0\"} 4\n\
+                    sglang:num_queue_reqs{priority=\"0\",tp_rank=\"0\"} 10\n";
+        assert_eq!(parse(page).unwrap().waiting, Some(14.0));
     }
 
     #[test]
