@@ -438,7 +438,8 @@ impl Reader<'_> {
     /// Not so the page of a proxy that stands before the backend, with status 200.
     fn may_be_answer(&self, bytes: &[u8]) -> bool {
         let first = bytes.iter().find(|byte| !byte.is_ascii_whitespace());
-        self.job.api.wire() == Wire::Plain || matches!(first, Some(b'{' | b'['))
+        let wire = self.job.api.wire();
+        matches!(wire, Wire::Media | Wire::Plain) || matches!(first, Some(b'{' | b'['))
     }
 
     /// Why a body that came to its end is no answer.

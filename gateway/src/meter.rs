@@ -287,15 +287,7 @@ impl Meter {
             ended,
         } = self;
         seen.open_at = decoder.feed(frame, |data, place| {
-            let meaning = match wire {
-                Wire::Plain => Meaning {
-                    token: true,
-                    starts: true,
-                    done: true,
-                    ..Meaning::default()
-                },
-                _ => of_event(*wire, data, *started),
-            };
+            let meaning = of_event(*wire, data, *started);
             let start = place.start;
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));
@@ -353,6 +345,11 @@ impl Meter {
 }
 
 fn of_event(wire: Wire, data: &[u8], started: bool) -> Meaning {
+    match wire {
+        Wire::Media => return events::of_media(data),
+        Wire::Plain => return events::plain(),
+        Wire::Chunks | Wire::Responses | Wire::Messages => {}
+    }
     if data.trim_ascii() == DONE_DATA {
         return Meaning {
             // A message ends with an event of its own.
@@ -367,7 +364,7 @@ fn of_event(wire: Wire, data: &[u8], started: bool) -> Meaning {
         };
     };
     let read = match wire {
-        Wire::Chunks | Wire::Plain => of_chunk(text, started),
+        Wire::Chunks | Wire::Media | Wire::Plain => of_chunk(text, started),
         Wire::Responses => events::of_response(text),
         Wire::Messages => events::of_message(text),
     };

@@ -169,10 +169,8 @@ impl Api {
             | Self::Translation
             | Self::ImageGeneration
             | Self::ImageEdit
-            | Self::ImageVariation
-            | Self::Audio
-            | Self::Images
-            | Self::Http => Wire::Plain,
+            | Self::ImageVariation => Wire::Media,
+            Self::Audio | Self::Images | Self::Http => Wire::Plain,
             _ => Wire::Chunks,
         }
     }
@@ -217,6 +215,9 @@ pub enum Wire {
     Responses,
     /// Typed events of Anthropic's Messages API, ended by `message_stop`.
     Messages,
+    /// Typed events of OpenAI's sounds, transcripts and pictures, ended by `….done` or `….completed`. Backends with
+    /// events of their own are taken as [`Wire::Plain`].
+    Media,
     /// Events whose meaning is not known here, ended by the end of the body.
     Plain,
 }

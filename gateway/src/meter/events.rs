@@ -1,4 +1,4 @@
-//! What the typed events of Anthropic's Messages API and of OpenAI's Responses API mean.
+//! What the typed events of Anthropic's Messages API, of OpenAI's Responses API, and of its sounds and pictures mean.
 
 use std::borrow::Cow;
 
@@ -32,6 +32,14 @@ struct ResponseEvent<'a> {
     /// `response.completed` and its like.
     #[serde(borrow, default)]
     response: Option<Answer<'a>>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct MediaEvent<'a> {
+    #[serde(borrow, rename = "type", default)]
+    kind: Cow<'a, str>,
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
 }
@@ -127,6 +135,36 @@ pub(super) fn of_response(text: &str) -> Result<Meaning, serde_json::Error> {
     })
 }
 
+/// What the types of OpenAI's events of sounds, transcripts and pictures begin with.
+const MEDIA: [&str; 4] = ["speech", "transcript", "image_generation", "image_edit"];
+
+/// An event of one of them; of one that has none of these types nothing is known.
+pub(super) fn of_media(data: &[u8]) -> Meaning {
+    let Ok(event) = serde_json::from_slice::<MediaEvent<'_>>(data) else {
+        return plain();
+    };
+    let family = event.kind.split('.').next().unwrap_or_default();
+    match (event.error, event.kind.rsplit('.').next()) {
+        (Some(told), _) => error(told.get()),
+        (None, _) if event.kind == "error" => error(std::str::from_utf8(data).unwrap_or_default()),
+        (None, _) if !MEDIA.contains(&family) => plain(),
+        (None, Some("done" | "completed")) => Meaning {
+            done: true,
+            starts: true,
+            ..Meaning::default()
+        },
+        (None, _) => token(),
+    }
+}
+
+/// An event whose meaning is not known: any may be the last.
+pub(super) fn plain() -> Meaning {
+    Meaning {
+        done: true,
+        ..token()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::meter::{Cut, Meter, Usage};
@@ -217,6 +255,80 @@ mod tests {
                 assert_eq!(meter.cut(), Some(cut), "{event}");
             }
         }
+    }
+
+    const SOUND: &str = r#"{"type":"speech.audio.delta","audio":"UklGRg=="}"#;
+    const SAID: &str = r#"{"type":"speech.audio.done","usage":{"input_tokens":2,"output_tokens":4,"total_tokens":6}}"#;
+
+    #[test]
+    fn sounds_and_pictures_end_with_their_last_event_and_no_other() {
+        let picture = r#"{"type":"image_generation.partial_image","partial_image_index":0,"b64_json":"ZG9uZQ=="}"#;
+        let heard = r#"{"type":"transcript.text.delta","delta":"all.done"}"#;
+        for (part, last) in [
+            (SOUND, SAID),
+            (
+                heard,
+                r#"{"type":"transcript.text.done","text":"a","usage":{"type":"duration","seconds":4}}"#,
+            ),
+            (
+                picture,
+                r#"{"type":"image_generation.completed","b64_json":"eA=="}"#,
+            ),
+            (
+                r#"{"type":"image_edit.partial_image"}"#,
+                r#"{"type":"image_edit.completed"}"#,
+            ),
+        ] {
+            let (meter, tokens) = feed(Wire::Media, &[part, part]);
+            assert_eq!((tokens, meter.has_started()), (2, true), "{part}");
+            assert!(!meter.is_done() && !meter.lacks_done_only(), "{part}");
+            let (meter, tokens) = feed(Wire::Media, &[part, last, "[DONE]"]);
+            assert!(
+                tokens >= 1 && meter.is_done() && meter.cut().is_none(),
+                "{last}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_event_of_a_sound_or_picture_is_a_cut_of_its_kind() {
+        for (event, cut) in [
+            (
+                r#"{"type":"error","error":{"type":"server_error","code":null,"message":"x"}}"#,
+                Cut::Failure,
+            ),
+            (
+                r#"{"type":"error","code":"rate_limit_exceeded","message":"x"}"#,
+                Cut::Limit,
+            ),
+            (r#"{"error":{"message":"x"}}"#, Cut::Error),
+        ] {
+            let (meter, _) = feed(Wire::Media, &[SOUND, event]);
+            assert_eq!(
+                (meter.cut(), meter.is_done()),
+                (Some(cut), false),
+                "{event}"
+            );
+        }
+    }
+
+    #[test]
+    fn of_events_of_their_own_any_may_be_the_last() {
+        for event in [
+            r#"{"object":"transcription.chunk","choices":[{"delta":{"content":"a"}}],"error":null}"#,
+            r#"{"type":"audio","data":"UklGRg=="}"#,
+            r#"{"type":7}"#,
+            "UklGRg==",
+            "[DONE]",
+        ] {
+            for wire in [Wire::Media, Wire::Plain] {
+                let (meter, tokens) = feed(wire, &[event]);
+                let is_done = meter.is_done() && meter.has_started() && meter.cut().is_none();
+                assert_eq!((tokens, is_done), (1, true), "{event}");
+            }
+        }
+        let error = r#"{"type":"error","error":{"message":"x"}}"#;
+        assert_eq!(feed(Wire::Plain, &[error]).0.cut(), None);
     }
 
     #[test]

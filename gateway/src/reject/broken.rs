@@ -63,7 +63,7 @@ impl Broken {
         let code = format!("stream_{}", self.label());
         let event = match wire {
             Wire::Messages => in_event(wire, &anthropic_error(500, message)),
-            Wire::Chunks | Wire::Responses | Wire::Plain => in_event(
+            Wire::Chunks | Wire::Responses | Wire::Media | Wire::Plain => in_event(
                 wire,
                 &json!({"message": message, "type": SERVER, "param": null, "code": code}),
             ),
@@ -78,7 +78,7 @@ pub fn error_event(wire: Wire, body: &[u8]) -> Vec<u8> {
     let body: Value = serde_json::from_slice(body).unwrap_or_default();
     let error = match wire {
         Wire::Messages => Some(&body).filter(|body| body["type"] == "error"),
-        Wire::Chunks | Wire::Responses | Wire::Plain => Some(&body["error"]),
+        Wire::Chunks | Wire::Responses | Wire::Media | Wire::Plain => Some(&body["error"]),
     };
     match error.filter(|error| error.is_object()) {
         Some(error) => in_event(wire, error).into_bytes(),
@@ -90,7 +90,9 @@ pub fn error_event(wire: Wire, body: &[u8]) -> Vec<u8> {
 /// `error` is all of it for callers of Anthropic's protocol, the member `error` for others.
 fn in_event(wire: Wire, error: &Value) -> String {
     match wire {
-        Wire::Chunks | Wire::Plain => format!("data: {}\n\n", json!({ "error": error })),
+        Wire::Chunks | Wire::Media | Wire::Plain => {
+            format!("data: {}\n\n", json!({ "error": error }))
+        }
         // The official SDK raises an error only for an event with a member `error`.
         Wire::Responses => format!(
             "event: error\ndata: {}\n\n",

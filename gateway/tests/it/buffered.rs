@@ -75,3 +75,42 @@ async fn an_answer_that_is_whole_without_its_mark_gets_one() {
         assert_eq!(answer.body, whole);
     }
 }
+
+const SOUND: &str = "data: {\"type\":\"speech.audio.delta\",\"audio\":\"UklGRg==\"}\n\n";
+const SAID: &str = "data: {\"type\":\"speech.audio.done\",\"usage\":{\"input_tokens\":2}}\n\n";
+const FAILED: &str = "data: {\"type\":\"error\",\"error\":{\"type\":\"server_error\"}}\n\n";
+const SPEAK: &str = r#"{"model":"chat","stream_format":"sse","input":"say it"}"#;
+
+async fn spoken(plan: &Plan) -> Answer {
+    let gateway = Gateway::start(plan).await;
+    let mut client = gateway.client().await;
+    client.post_to("/v1/audio/speech", "", SPEAK).await;
+    client.answer().await
+}
+
+#[tokio::test]
+async fn a_sound_that_breaks_in_the_middle_is_repeated_elsewhere() {
+    for broken in [
+        || Reply::Raw(sse_head() + &chunk(SOUND)),
+        || Reply::Sse(vec![SOUND.to_owned()]),
+        || Reply::Sse(vec![SOUND.to_owned(), FAILED.to_owned()]),
+    ] {
+        let failing = Upstream::always(broken).await;
+        let whole = || Reply::Sse(vec![SOUND.to_owned(), SOUND.to_owned(), SAID.to_owned()]);
+        let working = Upstream::always(whole).await;
+        let answer = spoken(&buffered(&[failing.address, working.address])).await;
+        assert_eq!(
+            (answer.status, answer.body),
+            (200, [SOUND, SOUND, SAID].concat())
+        );
+        assert_eq!((failing.count(), working.count()), (1, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_sound_whose_end_does_not_come_ends_in_an_error() {
+    let upstream = Upstream::always(|| Reply::Sse(vec![SOUND.to_owned()])).await;
+    let answer = spoken(&Plan::chain(&[upstream.address])).await;
+    assert!(answer.body.starts_with(SOUND), "{}", answer.body);
+    assert!(answer.body.contains("stream_cut"), "{}", answer.body);
+}
