@@ -190,6 +190,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sse::MAX_PICTURE_BYTES;
 
     const WORD: &str =
         "data: {\"choices\":[{\"delta\":{\"content\":\"hi\"},\"finish_reason\":null}]}\n\n";
@@ -325,6 +326,22 @@ mod tests {
         let (out, ends, events) = pass(TEXT, &pieces);
         assert!(ends && events.is_part_out());
         assert!(text.as_bytes().starts_with(&out.concat()));
+    }
+
+    #[test]
+    fn pictures_may_be_larger_than_other_events_but_not_endless() {
+        let pixels = "x".repeat(4 << 20);
+        let picture =
+            format!("data: {{\"type\":\"image_edit.completed\",\"b64_json\":\"{pixels}\"}}\n\n");
+        let mut events = Events::new(Wire::Media, PROGRAM);
+        let mut out = Vec::new();
+        for piece in picture.as_bytes().chunks(64 << 10) {
+            out.extend(events.feed(Bytes::copy_from_slice(piece)).unwrap().bytes);
+        }
+        assert!(out == picture.as_bytes() && events.meter().is_done());
+        let piece = Bytes::from(vec![b'x'; 64 << 10]);
+        let fed = (0..1000).take_while(|_| events.feed(piece.clone()).is_ok());
+        assert_eq!(fed.count(), MAX_PICTURE_BYTES / piece.len());
     }
 
     #[test]

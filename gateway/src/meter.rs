@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 
 use self::fault::Fault;
 use crate::openai::Wire;
-use crate::sse::{Decoder, EventTooLarge};
+use crate::sse::{Decoder, EventTooLarge, MAX_PICTURE_BYTES};
 
 mod events;
 pub(crate) mod fault;
@@ -267,8 +267,13 @@ static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(br#""erro
 impl Meter {
     /// For a stream made of `wire`.
     pub fn new(wire: Wire) -> Self {
+        let decoder = match wire {
+            Wire::Media => Decoder::up_to(MAX_PICTURE_BYTES),
+            _ => Decoder::default(),
+        };
         Self {
             wire,
+            decoder,
             ..Self::default()
         }
     }

@@ -1,6 +1,6 @@
 //! Server-sent events, sans I/O: bytes in, events out, whatever the chunk boundaries. Bytes are only looked at, never
 //! changed; line ends may be LF, CRLF or CR (HTML standard, 9.2.6). An event without end is refused at
-//! [`MAX_EVENT_BYTES`], so a hostile upstream cannot make the gateway grow.
+//! [`MAX_EVENT_BYTES`], or what its decoder was made for, so a hostile upstream cannot make the gateway grow.
 
 use std::ops::Range;
 
@@ -9,13 +9,15 @@ use memchr::memchr2;
 /// Largest event that is kept when it comes in pieces. Real chunks are below 64 KiB; embeddings of tool calls and
 /// log probabilities stay below 1 MiB.
 pub const MAX_EVENT_BYTES: usize = 1 << 20;
+/// The same of events that carry a picture: one of 1536 × 1024 in PNG has some 4 MiB in base64.
+pub const MAX_PICTURE_BYTES: usize = 8 << 20;
 
 /// A text may begin with it, and it means nothing there (HTML standard, 9.2.5: "one leading U+FEFF").
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
-/// An event that never ends, or one larger than [`MAX_EVENT_BYTES`].
+/// An event that never ends, or one larger than its decoder takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an event is larger than {MAX_EVENT_BYTES} bytes")]
+#[error("an event is too large")]
 pub struct EventTooLarge;
 
 /// What came before the next byte.
@@ -30,8 +32,10 @@ enum Before {
 }
 
 /// Incremental decoder; one for each stream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
+    /// Bytes of the largest event that is kept.
+    most: usize,
     /// A line whose end has not come yet.
     line: Vec<u8>,
     /// Data lines of the event so far, joined by LF.
@@ -42,7 +46,25 @@ pub struct Decoder {
     inside: bool,
 }
 
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::up_to(MAX_EVENT_BYTES)
+    }
+}
+
 impl Decoder {
+    /// For events of at most `most` bytes.
+    pub fn up_to(most: usize) -> Self {
+        Self {
+            most,
+            line: Vec::new(),
+            data: Vec::new(),
+            has_data: false,
+            before: Before::default(),
+            inside: false,
+        }
+    }
+
     /// Whether bytes of an unfinished event were seen.
     pub fn is_inside_event(&self) -> bool {
         self.inside
@@ -126,7 +148,7 @@ impl Decoder {
     }
 
     fn grow(&mut self, bytes: &[u8]) -> Result<(), EventTooLarge> {
-        if self.line.len() + self.data.len() + bytes.len() > MAX_EVENT_BYTES {
+        if self.line.len() + self.data.len() + bytes.len() > self.most {
             return Err(EventTooLarge);
         }
         self.line.extend_from_slice(bytes);
@@ -135,7 +157,7 @@ impl Decoder {
 
     fn keep(&mut self, value: Option<&[u8]>) -> Result<(), EventTooLarge> {
         let Some(value) = value else { return Ok(()) };
-        if self.line.len() + self.data.len() + value.len() > MAX_EVENT_BYTES {
+        if self.line.len() + self.data.len() + value.len() > self.most {
             return Err(EventTooLarge);
         }
         if self.has_data {
