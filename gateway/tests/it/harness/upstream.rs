@@ -212,15 +212,20 @@ async fn serve(
                     step = steps.recv() => step,
                     () = wait_gone(&mut stream, gone) => return Ok(()),
                 };
-                match step {
-                    Some(Step::Write(bytes)) => stream.write_all(bytes.as_bytes()).await?,
-                    Some(Step::Chunk(text)) => stream.write_all(chunk(&text).as_bytes()).await?,
+                let written = match step {
+                    Some(Step::Write(bytes)) => stream.write_all(bytes.as_bytes()).await,
+                    Some(Step::Chunk(text)) => stream.write_all(chunk(&text).as_bytes()).await,
                     Some(Step::End) => {
                         stream.write_all(b"0\r\n\r\n").await?;
                         break;
                     }
                     Some(Step::Reset) => return reset(&stream),
                     None => return stream.shutdown().await,
+                };
+                // A peer that closes before it has read everything resets, which the next write meets first.
+                if written.is_err() {
+                    gone.fetch_add(1, Ordering::SeqCst);
+                    return written;
                 }
             },
         }
