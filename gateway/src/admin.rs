@@ -123,7 +123,7 @@ async fn explained(
         tasks: &tasks,
         ..asked
     };
-    let explanation = explain::ask(process, &snapshot, &rule, api, &asked, body, changes);
+    let explanation = explain::ask(process, &rule, api, &asked, body, changes);
     Ok(format!("{}\n", json!(explanation)))
 }
 

@@ -87,11 +87,9 @@ impl Decisions {
 
     /// A choice was made, and nothing follows from it yet.
     pub(crate) fn note(&mut self, job: &Job<'_>, rule: &Rule, made: &Made<'_>) {
-        let process = &job.worker.process;
         let wish = job.wish(penstock_shell::clock::now(), made.unfit);
         if self.about.is_none() {
-            let snapshot = process.snapshot.load();
-            self.about = Some(about(snapshot.as_deref(), rule, wish, made.changes));
+            self.about = Some(about(rule, wish, made.changes));
         }
         let looked = Looked {
             rule,
@@ -188,7 +186,7 @@ mod tests {
             unfit: &unfit,
         };
         let mut decisions = Decisions {
-            about: Some(about(Some(&snapshot), &rule, wish, &[])),
+            about: Some(about(&rule, wish, &[])),
             ..Decisions::default()
         };
         let mut rng = StdRng::seed_from_u64(1);

@@ -20,7 +20,7 @@ use crate::pick::has_credential;
 use crate::process::Process;
 use crate::provider::{Misfit, Rest, Route};
 use crate::silence;
-use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Snapshot, Tier};
+use crate::snapshot::{Candidate, Endpoint, Rule, Slot, Tier};
 use crate::tasks::Told;
 use crate::wish::{self, BackendModel, Unfit, Wish};
 
@@ -44,13 +44,10 @@ pub struct Explanation {
 pub struct About {
     /// `namespace/policy/rule`.
     pub rule: String,
-    /// `metadata.generation` of the policy; 0 where objects come from files. `None`: another config is in force by
-    /// now.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub generation: Option<i64>,
-    /// Digest of the config that the rule is of, if that is in force.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub digest: Option<String>,
+    /// `metadata.generation` of the policy; 0 where objects come from files.
+    pub generation: i64,
+    /// Digest of the config that the rule is of.
+    pub digest: String,
     /// The rule's strategy.
     pub strategy: String,
     /// Whether an event stream is asked for.
@@ -148,7 +145,6 @@ pub struct Chosen {
 /// Where a request would go now, without sending it.
 pub(crate) fn ask(
     process: &Process,
-    snapshot: &Snapshot,
     rule: &Rule,
     api: Api,
     asked: &Asked<'_>,
@@ -208,7 +204,7 @@ pub(crate) fn ask(
     Explanation {
         about: About {
             tasks: asked.tasks.to_vec(),
-            ..about(Some(snapshot), rule, wish, changes)
+            ..about(rule, wish, changes)
         },
         look: looked.look(),
     }
@@ -223,26 +219,12 @@ fn misfit(api: Api, protocol: Protocol, body: &[u8], rest: Rest) -> Option<Misfi
     }
 }
 
-/// A request and its rule; `snapshot` is what is in force.
-pub(crate) fn about(
-    snapshot: Option<&Snapshot>,
-    rule: &Rule,
-    wish: Wish<'_>,
-    changes: &[String],
-) -> About {
-    let policy = rule.label.rsplit_once('/').map_or("", |(policy, _)| policy);
-    let own = snapshot.filter(|snapshot| {
-        let named = snapshot.rule_named(&rule.label);
-        named.is_some_and(|named| std::ptr::eq(Arc::as_ptr(named), rule))
-    });
-    let generation = own.map(|own| {
-        let version = own.config.objects.get(&format!("RoutingPolicy/{policy}"));
-        version.map_or(0, |version| version.generation)
-    });
+/// A request and its rule.
+pub(crate) fn about(rule: &Rule, wish: Wish<'_>, changes: &[String]) -> About {
     About {
         rule: rule.label.clone(),
-        generation,
-        digest: own.map(|own| own.digest.clone()),
+        generation: rule.version.generation,
+        digest: rule.version.digest.to_string(),
         strategy: format!("{:?}", rule.strategy),
         stream: wish.stream,
         prompt_tokens: wish.prompt_tokens,

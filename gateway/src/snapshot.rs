@@ -102,10 +102,21 @@ pub struct Snapshot {
 type ExactRules = HashMap<String, Vec<usize>>;
 
 /// One rule.
+/// Of what a rule was made.
+#[derive(Clone, Debug)]
+pub struct Version {
+    /// `metadata.generation` of its policy; 0 where objects come from files.
+    pub generation: i64,
+    /// The config's.
+    pub digest: Arc<str>,
+}
+
 pub struct Rule {
     /// `namespace/policy/rule`, for logs and metrics.
     pub label: String,
     /// What must hold of a request besides its model.
+    /// Of what it was made.
+    pub version: Version,
     pub conditions: Conditions,
     /// Candidates by priority, then by what they come after; never empty ones.
     pub tiers: Vec<Tier>,

@@ -19,7 +19,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
-    Model, Parts, Rule, Slot, Snapshot, Tier,
+    Model, Parts, Rule, Slot, Snapshot, Tier, Version,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
@@ -62,6 +62,7 @@ impl Snapshot {
             .collect();
         let built = Built {
             caches: build_caches(&config, previous),
+            digest: digest.as_str().into(),
             libraries: build_libraries(&config),
             tasks: build_tasks(&config, previous),
             backends,
@@ -112,6 +113,8 @@ impl Snapshot {
 /// What rules refer to.
 struct Built {
     backends: BTreeMap<BackendId, Arc<Backend>>,
+    /// The config's.
+    digest: Arc<str>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
     /// By policy.
     libraries: BTreeMap<Id, Arc<Library>>,
@@ -389,6 +392,15 @@ fn build_rule(
     let mut by_order: BTreeMap<_, Vec<&config::RuleBackend>> = BTreeMap::new();
     for candidate in rule.backends.iter().filter(|_| is_whole) {
         let order = (candidate.priority, &candidate.after);
+fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Version {
+    let policy = format!("RoutingPolicy/{}", rule.policy);
+    let policy = config.objects.get(&policy);
+    Version {
+        generation: policy.map_or(0, |policy| policy.generation),
+        digest: Arc::clone(&built.digest),
+    }
+}
+
         by_order.entry(order).or_default().push(candidate);
     }
     let tiers = by_order
@@ -425,6 +437,7 @@ fn build_rule(
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,
+        version: version(rule, config, built),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
             within: Duration::from_millis(join.within_ms),
