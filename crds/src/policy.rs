@@ -308,7 +308,8 @@ pub enum StrategySpec {
     /// The cheapest backend whose first token is expected within `slo.ttft`; where none is, the quickest one.
     CostLatency,
     /// Of two endpoints drawn by weight, the one that is expected to begin its answer sooner, with what engines say of
-    /// themselves every second (`/metrics` of vLLM): requests of others there, and the fill of their KV cache.
+    /// themselves every second (`/metrics` of vLLM and SGLang): requests of others there, and the fill of their KV
+    /// cache.
     KvAware,
     /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One
     /// that is farther is taken when it is expected to answer sooner by `regionPenalty`.
