@@ -79,6 +79,15 @@ def all_down(answers, log, started, ended, statuses):
     return worst(verdicts or [PASS])
 
 
+def says_when_to_come_back(answers):
+    """Nobody is there: 503 with Retry-After."""
+    failed = [answer for answer in answers if answer.status and kind(answer) != "whole"]
+    silent = [answer for answer in failed if answer.status != 503 or "retry-after" not in answer.headers]
+    if silent:
+        return Verdict("partial", f"{len(silent)} of {len(failed)} errors are no 503 with Retry-After")
+    return PASS
+
+
 def retry_after_of_all(log, wait_s, started, ended, upstreams=("alpha", "beta")):
     """Each upstream asked to be left alone for `wait_s`; how often were they asked per period?"""
     verdicts = []

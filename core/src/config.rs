@@ -137,6 +137,9 @@ pub enum Target {
         /// then a slice with exactly one port is used.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         port_name: Option<String>,
+        /// There may be no pods for want of requests, and some when a request waits: not so for pools.
+        #[serde(skip_serializing_if = "is_default", default)]
+        may_sleep: bool,
     },
     /// An absolute base URL such as `https://api.example.com/v1`, without a trailing slash.
     Url(String),

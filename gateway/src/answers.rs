@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, Version};
 use penstock_core::names::{
     ATTEMPTS_HEADER, BACKEND_HEADER, CACHE_HEADER, DECISION_HEADER, ENGINE_HEADER, EXPLAIN_HEADER,
@@ -189,9 +189,14 @@ fn answered(
     mut record: Box<Record>,
 ) -> Response<AnswerBody> {
     match from {
-        Answer::Refused { head, bytes } => {
+        Answer::Refused { mut head, bytes } => {
             if let Some(reject) = failure::refusal(head.status(), &bytes) {
                 return refused(&reject, record);
+            }
+            if head.status() == StatusCode::SERVICE_UNAVAILABLE {
+                // Of all backends, or another one would have been asked.
+                let headers = head.headers_mut().entry(RETRY_AFTER);
+                headers.or_insert(HeaderValue::from_static("1"));
             }
             record.status = head.status().as_u16();
             passed_on(head, false, AnswerBody::whole(bytes, REFUSED, record))

@@ -67,7 +67,7 @@ pub struct Args {
     /// How long requests in flight may finish after that.
     #[arg(long, default_value = "10m")]
     pub drain_timeout: String,
-    /// How long a request waits for a backend that has no ready endpoint, before 503.
+    /// How long a request waits for a backend whose first endpoint is on its way, or may be woken, before 503.
     #[arg(long, default_value = "30s")]
     pub hold_timeout: String,
     /// Open client connections; further ones wait in the kernel's backlog.

@@ -130,10 +130,12 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             Next::Nothing(nowhere) => {
                 decided(job, &rule, record, &unfit, Err(nowhere));
                 let misfit = misfit.or(unfit.needed.misfit(&rule));
-                return last.map_or_else(
-                    || Err(nowhere_reject(nowhere, misfit)),
-                    |last| service::conclude(job, last),
-                );
+                return match last {
+                    None => Err(nowhere_reject(nowhere, misfit)),
+                    // Of all that could be asked: as if none had been there.
+                    Some(Failure::Broken) => Err(Reject::Unreachable),
+                    Some(last) => service::conclude(job, last),
+                };
             }
         };
         let Some(candidate) = candidate_of(&rule, &choice) else {

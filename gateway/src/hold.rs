@@ -80,7 +80,7 @@ pub(crate) fn held(job: &Job<'_>, first: &Candidate, record: &mut Record, now: I
 }
 
 /// Waits until the rule, as the newest snapshot has it, has a ready endpoint of a candidate that `fits`, and returns it
-/// in that form.
+/// in that form. Not where none is to be expected.
 pub(crate) async fn until_ready(
     job: &Job<'_>,
     rule: &Rule,
@@ -88,6 +88,13 @@ pub(crate) async fn until_ready(
     fits: impl Fn(&Candidate) -> bool,
 ) -> Result<Arc<Rule>, Reject> {
     let process = &*job.worker.process;
+    let now = penstock_shell::clock::now();
+    let now_ms = process.ms(now);
+    let hold_ms = u64::try_from(process.settings.hold.as_millis()).unwrap_or(u64::MAX);
+    let is_awaited = |one: &Candidate| fits(one) && one.backend.outlook.is_awaited(now_ms, hold_ms);
+    if !rule.candidates().any(is_awaited) {
+        return Err(Reject::NoEndpoint);
+    }
     let Some(_place) = Place::take(process) else {
         return Err(Reject::NoEndpoint);
     };
@@ -95,7 +102,6 @@ pub(crate) async fn until_ready(
         .first_tier()
         .and_then(|tier| tier.candidates.first())
         .ok_or(Reject::NoEndpoint)?;
-    let now = penstock_shell::clock::now();
     held(job, first, record, now);
     let mut version = process.version.subscribe();
     // From the request's start, so that endpoints that come and go do not make it wait for ever.

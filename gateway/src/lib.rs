@@ -30,6 +30,7 @@ pub mod openai;
 pub mod origin;
 pub mod outbound;
 pub mod outlier;
+pub mod outlook;
 pub mod pace;
 pub mod parameters;
 mod passage;

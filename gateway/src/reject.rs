@@ -138,7 +138,7 @@ pub enum Reject {
     NoEndpoint,
     /// Every candidate needs a credential that has not arrived.
     CredentialMissing,
-    /// No endpoint could be reached.
+    /// No endpoint could be reached, or none that did not break off.
     Unreachable,
     /// The backend sent no answer in time.
     UpstreamTimeout,
@@ -467,7 +467,7 @@ impl Reject {
                     503,
                     "upstream_unreachable",
                     SERVER,
-                    "No backend for this model could be reached.",
+                    "No backend for this model could be reached, or all broke off before they answered. Try again.",
                 )
             },
             Self::UpstreamTimeout => Shape {
@@ -507,7 +507,7 @@ impl Reject {
             Self::UpstreamFailed { status } => Shape {
                 retry_after_s: Some(1),
                 ..shape(
-                    502,
+                    if *status == 503 { 503 } else { 502 },
                     "upstream_failed",
                     SERVER,
                     &format!("The backend failed with status {status}."),

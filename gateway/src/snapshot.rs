@@ -34,6 +34,7 @@ use crate::metrics::{Known, Metrics};
 use crate::models::Models;
 use crate::name::Name;
 use crate::outlier::Outlier;
+use crate::outlook::Outlook;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
 use crate::prompts::{Library, Prompt};
@@ -101,7 +102,6 @@ pub struct Snapshot {
 
 type ExactRules = HashMap<String, Vec<usize>>;
 
-/// One rule.
 /// Of what a rule was made.
 #[derive(Clone, Debug)]
 pub struct Version {
@@ -111,12 +111,13 @@ pub struct Version {
     pub digest: Arc<str>,
 }
 
+/// One rule.
 pub struct Rule {
     /// `namespace/policy/rule`, for logs and metrics.
     pub label: String,
-    /// What must hold of a request besides its model.
     /// Of what it was made.
     pub version: Version,
+    /// What must hold of a request besides its model.
     pub conditions: Conditions,
     /// Candidates by priority, then by what they come after; never empty ones.
     pub tiers: Vec<Tier>,
@@ -230,6 +231,8 @@ pub struct Backend {
     pub profile: Profile,
     /// Those that may take new requests.
     pub endpoints: Vec<Arc<Endpoint>>,
+    /// Whether there is one, or one will be soon.
+    pub outlook: Outlook,
     /// What goes upstream as credential.
     pub credential: Credential,
     /// What becomes of the caller's own.
@@ -578,6 +581,7 @@ pub(crate) mod tests {
             target: Target::Endpoints {
                 service_port,
                 port_name: None,
+                may_sleep: false,
             },
             protocol: Protocol::OpenAi,
             model: None,

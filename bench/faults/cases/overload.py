@@ -9,16 +9,23 @@ import judge_load
 from case import case, pool, verdicts
 
 RPS = 15
+# What all say that answer 429.
+RETRY_AFTER_S = 2
 
 
-@case("R08", "all answer 503, then all answer 429", pool("r08", "alpha", "beta"), alone=True, spoils=True)
+@case("R08", "all answer 503, then 429, then break off", pool("r08", "alpha", "beta"), alone=True, spoils=True)
 async def r08(ctx):
     found = []
     both = (ctx.fleet.alpha, ctx.fleet.beta)
     await ctx.open_loop("r08", RPS, 2)
-    for status, seconds, retry_after in ((503, 20, None), (429, 6, 2)):
+    phases = (
+        ("503", 20, {"status": 503}, (503, 502, 429)),
+        ("429", 6, {"status": 429, "retry_after": RETRY_AFTER_S}, (429, 503)),
+        ("reset", 6, {"before": "reset"}, (503, 502, 504)),
+    )
+    for fault, seconds, step, statuses in phases:
         for upstream in both:
-            await upstream.behave({"status": status, "retry_after": retry_after})
+            await upstream.behave(step)
         started = time.monotonic()
         answers = await ctx.open_loop("r08", RPS, seconds)
         ended = time.monotonic()
@@ -28,21 +35,21 @@ async def r08(ctx):
         log = await ctx.fleet.log()
         asked = [record for record in log if started <= record["t"] < ended]
         ctx.note(**{
-            f"attempts_per_request_{status}": round(len(asked) / len(answers), 3),
-            f"statuses_{status}": _counted(str(answer.status) for answer in answers),
-            f"failed_after_{status}": sum(judge.kind(answer) != "whole" for answer in after),
-            f"last_failed_after_{status}_s": max(
+            f"attempts_per_request_{fault}": round(len(asked) / len(answers), 3),
+            f"statuses_{fault}": _counted(str(answer.status) for answer in answers),
+            f"retry_after_{fault}": sum("retry-after" in answer.headers for answer in answers if answer.status),
+            f"failed_after_{fault}": sum(judge.kind(answer) != "whole" for answer in after),
+            f"last_failed_after_{fault}_s": max(
                 (round(a.t_start - ended, 2) for a in after if judge.kind(a) != "whole"), default=None
             ),
         })  # fmt: skip
-        statuses = (503, 502, 429) if status == 503 else (429, 503)
-        found.append(judge_load.all_down(answers, log, started, ended, statuses).of(f"all {status}"))
-        if retry_after:
-            found.append(judge_load.retry_after_of_all(log, retry_after, started, ended).of("Retry-After"))
-            told = sum("retry-after" in answer.headers for answer in answers if answer.status)
-            ctx.note(retry_after_passed_on=told)
-        found.append(judge_load.recovers(after, ended).of(f"after {status}"))
-        found.append(judge_load.no_herd(log, ended, ended + 7, RPS).of(f"after {status}"))
+        found.append(judge_load.all_down(answers, log, started, ended, statuses).of(f"all {fault}"))
+        if fault == "429":
+            found.append(judge_load.retry_after_of_all(log, RETRY_AFTER_S, started, ended).of("Retry-After"))
+        else:
+            found.append(judge_load.says_when_to_come_back(answers).of(f"all {fault}"))
+        found.append(judge_load.recovers(after, ended).of(f"after {fault}"))
+        found.append(judge_load.no_herd(log, ended, ended + 7, RPS).of(f"after {fault}"))
     return verdicts(*found)
 
 

@@ -67,6 +67,12 @@ class Down(unittest.TestCase):
         hung = [*answers, at(5.0, end="timeout", status=None)]
         self.assertEqual(judge_load.all_down(hung, log, 0.0, 20.0, (503,)).grade, "fail")
 
+    def test_callers_are_told_when_to_come_back(self):
+        grade = lambda **more: judge_load.says_when_to_come_back([answer(**more)]).grade  # noqa: E731
+        self.assertEqual(grade(status=503, headers={"retry-after": "1"}), "pass")
+        self.assertEqual(grade(status=503), "partial")
+        self.assertEqual(grade(status=502, headers={"retry-after": "1"}), "partial")
+
     def test_all_are_left_alone_until_their_retry_after(self):
         few = [record("alpha", float(n)) for n in range(9)]
         self.assertEqual(judge_load.retry_after_of_all(few, 3.0, 0.0, 9.0).grade, "pass")

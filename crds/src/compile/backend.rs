@@ -167,6 +167,7 @@ fn compile_pool(id: &Id, pool: &Pool, check: &mut Check<'_>) -> Backend {
                 port: names::ENGINE_PORT,
             },
             port_name: Some("http".to_owned()),
+            may_sleep: false,
         },
         protocol: Protocol::OpenAi,
         model: Some(id.name.clone()),
@@ -268,6 +269,7 @@ fn compile_service(
             port_name: found
                 .flatten()
                 .and_then(|service| service.ports.get(&port).cloned().flatten()),
+            may_sleep: true,
         },
         protocol: protocol(service.protocol),
         model: service.model.clone(),

@@ -25,6 +25,7 @@ use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::models::Models;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
+use crate::outlook::Outlook;
 use crate::prompts::Library;
 use crate::provider::Rest;
 use crate::provider::bedrock::{self, Signer};
@@ -61,8 +62,8 @@ impl Snapshot {
             })
             .collect();
         let built = Built {
-            caches: build_caches(&config, previous),
             digest: digest.as_str().into(),
+            caches: build_caches(&config, previous),
             libraries: build_libraries(&config),
             tasks: build_tasks(&config, previous),
             backends,
@@ -112,9 +113,9 @@ impl Snapshot {
 
 /// What rules refer to.
 struct Built {
-    backends: BTreeMap<BackendId, Arc<Backend>>,
     /// The config's.
     digest: Arc<str>,
+    backends: BTreeMap<BackendId, Arc<Backend>>,
     caches: BTreeMap<Id, (config::Cache, Arc<ExactCache>)>,
     /// By policy.
     libraries: BTreeMap<Id, Arc<Library>>,
@@ -197,7 +198,22 @@ fn build_backend(
     if may_connect {
         built.endpoints = ready;
     }
+    built.outlook = outlook(&backend.target, &built, previous, parts.now_ms);
     Ok(built)
+}
+
+fn outlook(
+    target: &Target,
+    built: &Backend,
+    previous: Option<&Arc<Backend>>,
+    now_ms: u64,
+) -> Outlook {
+    let sleeps = match target {
+        Target::Endpoints { may_sleep, .. } => *may_sleep && built.lives.is_empty(),
+        Target::Url(_) => false,
+    };
+    let before = previous.map(|previous| previous.outlook);
+    Outlook::new(before, built.endpoints.len(), sleeps, now_ms)
 }
 
 fn without_endpoints(
@@ -214,6 +230,7 @@ fn without_endpoints(
         protocol: backend.protocol,
         profile: backend.profile.clone(),
         endpoints: Vec::new(),
+        outlook: Outlook::Down,
         credential: credential(backend, credentials),
         caller_credentials: backend.caller_credentials,
         secured: None,
@@ -375,6 +392,15 @@ fn build_hedge(rule: &config::Rule, previous: Option<&Arc<Rule>>) -> Option<Hedg
     })
 }
 
+fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Version {
+    let policy = format!("RoutingPolicy/{}", rule.policy);
+    let policy = config.objects.get(&policy);
+    Version {
+        generation: policy.map_or(0, |policy| policy.generation),
+        digest: Arc::clone(&built.digest),
+    }
+}
+
 fn build_rule(
     label: String,
     rule: &config::Rule,
@@ -392,15 +418,6 @@ fn build_rule(
     let mut by_order: BTreeMap<_, Vec<&config::RuleBackend>> = BTreeMap::new();
     for candidate in rule.backends.iter().filter(|_| is_whole) {
         let order = (candidate.priority, &candidate.after);
-fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Version {
-    let policy = format!("RoutingPolicy/{}", rule.policy);
-    let policy = config.objects.get(&policy);
-    Version {
-        generation: policy.map_or(0, |policy| policy.generation),
-        digest: Arc::clone(&built.digest),
-    }
-}
-
         by_order.entry(order).or_default().push(candidate);
     }
     let tiers = by_order
@@ -420,6 +437,7 @@ fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Versio
     });
     Rule {
         label,
+        version: version(rule, config, built),
         conditions: Conditions::new(&rule.conditions, &built.tasks).unwrap_or_default(),
         tiers,
         strategy: rule.strategy,
@@ -437,7 +455,6 @@ fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Versio
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,
-        version: version(rule, config, built),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
             within: Duration::from_millis(join.within_ms),

@@ -41,6 +41,7 @@ pub fn endpoints<'a>(
         if let Target::Endpoints {
             service_port,
             port_name,
+            ..
         } = &backend.target
         {
             services.entry(service_port.clone()).or_insert_with(|| {

@@ -138,11 +138,11 @@ async fn what_is_not_http_becomes_an_error_that_callers_can_read() {
         let answer = gateway.post(&chat(true)).await;
         assert_eq!(
             (answer.status, answer.complete),
-            (502, true),
+            (503, true),
             "{what}: {}",
             answer.body
         );
-        assert_eq!(answer.code(), "upstream_broken", "{what}");
+        assert_eq!(answer.code(), "upstream_unreachable", "{what}");
         assert_eq!(upstream.count(), 2, "{what}");
     }
 }
@@ -439,7 +439,7 @@ async fn when_all_fail_few_requests_are_repeated() {
     let gateway = Gateway::start(&Plan::new().backend("a", &addresses, 1, 0)).await;
     let requests = 300;
     for _ in 0..requests {
-        assert_eq!(gateway.post(&chat(false)).await.status, 502);
+        assert_eq!(gateway.post(&chat(false)).await.status, 503);
     }
     let sent: usize = upstreams.iter().map(Upstream::count).sum();
     // One in five, ten to begin with, and what it takes to find out that each of the three fails.

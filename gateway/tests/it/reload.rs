@@ -87,6 +87,48 @@ async fn a_request_without_a_ready_endpoint_is_held_until_there_is_one() {
 }
 
 #[tokio::test]
+async fn nobody_waits_for_endpoints_that_were_ready_and_are_gone() {
+    let upstream = Upstream::always(|| json_answer("early")).await;
+    let mut plan = Plan::chain(&[upstream.address]);
+    let mut settings = settings();
+    settings.hold = Duration::from_mins(10);
+    let gateway = Gateway::start_with(&plan, settings).await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    plan.set_endpoints("a", &[]);
+    gateway.apply(&plan).await;
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!(
+        (
+            answer.status,
+            answer.code().as_str(),
+            answer.header("retry-after")
+        ),
+        (503, "no_endpoint", "5")
+    );
+}
+
+#[tokio::test]
+async fn pods_that_may_have_been_put_to_sleep_are_waited_for() {
+    let upstream = Upstream::always(|| json_answer("awake")).await;
+    let mut plan = Plan::chain(&[upstream.address]);
+    let backend = plan.config.backends.get_mut(&id("a")).unwrap();
+    if let Target::Endpoints { may_sleep, .. } = &mut backend.target {
+        *may_sleep = true;
+    }
+    let gateway = Gateway::start(&plan).await;
+    plan.set_endpoints("a", &[]);
+    gateway.apply(&plan).await;
+    let mut client = gateway.client().await;
+    client.post("", &chat(false)).await;
+    gateway
+        .metric_is("penstock_gateway_held_requests", 1.0)
+        .await;
+    plan.set_endpoints("a", &[upstream.address]);
+    gateway.apply(&plan).await;
+    assert_eq!(client.answer().await.body, completion("awake"));
+}
+
+#[tokio::test]
 async fn holding_is_bounded_in_time_and_number() {
     let mut plan = Plan::chain(&[nobody()]);
     plan.set_endpoints("a", &[]);
@@ -200,7 +242,7 @@ async fn no_credential_shows_in_any_answer_or_report() {
     gateway.apply(&plan).await;
     let caller = "authorization: Bearer sk-canary-caller\r\nx-api-key: sk-canary-caller\r\ncookie: sk-canary-caller\r\n";
     let mut shown = Vec::new();
-    for expected in [502, 502, 400, 429, 502, 502, 200] {
+    for expected in [502, 502, 400, 429, 502, 503, 200] {
         let answer = gateway.post_with(caller, &chat(false)).await;
         assert_eq!(answer.status, expected, "{}", answer.body);
         shown.push(format!("{answer:?}"));

@@ -319,7 +319,7 @@ async fn requests_that_broke_off_put_no_blame_on_others_with_the_same_body() {
     let answer = send(&gateway, get).await;
     assert_eq!(
         (answer.status, answer.code().as_str()),
-        (502, "upstream_broken")
+        (503, "upstream_unreachable")
     );
     assert!(upstreams.iter().all(|upstream| upstream.count() > 0));
     let good = Upstream::always(|| ok("{}")).await;

@@ -93,6 +93,7 @@ impl Plan {
         let target = Target::Endpoints {
             service_port: service(name),
             port_name: None,
+            may_sleep: false,
         };
         self.config.backends.insert(
             id(name),
