@@ -21,7 +21,7 @@ async def r08(ctx):
     phases = (
         ("503", 20, {"status": 503}, (503, 502, 429)),
         ("429", 6, {"status": 429, "retry_after": RETRY_AFTER_S}, (429, 503)),
-        ("reset", 6, {"before": "reset"}, (503, 502, 504)),
+        ("reset", 12, {"before": "reset"}, (503, 502, 504)),
     )
     for fault, seconds, step, statuses in phases:
         for upstream in both:
@@ -61,6 +61,10 @@ def _counted(values):
 
 
 SLOTS, SERVICE_S, DEADLINE_S = 8, 0.25, 2.0
+OVERLOAD, OVERLOAD_S = 3, 20.0
+# A queue grows twice as fast as time: who comes after half a deadline is the first to wait for a whole one, and shows
+# with 1.5 deadlines that this is overload. One deadline later nobody who came before is there.
+FILLED_S = 2.5 * DEADLINE_S
 # Of all requests; far less than the backends can.
 URGENT_SHARE = 0.1
 
@@ -85,11 +89,10 @@ async def r09(ctx):
     shares = {"r09": 1.0 - URGENT_SHARE, "r09-urgent": URGENT_SHARE} if "r09-urgent" in ctx.routes else {"r09": 1.0}
     async with ctx.memory() as memory:
         by_route = await asyncio.gather(*(
-            ctx.open_loop(name, 3 * peak_rps * share, 20, limit_s=DEADLINE_S) for name, share in shares.items()
+            ctx.open_loop(name, OVERLOAD * peak_rps * share, OVERLOAD_S, limit_s=DEADLINE_S) for name, share in shares.items()
         ))  # fmt: skip
     started = min(answer.t_start for answers in by_route for answer in answers)
-    # The first seconds only fill the queues.
-    by_route = [[answer for answer in answers if answer.t_start >= started + 4.0] for answers in by_route]
+    by_route = [[answer for answer in answers if answer.t_start >= started + FILLED_S] for answers in by_route]
     answers = [answer for answers in by_route for answer in answers]
     urgent = by_route[1] if len(by_route) > 1 else None
     refused_ms = [answer.wall_s * 1000 for answer in answers if answer.status in (429, 503)]
@@ -98,7 +101,7 @@ async def r09(ctx):
     ctx.note(peak_rps=round(peak_rps, 1), kinds=_counted(judge.kind(answer) for answer in answers),
              statuses=_counted(str(answer.status) for answer in answers), grown_kib=memory.grown_kib)  # fmt: skip
     return verdicts(
-        judge_load.overload(answers, 16.0, peak_rps, DEADLINE_S),
+        judge_load.overload(answers, OVERLOAD_S - FILLED_S, peak_rps, DEADLINE_S),
         judge_load.bounded(memory.grown_kib, 64 * 1024),
         judge.PASS if urgent is None else judge_load.urgent(urgent, DEADLINE_S),
     )
