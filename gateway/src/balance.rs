@@ -53,7 +53,8 @@ fn has_room(seen: Seen, total: u32) -> bool {
     mine <= (BOUND * all * seen.share).ceil()
 }
 
-/// Round robin or least in flight among equals without weights: the scan begins at `turn`, so ties rotate.
+/// Round robin or least in flight among equals without weights: the scan begins at `turn`, so ties rotate. The turns of
+/// one that is not eligible go to the others by turns, not all to the next one.
 pub fn endpoint(
     count: usize,
     turn: usize,
@@ -61,8 +62,12 @@ pub fn endpoint(
     eligible: impl Fn(usize) -> bool,
 ) -> Option<usize> {
     let mut best: Option<(usize, u32)> = None;
+    let mut first = turn.checked_rem(count)?;
+    if count > 1 && !eligible(first) {
+        first += 1 + (turn / count) % (count - 1);
+    }
     for step in 0..count {
-        let index = (turn % count + step) % count;
+        let index = (first + step) % count;
         if !eligible(index) {
             continue;
         }
@@ -116,6 +121,22 @@ pub(crate) mod tests {
             .map(|turn| endpoint(3, turn, |_| 2, |_| true).unwrap())
             .collect();
         assert_eq!(picks, [0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn the_turns_of_one_that_is_out_are_shared_by_all_others() {
+        for count in 2..6 {
+            for out in 0..count {
+                let mut turns = vec![0; count];
+                for turn in 0..count * (count - 1) * 10 {
+                    let picked = endpoint(count, turn, |_| 0, |index| index != out);
+                    turns[picked.unwrap()] += 1;
+                }
+                let mut expected = vec![count * 10; count];
+                expected[out] = 0;
+                assert_eq!(turns, expected);
+            }
+        }
     }
 
     proptest! {

@@ -13,6 +13,9 @@ use std::sync::{Mutex, PoisonError};
 const TAU_MS: f32 = 10_000.0;
 /// Fewer samples than this say nothing.
 const ENOUGH: f32 = 3.0;
+/// And more than this say nothing new: older ones count less. Of an endpoint that has become slow few samples come, and
+/// those of its better time would keep its mean down until they are forgotten.
+const MOST: f32 = 16.0;
 /// A mean up to this many times the median of the peers is usual: prompts and batches differ by as much.
 const USUAL_RATIO: f32 = 2.0;
 /// A part of failed or empty answers up to this much above that of the peers is usual.
@@ -47,6 +50,9 @@ struct Mean {
 
 impl Mean {
     fn add(&mut self, sample: f32) {
+        if self.weight > MOST - 1.0 {
+            self.fade((MOST - 1.0) / self.weight);
+        }
         self.sum += sample;
         self.weight += 1.0;
     }
@@ -220,6 +226,21 @@ mod tests {
             assert_eq!((shares[0], shares[2]), (1.0, 1.0));
             assert!(shares[1] <= 0.05, "{shares:?}");
         }
+    }
+
+    #[test]
+    fn a_good_past_is_outweighed_by_a_few_samples() {
+        let (slow, quick) = (Vitals::default(), Vitals::default());
+        for vitals in [&slow, &quick] {
+            (0..1_000).for_each(|_| vitals.note(Sample::FirstToken(40.0), 0));
+        }
+        let share = |samples: usize| {
+            (0..samples).for_each(|_| slow.note(Sample::FirstToken(400.0), 0));
+            shares(&[slow.means(0), quick.means(0), quick.means(0)])[0]
+        };
+        assert_eq!(share(1), 1.0, "one may be an accident");
+        assert!(share(9) < 0.2);
+        assert!(share(10) < 0.1);
     }
 
     #[test]
