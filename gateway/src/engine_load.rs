@@ -3,7 +3,7 @@
 //! A reading is fresh for [`FRESH_MS`]: queue and KV use count. Then only KV use does, which changes as slowly as
 //! answers end, for [`OLD_MS`]. After that nothing is known, and strategies go by what this gateway saw itself.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use penstock_core::engine_page::Sample;
@@ -12,6 +12,8 @@ use penstock_core::engine_page::Sample;
 const FRESH_MS: u64 = 3_000;
 /// Answers of usual length end within this time.
 const OLD_MS: u64 = 15_000;
+/// Whoever asks for readings asks again within this time.
+const WANTED_MS: u64 = 10_000;
 
 /// The last reading of one engine.
 #[derive(Debug, Default)]
@@ -19,6 +21,8 @@ pub struct EngineLoad {
     /// Whether there ever was one, so that others cost nothing.
     known: AtomicBool,
     last: Mutex<Option<Reading>>,
+    /// Until when readings are wanted by more than strategies.
+    wanted_until_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +63,17 @@ impl EngineLoad {
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(reading);
         self.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Readings are wanted for a while.
+    pub fn want(&self, now_ms: u64) {
+        self.wanted_until_ms
+            .store(now_ms + WANTED_MS, Ordering::Relaxed);
+    }
+
+    /// Whether readings are wanted.
+    pub fn is_wanted(&self, now_ms: u64) -> bool {
+        now_ms < self.wanted_until_ms.load(Ordering::Relaxed)
     }
 
     /// What is known at `now_ms`.
@@ -122,5 +137,14 @@ mod tests {
         assert_eq!(load.at(1_001 + OLD_MS), Known::default());
         load.hear(&Sample::default(), 20_000);
         assert_eq!(load.at(20_000).kv_use, None);
+    }
+
+    #[test]
+    fn readings_are_wanted_for_a_while_after_somebody_asked() {
+        let load = EngineLoad::default();
+        assert!(!load.is_wanted(0));
+        load.want(5);
+        assert!(load.is_wanted(4 + WANTED_MS));
+        assert!(!load.is_wanted(5 + WANTED_MS));
     }
 }

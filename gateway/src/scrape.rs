@@ -1,5 +1,5 @@
-//! (IO) Asks engines how busy they are, every second: those that rules with `KvAware` or `Adaptive` name, at
-//! `/metrics` of the address that their requests go to. Bounded in time, bytes and pages at one time; what is late or
+//! (IO) Asks engines how busy they are, every second: those that rules with `KvAware` or `Adaptive` name, and those for
+//! which jobs wait, at `/metrics` of the address that their requests go to. Bounded in time, bytes and pages at one time; what is late or
 //! unreadable is no reading, and what was known ages (see `engine_load`).
 
 use std::collections::BTreeMap;
@@ -30,9 +30,10 @@ pub(crate) async fn run(process: Arc<Process>) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
+        let now_ms = process.ms(penstock_shell::clock::now());
         let engines: BTreeMap<u32, Arc<Endpoint>> = match process.snapshot.load().as_deref() {
             Some(snapshot) => snapshot
-                .engines_to_read()
+                .engines_to_read(now_ms)
                 .map(|engine| (engine.live.id, Arc::clone(engine)))
                 .collect(),
             None => BTreeMap::new(),

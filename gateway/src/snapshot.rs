@@ -497,15 +497,16 @@ impl Snapshot {
         self.backends.values()
     }
 
-    /// The endpoints of engines that rules want to know more of.
-    pub fn engines_to_read(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.rules
-            .iter()
-            .filter(|rule| matches!(rule.strategy, Strategy::KvAware | Strategy::Adaptive))
-            .flat_map(|rule| rule.candidates())
-            .flat_map(|candidate| &candidate.backend.endpoints)
-            // Providers have no such page, and would not like to be asked.
-            .filter(|endpoint| matches!(endpoint.address, Address::Socket(_)))
+    /// The endpoints of engines that rules, or jobs that wait, want to know more of.
+    pub fn engines_to_read(&self, now_ms: u64) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.rules.iter().flat_map(move |rule| {
+            let reads = matches!(rule.strategy, Strategy::KvAware | Strategy::Adaptive);
+            rule.candidates()
+                .flat_map(|candidate| &candidate.backend.endpoints)
+                .filter(move |endpoint| reads || endpoint.live.engine.is_wanted(now_ms))
+                // Providers have no such page, and would not like to be asked.
+                .filter(|endpoint| matches!(endpoint.address, Address::Socket(_)))
+        })
     }
 
     /// All endpoints, and how they are to be asked whether they are well.

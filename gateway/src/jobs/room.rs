@@ -1,5 +1,5 @@
 //! When a job may run: the lowest priority there is. A rule's pool has room for jobs while nobody waits for it and its
-//! endpoints are below their limits; a pool without an endpoint gets one job, which waits as a caller's request would
+//! endpoints are below their limits, by what this gateway sent there and by what the engines say of all gateways; a pool without an endpoint gets one job, which waits as a caller's request would
 //! and so asks for a replica. Arithmetic is pure; [`Rooms`] counts.
 
 use std::collections::HashMap;
@@ -18,7 +18,10 @@ const MAX_WAITING_TOKENS: u32 = 4_096;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct View {
     standing: Standing,
+    /// From this gateway, or from all as the engine says.
     in_flight: u32,
+    /// Whether some wait before the engine's batch.
+    has_queue: bool,
     waiting_tokens: u32,
 }
 
@@ -32,6 +35,7 @@ fn places(held: u64, endpoints: &[View], limits: JobLimits) -> usize {
     }
     let with_room = endpoints.iter().filter(|endpoint| {
         matches!(endpoint.standing, Standing::Good | Standing::Worse)
+            && !endpoint.has_queue
             && usize::try_from(endpoint.in_flight).is_ok_and(|count| count < limits.busy_at)
             && endpoint.waiting_tokens <= MAX_WAITING_TOKENS
     });
@@ -80,10 +84,15 @@ pub(super) fn take(process: &Arc<Process>, rule: &Rule) -> Option<Place> {
             held += candidate.backend.ledger.held();
             endpoints.extend(candidate.backend.endpoints.iter().map(|endpoint| {
                 let live = &endpoint.live;
+                // Read from now on; until then what this gateway knows counts.
+                live.engine.want(now_ms);
+                let queue = live.engine.at(now_ms).queue.unwrap_or_default();
+                let in_flight = live.in_flight.load(Ordering::Relaxed);
                 View {
                     // A job is not urgent: it waits while any model is over a limit.
                     standing: Standing::of(live, live.limits.of_any(now_ms), now_ms),
-                    in_flight: live.in_flight.load(Ordering::Relaxed),
+                    in_flight: in_flight.max(queue.running.saturating_add(queue.waiting)),
+                    has_queue: queue.waiting > 0,
                     waiting_tokens: live.waiting_tokens.load(Ordering::Relaxed),
                 }
             }));
@@ -127,6 +136,7 @@ mod tests {
         View {
             standing: Standing::Good,
             in_flight: 0,
+            has_queue: false,
             waiting_tokens: 0,
         }
     }
@@ -137,6 +147,10 @@ mod tests {
         for busy in [
             View {
                 in_flight: 16,
+                ..idle()
+            },
+            View {
+                has_queue: true,
                 ..idle()
             },
             View {

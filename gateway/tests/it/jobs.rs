@@ -407,6 +407,25 @@ async fn jobs_wait_while_callers_keep_the_pool_busy() {
 }
 
 #[tokio::test]
+async fn jobs_wait_while_other_gateways_keep_the_pool_busy() {
+    let upstream = Upstream::always(|| responded("job")).await;
+    upstream.tell(500, 0.9);
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan(&upstream)).await;
+    assert_eq!(upstream.page_reads(), 0, "not before there are jobs");
+    let first = gateway.background("", "").await;
+    gateway.stands(&path(&first), "completed").await;
+    // The first one is taken in by then.
+    until("the page is read", || upstream.page_reads() > 1).await;
+    let job = gateway.background("", "").await;
+    tokio::time::sleep(std::time::Duration::from_millis(1_500)).await;
+    assert_eq!(value(&gateway.get(&path(&job)).await)["status"], "queued");
+    assert_eq!(upstream.count(), 1);
+    upstream.tell(2, 0.1);
+    gateway.stands(&path(&job), "completed").await;
+}
+
+#[tokio::test]
 async fn a_stopping_gateway_gives_its_jobs_back_and_the_next_one_runs_them() {
     let first = Upstream::always(|| Reply::Silent).await;
     let second = Upstream::always(|| responded("after")).await;

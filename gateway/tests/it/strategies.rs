@@ -174,20 +174,10 @@ async fn a_trusted_proxy_says_where_a_caller_is_and_nobody_else_does() {
 
 #[tokio::test]
 async fn an_engine_whose_cache_is_full_is_left_to_its_requests() {
-    let engine = async |kv_use: &'static str| {
-        Upstream::start(move |_, received| {
-            let page = format!(
-                "vllm:kv_cache_usage_perc{{engine=\"0\"}} {kv_use}\nvllm:num_requests_running 3\nvllm:num_requests_waiting 0\n"
-            );
-            if received.line.starts_with("GET /metrics ") {
-                Reply::Json(200, page)
-            } else {
-                Reply::Late(Duration::from_millis(100), completion("x"))
-            }
-        })
-        .await
-    };
-    let (full, free) = (engine("0.99").await, engine("0.3").await);
+    let late = || Reply::Late(Duration::from_millis(100), completion("x"));
+    let (full, free) = (Upstream::always(late).await, Upstream::always(late).await);
+    full.tell(3, 0.99);
+    free.tell(3, 0.3);
     let plan = Plan::new()
         .backend("a", &[full.address, free.address], 1, 0)
         .rule(|rule| rule.strategy = Strategy::KvAware);

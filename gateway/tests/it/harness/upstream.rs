@@ -72,7 +72,15 @@ pub(crate) struct Upstream {
     seen: Arc<Mutex<Vec<Received>>>,
     /// Connections that the gateway closed while an answer was not finished.
     gone: Arc<AtomicUsize>,
+    /// What it says at `/metrics`. Who reads that makes no request that is counted.
+    page: Arc<Page>,
     _tasks: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct Page {
+    text: Mutex<Option<String>>,
+    reads: AtomicUsize,
 }
 
 impl Upstream {
@@ -84,19 +92,20 @@ impl Upstream {
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let gone = Arc::new(AtomicUsize::new(0));
+        let page = Arc::new(Page::default());
         let mut tasks = JoinSet::new();
         let script: Script = Arc::new(script);
         tasks.spawn({
-            let (seen, gone) = (Arc::clone(&seen), Arc::clone(&gone));
+            let (seen, gone, page) = (Arc::clone(&seen), Arc::clone(&gone), Arc::clone(&page));
             async move {
                 let mut connections = JoinSet::new();
                 let mut number = 0;
                 loop {
                     let (stream, _) = listener.accept().await.unwrap();
-                    let (script, seen, gone) =
-                        (Arc::clone(&script), Arc::clone(&seen), Arc::clone(&gone));
+                    let (script, page) = (Arc::clone(&script), Arc::clone(&page));
+                    let (seen, gone) = (Arc::clone(&seen), Arc::clone(&gone));
                     connections.spawn(async move {
-                        let _ended = serve(stream, number, &script, &seen, &gone).await;
+                        let _ended = serve(stream, number, &script, &page, &seen, &gone).await;
                     });
                     number += 1;
                 }
@@ -106,8 +115,16 @@ impl Upstream {
             address,
             seen,
             gone,
+            page,
             _tasks: tasks,
         }
+    }
+
+    /// Says from now on that so many requests are in its batch, and that so much of its cache is in use.
+    pub(crate) fn tell(&self, running: u32, kv_use: f32) {
+        *self.page.text.lock().unwrap() = Some(format!(
+            "vllm:kv_cache_usage_perc{{engine=\"0\"}} {kv_use}\nvllm:num_requests_running {running}\nvllm:num_requests_waiting 0\n"
+        ));
     }
 
     /// Answers every request alike.
@@ -141,6 +158,11 @@ impl Upstream {
         .await
     }
 
+    /// How often its page was read.
+    pub(crate) fn page_reads(&self) -> usize {
+        self.page.reads.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn requests(&self) -> Vec<Received> {
         self.seen.lock().unwrap().clone()
     }
@@ -170,6 +192,7 @@ async fn serve(
     mut stream: TcpStream,
     connection: usize,
     script: &Script,
+    page: &Page,
     seen: &Mutex<Vec<Received>>,
     gone: &AtomicUsize,
 ) -> io::Result<()> {
@@ -179,6 +202,13 @@ async fn serve(
         let Some(received) = receive(&mut stream, &mut buffer, connection).await? else {
             return Ok(());
         };
+        if received.line.starts_with("GET /metrics ") {
+            page.reads.fetch_add(1, Ordering::SeqCst);
+            let told = page.text.lock().unwrap().clone();
+            let status = if told.is_some() { 200 } else { 404 };
+            whole(&mut stream, status, "", &told.unwrap_or_default()).await?;
+            continue;
+        }
         let number = {
             let mut seen = seen.lock().unwrap();
             seen.push(received.clone());
