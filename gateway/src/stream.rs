@@ -384,7 +384,7 @@ impl Stream {
         }
     }
 
-    /// Makes `bytes` ready to go out.
+    /// Makes `bytes` ready to go out, behind what is ready.
     fn pass(&mut self, mut bytes: Bytes) {
         if let Some(rescue) = &mut self.rescue {
             match rescue.pass(bytes, &mut self.record) {
@@ -401,6 +401,11 @@ impl Stream {
         if let Some(fill) = &mut self.fill {
             fill.add(&bytes);
         }
+        let bytes = match self.ready.take() {
+            Some(before) if bytes.is_empty() => before,
+            Some(before) => [before, bytes].concat().into(),
+            None => bytes,
+        };
         self.ready = Some(bytes).filter(|bytes| !bytes.is_empty());
     }
 

@@ -76,6 +76,19 @@ async fn an_answer_that_is_whole_without_its_mark_gets_one() {
     }
 }
 
+#[tokio::test]
+async fn what_comes_together_with_the_end_is_not_lost() {
+    let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let (steps, reply) = driven();
+    let upstream = Upstream::replies(vec![reply]).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let mut client = gateway.begun(&steps).await;
+    let last = chunk(end) + "0\r\n\r\n";
+    steps.send(Step::Write(last)).unwrap();
+    client.expect(&(end.to_owned() + DONE)).await;
+    assert_eq!(client.chunk().await, Ok(None));
+}
+
 const SOUND: &str = "data: {\"type\":\"speech.audio.delta\",\"audio\":\"UklGRg==\"}\n\n";
 const SAID: &str = "data: {\"type\":\"speech.audio.done\",\"usage\":{\"input_tokens\":2}}\n\n";
 const FAILED: &str = "data: {\"type\":\"error\",\"error\":{\"type\":\"server_error\"}}\n\n";
