@@ -73,6 +73,15 @@ impl Framing {
         }
     }
 
+    /// Whether more must come before a request is whole.
+    pub(crate) fn is_inside(&self) -> bool {
+        match self.place {
+            Place::Off => false,
+            Place::Start => self.line_bytes > 0,
+            _ => true,
+        }
+    }
+
     /// Takes in what was read. What was found stays found.
     pub(crate) fn feed(&mut self, mut bytes: &[u8]) -> Option<Found> {
         while !bytes.is_empty() {
@@ -247,6 +256,29 @@ mod tests {
         let text =
             "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\ncontent-length: 3\r\ntransfer-encoding: x\r\n\r\n";
         assert_eq!(found(text), Some(Found::Http2));
+    }
+
+    #[test]
+    fn a_request_is_whole_with_its_last_byte() {
+        for text in [
+            "GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+            "POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc",
+            "POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+        ] {
+            let mut framing = Framing::new();
+            for request in text.repeat(2).as_bytes().chunks(text.len()) {
+                assert!(!framing.is_inside());
+                for at in 0..request.len() - 1 {
+                    framing.feed(&request[at..=at]);
+                    assert!(framing.is_inside(), "{at} of {text}");
+                }
+                framing.feed(&request[request.len() - 1..]);
+            }
+            assert!(!framing.is_inside(), "{text}");
+        }
+        let mut framing = Framing::new();
+        framing.feed(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        assert!(!framing.is_inside(), "HTTP/2 has no such order");
     }
 
     proptest! {

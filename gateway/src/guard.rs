@@ -205,7 +205,7 @@ impl AsyncRead for WatchedIo {
                 this.watch.enter(HEAD);
             }
             // hyper asks for a body once before the handler knows that there is one, and then waits.
-            HEAD | BODY if result.is_pending() => {
+            HEAD | BODY if result.is_pending() && this.framing.is_inside() => {
                 // A caller with Nagle's algorithm on keeps the body back until the head is acknowledged, which Linux
                 // may delay by 40 ms. Not being able to is no reason to stop.
                 let _ = SockRef::from(this.io.tcp()).set_tcp_quickack(true);
