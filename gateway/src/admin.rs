@@ -32,8 +32,9 @@ use crate::tasks::TaskSet;
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
 /// One line at least this often.
 const EVERY: Duration = Duration::from_secs(1);
-/// Lines for new demand are at least this far apart: at one request at a time each one would be such a moment.
-const APART: Duration = Duration::from_millis(50);
+/// Lines for new demand are at least this far apart: at one request at a time each one would be such a moment, and each
+/// line takes time from requests.
+const APART: Duration = Duration::from_millis(250);
 
 /// `/config`, `/load` and `/explain`.
 pub(crate) fn routes(process: &Arc<Process>) -> Router {
