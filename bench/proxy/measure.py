@@ -33,6 +33,8 @@ LIGHT = {
     "ladder": (16, 256),
     "ladder_ms": 800,
     "alone_ms": 1000,
+    # The slowest in a hundred of a window are few, and any other work of the machine is among them.
+    "alone_windows": 4,
     "half": {"connections": 64, "window_ms": 1000},
     "size_ms": 800,
     "size_connections": {"1": 64, "32": 64, "256": 16},
@@ -46,6 +48,7 @@ HEAVY = {
     "ladder": (4,),
     "ladder_ms": 1500,
     "alone_ms": 1500,
+    "alone_windows": 1,
     "half": {"connections": 64, "window_ms": 2000},
     "size_ms": 1500,
     "size_connections": {"1": 16, "32": 8, "256": 4},
@@ -218,10 +221,12 @@ class Bench:
         if base:
             self.add(name, us=base.get("cpu_us"), rps=base["rps"], busy=base.get("busy"))
             self.add(name, p50=base["p50_us"], p99=base["p99_us"])
-        alone = self.window(name, running, "1 KB, 1 connection", connections=1, window_ms=plan["alone_ms"], **warm)
-        if alone:
-            self.add(name, alone_p50=alone["p50_us"], alone_p99=alone["p99_us"], alone_us=alone.get("cpu_us"))
-        self.maximum(name, running, plan, [base, alone], warm)
+        alone = {"connections": 1, "window_ms": plan["alone_ms"]}
+        for _ in range(plan["alone_windows"]):
+            one = self.window(name, running, "1 KB, 1 connection", **alone, **warm)
+            if one:
+                self.add(name, alone_p50=one["p50_us"], alone_p99=one["p99_us"], alone_us=one.get("cpu_us"))
+        self.maximum(name, running, plan, [base, one], warm)
         self.sizes(name, running, plan, warm)
         if running:
             self.paced(name, running, plan)
