@@ -1,6 +1,6 @@
 //! (IO) Asks engines how busy they are, every second: those that rules with `KvAware` or `Adaptive` name, and those for
-//! which jobs wait, at `/metrics` of the address that their requests go to. Bounded in time, bytes and pages at one time; what is late or
-//! unreadable is no reading, and what was known ages (see `engine_load`).
+//! which jobs wait, at `/metrics` of the address that their requests go to. Bounded in time, bytes and pages at one
+//! time; what is late or unreadable is no reading, and what was known ages (see `engine_load`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,7 @@
 //! When a job may run: the lowest priority there is. A rule's pool has room for jobs while nobody waits for it and its
-//! endpoints are below their limits, by what this gateway sent there and by what the engines say of all gateways; a pool without an endpoint gets one job, which waits as a caller's request would
-//! and so asks for a replica. Arithmetic is pure; [`Rooms`] counts.
+//! endpoints are below their limits, by what this gateway sent there and by what the engines say of all gateways; a
+//! pool without an endpoint gets one job, which waits as a caller's request would and so asks for a replica. Arithmetic
+//! is pure; [`Rooms`] counts.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
