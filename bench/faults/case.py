@@ -78,10 +78,10 @@ class Context:
     async def calls(self, name, count, **more):
         return await asyncio.gather(*(self.call(name, **more) for _ in range(count)))
 
-    async def hit(self, name, upstream="alpha", limit_s=15.0, **more):
+    async def hit(self, name, upstream="alpha", within_s=15.0, **more):
         """Calls until one has met `upstream`: pools do not say whom they ask first, and who failed lately may be left
         out for a while. Returns that one's answer."""
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + within_s
         while True:
             answer = await self.call(name, **more)
             log = await self.fleet.log(upstream)

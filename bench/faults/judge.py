@@ -95,6 +95,14 @@ def end_of(answer, text=None):
     return Verdict("fail", f"wrong text, {len(answer.text)} characters{at}")
 
 
+def stalled(answer, most_s):
+    """A stream that stands still for longer than it may: nothing but an error event says so, and it says so in time."""
+    verdict = end_of(answer)
+    if verdict.grade == "safe" and answer.wall_s > most_s:
+        return Verdict("safe", f"{verdict.reason}, with the upstream rather than at the limit")
+    return PASS if kind(answer) == "error_event" else verdict
+
+
 def attempts(log, answer, upstream):
     """The times of this request's attempts at an upstream."""
     return [record["t"] for record in log if record["id"] == answer.id and record["upstream"] == upstream]

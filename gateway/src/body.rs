@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::FutureExt as _;
 use http::HeaderMap;
 use http::header::{CONTENT_LENGTH, TRAILER};
@@ -16,6 +16,8 @@ use crate::reject::Reject;
 
 /// Room that is made at once for a body of unknown length.
 const FIRST_BYTES: usize = 16 << 10;
+/// So many times the room is made where that is not enough.
+const GROWTH: usize = 8;
 /// A body that takes longer is not waited for where it may go on as it comes: it could be a conversation.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
@@ -54,7 +56,7 @@ impl Source {
 pub(crate) struct Part {
     first: Option<Bytes>,
     /// Where there are several pieces.
-    all: Option<BytesMut>,
+    all: Option<Vec<u8>>,
     lease: BodyLease,
 }
 
@@ -71,57 +73,66 @@ impl Part {
     }
 
     fn len(&self) -> usize {
-        let all = self.all.as_ref().map(BytesMut::len);
+        let all = self.all.as_ref().map(Vec::len);
         all.or(self.first.as_ref().map(Bytes::len)).unwrap_or(0)
     }
 
     fn add(
         &mut self,
         process: &Arc<Process>,
-        length: Option<usize>,
-        bytes: Bytes,
+        length: usize,
+        max_bytes: usize,
+        bytes: &Bytes,
     ) -> Result<(), Reject> {
         let now = self.len() + bytes.len();
         // The room of before is part of the new one.
         self.lease = process.lease_body(0).ok_or(Reject::Overloaded)?;
         self.lease = process.lease_body(now).ok_or(Reject::Overloaded)?;
         match (&mut self.all, self.first.take()) {
-            (Some(all), _) => all.extend_from_slice(&bytes),
-            (None, None) => self.first = Some(bytes),
+            (Some(all), _) => {
+                if all.capacity() < now {
+                    // In few steps, since each copies what came so far and leaves its room behind; of the new one the
+                    // system gives only what is written to. Never beyond what a body may have.
+                    let room = (GROWTH * all.capacity()).min(max_bytes).max(now);
+                    all.reserve_exact(room - all.len());
+                }
+                all.extend_from_slice(bytes);
+            }
+            (None, None) => self.first = Some(bytes.clone()),
             (None, Some(start)) => {
-                let mut joined =
-                    BytesMut::with_capacity(length.unwrap_or(0).max(FIRST_BYTES).max(now));
+                let room = length.max(FIRST_BYTES).max(now);
+                let mut joined = Vec::with_capacity(room);
                 joined.extend_from_slice(&start);
-                joined.extend_from_slice(&bytes);
+                joined.extend_from_slice(bytes);
                 self.all = Some(joined);
             }
         }
         Ok(())
     }
 
-    /// Reads on: whether the body ended with at most `max_bytes`. Cancel safe.
+    /// Reads on: the piece with which it has more than `max_bytes`, or `None` at the body's end. Cancel safe.
     async fn fill(
         &mut self,
         process: &Arc<Process>,
         length: Option<usize>,
         max_bytes: usize,
         body: &mut Source,
-    ) -> Result<bool, Reject> {
+    ) -> Result<Option<Bytes>, Reject> {
         while let Some(bytes) = body.next().await? {
-            self.add(process, length, bytes)?;
-            if self.len() > max_bytes {
-                return Ok(false);
+            if self.len() + bytes.len() > max_bytes {
+                return Ok(Some(bytes));
             }
+            self.add(process, length.unwrap_or(0), max_bytes, &bytes)?;
             if body.is_over() {
                 break;
             }
         }
-        Ok(true)
+        Ok(None)
     }
 
     /// The bytes, and the room that they take.
     pub(crate) fn into_bytes(self) -> (Bytes, BodyLease) {
-        let bytes = self.all.map(BytesMut::freeze).or(self.first);
+        let bytes = self.all.map(Bytes::from).or(self.first);
         (bytes.unwrap_or_default(), self.lease)
     }
 }
@@ -146,16 +157,15 @@ pub(crate) async fn read(
     }
     let mut part = Part::new(process)?;
     let limit = process.settings.limits.body_timeout;
-    let is_whole = {
+    let beyond = {
         let fill = part.fill(process, length, max_bytes, &mut body);
         within(watch, limit, fill)
             .await
             .ok_or(Reject::BodyTimeout)??
     };
-    if is_whole {
-        Ok(part.into_bytes())
-    } else {
-        Err(Reject::BodyTooLarge { max_bytes })
+    match beyond {
+        None => Ok(part.into_bytes()),
+        Some(_) => Err(Reject::BodyTooLarge { max_bytes }),
     }
 }
 
@@ -173,7 +183,14 @@ pub(crate) async fn begin(
     let may_be_kept = length.unwrap_or(0) <= max_bytes && !headers.contains_key(TRAILER);
     let is_whole = may_be_kept && {
         let fill = part.fill(process, length, max_bytes, &mut body);
-        within(watch, MAX_WAIT, fill).await.unwrap_or(Ok(false))?
+        match within(watch, MAX_WAIT, fill).await.transpose()? {
+            Some(Some(beyond)) => {
+                part.add(process, 0, max_bytes, &beyond)?;
+                false
+            }
+            Some(None) => true,
+            None => false,
+        }
     };
     let rest = match body {
         Source::Coming(body) if !is_whole => Some(body),

@@ -11,7 +11,7 @@ use crate::sse::EventTooLarge;
 
 /// An event that is larger passes as it comes: chunks of engines have below 1 KiB, those with log probabilities or the
 /// arguments of tools below 64.
-const MAX_OPEN_BYTES: usize = 64 << 10;
+const MAX_OPEN_BYTES: usize = 32 << 10;
 /// So many events that cannot be read are left out of one stream: a backend that sends more of them says nothing.
 const MAX_LEFT_OUT: u8 = 3;
 /// In the place of an event that was left out.

@@ -176,6 +176,11 @@ impl WatchedIo {
         }
     }
 
+    /// Whether more must come before a request is whole.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.framing.is_inside()
+    }
+
     fn wrote<T>(&self, result: Poll<T>) -> Poll<T> {
         let blocked_ms = self.watch.blocked_ms.load(Ordering::Relaxed);
         if result.is_pending() {
@@ -262,6 +267,22 @@ pub(crate) async fn run<C: Future>(
     watch: &Watch,
     mut drain: impl FnMut(Pin<&mut C>),
 ) -> Option<C::Output> {
+    run_by(
+        &mut connection,
+        watch,
+        |c, cx| c.as_mut().poll(cx),
+        |c| drain(c.as_mut()),
+    )
+    .await
+}
+
+/// The same of what is polled by `poll`.
+pub(crate) async fn run_by<C, T>(
+    connection: &mut C,
+    watch: &Watch,
+    mut poll: impl FnMut(&mut C, &mut Context<'_>) -> Poll<T>,
+    mut drain: impl FnMut(&mut C),
+) -> Option<T> {
     let mut draining = false;
     std::future::poll_fn(|cx| {
         watch.waker.register(cx.waker());
@@ -269,11 +290,11 @@ pub(crate) async fn run<C: Future>(
             CUT => return Poll::Ready(None),
             DRAIN if !draining => {
                 draining = true;
-                drain(connection.as_mut());
+                drain(connection);
             }
             _ => {}
         }
-        connection.as_mut().poll(cx).map(Some)
+        poll(connection, cx).map(Some)
     })
     .await
 }

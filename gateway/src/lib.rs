@@ -78,6 +78,7 @@ mod in_flight;
 mod job;
 mod jobs;
 mod join;
+mod linger;
 mod outcome;
 mod overload;
 mod own_call;

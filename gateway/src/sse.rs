@@ -12,6 +12,10 @@ pub const MAX_EVENT_BYTES: usize = 1 << 20;
 /// The same of events that carry a picture: one of 1536 × 1024 in PNG has some 4 MiB in base64.
 pub const MAX_PICTURE_BYTES: usize = 8 << 20;
 
+/// Room that is kept from one event for the next. Most events need none of it, so what a large one needed is given
+/// back: thousands of streams may wait for their callers.
+const KEPT_BYTES: usize = 16 << 10;
+
 /// A text may begin with it, and it means nothing there (HTML standard, 9.2.5: "one leading U+FEFF").
 const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
 
@@ -106,13 +110,13 @@ impl Decoder {
             }
             if !self.line.is_empty() {
                 self.grow(chunk.get(position..end).unwrap_or_default())?;
-                let line = std::mem::take(&mut self.line);
+                let mut line = std::mem::take(&mut self.line);
                 if let Some(value) = data_of(unmarked(&line, is_first)) {
                     self.keep(borrowed.take())?;
                     self.keep(Some(value))?;
                 }
+                empty(&mut line);
                 self.line = line;
-                self.line.clear();
                 self.inside = true;
             } else if length == 0 {
                 if let Some(data) = borrowed.take() {
@@ -121,7 +125,7 @@ impl Decoder {
                     event(&self.data, start..next);
                 }
                 start = next;
-                self.data.clear();
+                empty(&mut self.data);
                 self.has_data = false;
                 self.inside = false;
             } else {
@@ -151,6 +155,11 @@ impl Decoder {
         if self.line.len() + self.data.len() + bytes.len() > self.most {
             return Err(EventTooLarge);
         }
+        // Not twice as much each time: what is taken and not needed would be held as long as the stream waits.
+        let room = bytes.len().max(self.line.len() / 4);
+        if self.line.capacity() - self.line.len() < bytes.len() {
+            self.line.reserve_exact(room);
+        }
         self.line.extend_from_slice(bytes);
         Ok(())
     }
@@ -167,6 +176,11 @@ impl Decoder {
         self.data.extend_from_slice(value);
         Ok(())
     }
+}
+
+fn empty(bytes: &mut Vec<u8>) {
+    bytes.clear();
+    bytes.shrink_to(KEPT_BYTES);
 }
 
 /// A line without what only the first one may begin with.
@@ -237,6 +251,23 @@ mod tests {
                 .unwrap();
         }
         events
+    }
+
+    #[test]
+    fn what_a_large_event_took_is_given_back_and_no_more_is_taken_than_it_needs() {
+        let mut decoder = Decoder::default();
+        decoder.feed(b"data: ", |_, _| ()).unwrap();
+        for _ in 0..30 {
+            decoder.feed(&[b'x'; 10 << 10], |_, _| ()).unwrap();
+        }
+        let (kept, room) = (decoder.line.len(), decoder.line.capacity());
+        assert!(room <= kept + kept / 4, "{room} for {kept}");
+        let mut seen = 0;
+        decoder.feed(b"\n\n", |data, _| seen = data.len()).unwrap();
+        assert_eq!(seen, 300 << 10);
+        for room in [&decoder.line, &decoder.data] {
+            assert!(room.capacity() <= KEPT_BYTES, "{}", room.capacity());
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! to it and stay with it, so a request never crosses threads.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -25,6 +25,7 @@ use crate::first_bytes::{FirstBytes, Speaks};
 use crate::guard::{self, Caller, Watch, WatchedIo};
 use crate::handle::handle;
 use crate::jobs;
+use crate::linger;
 use crate::process::Worker;
 use crate::settings::Limits;
 use crate::socket::Socket;
@@ -218,12 +219,16 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
         })
     };
     // How a client connection ends matters to nobody: the request has its own record.
-    let _ended = match speaks {
+    match speaks {
         Speaks::Http1 => {
-            let connection = pin!(http1(limits).serve_connection(io, service));
-            guard::run(connection, &watch, http1::Connection::graceful_shutdown)
-                .await
-                .is_some()
+            let mut connection = http1(limits).serve_connection(io, service);
+            let poll = http1::Connection::poll_without_shutdown;
+            let drain = |c: &mut _| http1::Connection::graceful_shutdown(Pin::new(c));
+            let ended = guard::run_by(&mut connection, &watch, poll, drain).await;
+            if ended.is_some() {
+                let io = connection.into_parts().io.into_inner();
+                linger::close(io).await;
+            }
         }
         // In a box of its own, so that no connection of HTTP/1.1 has room for it.
         Speaks::Http2 | Speaks::Unclear => {
@@ -233,11 +238,9 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
             };
             let mut connection = Box::pin(builder.serve_connection(io, service));
             let connection = connection.as_mut();
-            guard::run(connection, &watch, auto::Connection::graceful_shutdown)
-                .await
-                .is_some()
+            guard::run(connection, &watch, auto::Connection::graceful_shutdown).await;
         }
-    };
+    }
 }
 
 /// hyper's own limit of a head.

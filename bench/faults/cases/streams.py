@@ -20,19 +20,18 @@ async def s08(ctx):
     return verdicts(*found)
 
 
-@case("S09", "stalls at token 20", route("s09", idle_s=3.0, total_s=60.0))
+@case("S09", "stalls at token 20", route("s09", idle_s=45.0, total_s=90.0),
+      route("s09-limit", idle_s=3.0, total_s=60.0))  # fmt: skip
 async def s09(ctx):
-    """A stall within the limit must pass whole; one of 9 s, where 3 s are allowed, must end in time."""
-    await ctx.fleet.alpha.behave({"stall_at": 20, "stall_s": 1.5, "stall_then": "resume"})
-    short = await ctx.hit("s09")
-    ctx.keep("short", short)
+    """A stall of 30 s within the limit must pass whole; one of 9 s, where 3 s are allowed, must end in time."""
+    await ctx.fleet.alpha.behave({"stall_at": 20, "stall_s": 30.0, "stall_then": "resume"})
+    within = await ctx.hit("s09", limit_s=60.0)
+    ctx.keep("within", within)
     await ctx.fleet.alpha.behave({"stall_at": 20, "stall_s": 9.0, "stall_then": "close"})
-    long = await ctx.hit("s09")
-    ctx.keep("long", long)
-    verdict = judge.end_of(long)
-    if verdict.grade == "safe" and long.wall_s > 6.0:
-        verdict = judge.Verdict("safe", f"{verdict.reason}, with the upstream rather than at the limit")
-    return verdicts(judge.end_of(short).of("short stall"), verdict.of("long stall"))
+    beyond = await ctx.hit("s09-limit")
+    ctx.keep("beyond", beyond)
+    limit = judge.stalled(beyond, 6.0)
+    return verdicts(judge.end_of(within).of("stall within the limit"), limit.of("stall beyond the limit"))
 
 
 @case("S10", "the tenth event is unreadable", route("s10"), speaks_llm=True)

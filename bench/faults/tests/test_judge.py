@@ -56,6 +56,13 @@ class Kinds(unittest.TestCase):
         ):  # fmt: skip
             self.assertEqual(judge.end_of(given).grade, grade, given)
 
+    def test_a_stall_beyond_the_limit_ends_in_time_with_an_error_event(self):
+        for grade, given in (
+            ("pass", cut(20, error="x", t_end=104.5)), ("safe", cut(20, error="x", t_end=109.0)),
+            ("safe", cut(20, end="cut")), ("fail", cut(20)), ("fail", cut(20, end="timeout")), ("pass", answer()),
+        ):  # fmt: skip
+            self.assertEqual(judge.stalled(given, 6.0).grade, grade, given)
+
     def test_the_worst_probe_decides_and_its_reason_is_kept(self):
         verdict = judge.worst([judge.PASS, judge.Verdict("safe", "a"), judge.Verdict("partial", "b")])
         self.assertEqual(verdict, judge.Verdict("safe", "a"))

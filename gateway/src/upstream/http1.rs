@@ -37,7 +37,7 @@ use crate::trust::HandshakeError;
 /// uvicorn, and so vLLM, closes idle connections after 5 s; leaving earlier avoids most races.
 const MAX_IDLE: Duration = Duration::from_secs(4);
 /// What one look at a socket takes of it, and so the largest piece of an answer.
-const READ_BYTES: usize = 64 << 10;
+const READ_BYTES: usize = 32 << 10;
 
 thread_local! {
     /// Where all connections of a worker read, one at a time.

@@ -88,6 +88,7 @@ async fn a_caller_that_sends_far_too_much_can_read_why_it_was_refused() {
                 .await
                 .is_ok();
         }
+        assert!(open, "reset while it was sending");
         let answer = client.answer().await;
         assert_eq!(
             (answer.status, answer.code().as_str()),
