@@ -19,6 +19,7 @@ pub mod explain;
 pub mod fallback;
 pub mod health;
 pub mod hedge_budget;
+pub mod ledger;
 pub mod limits;
 pub mod load;
 pub mod meter;

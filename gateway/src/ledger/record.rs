@@ -1,0 +1,449 @@
+//! One limit's durable record: what was spent, and what is leased to which gateway. Pure: [`Record::ask`] is the only
+//! way in which it changes, and whoever changes it writes it under the condition that nobody else did.
+//!
+//! At all times: spent in the window + leased ≤ cap, but for what backends took beyond what was reserved for them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::clock::{self, Correction, Seen};
+use super::spent::{Spent, Window};
+
+/// Gateways that hold leases of one limit.
+pub const MAX_HOLDERS: usize = 256;
+/// What all gateways together may hold beyond what requests under way need, in percent of the cap.
+pub const IDLE_PERCENT: u64 = 2;
+/// How long a lease lasts that nobody renews: a gateway that is away for longer has died, or is cut off.
+pub const LEASE_MS: u64 = 15_000;
+/// Requests that one question asks for.
+pub const MAX_NEEDS: usize = 64;
+/// When to come back where waiting does not tell: requests under way may end at any time.
+const SOON_MS: u64 = 1_000;
+
+/// What a limit is now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// The most in one window.
+    pub cap: u64,
+    /// Which window.
+    pub window: Window,
+}
+
+/// See the module.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Record {
+    /// Rises with each change. One that is lower than it was has been lost and found.
+    epoch: u64,
+    /// The record's time of the last change.
+    last_ms: u64,
+    correction: Correction,
+    spent: Spent,
+    leases: BTreeMap<String, Lease>,
+    /// What was charged for gateways that died, and may be more than was taken; ever.
+    orphaned: u64,
+}
+
+/// What one gateway has.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Lease {
+    /// Tells it from earlier ones of the same gateway.
+    generation: u64,
+    /// The last question that changed it.
+    question: u64,
+    /// What is not spent of it.
+    amount: u64,
+    /// What of that no request needs, as far as is known.
+    idle: u64,
+    /// How many needs of the last question are in it.
+    granted: usize,
+    ends_ms: u64,
+}
+
+/// What a gateway says and wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Ask {
+    /// The lease that it believes to have.
+    pub generation: Option<u64>,
+    /// The number of the question. The same one, asked again because no answer came, changes nothing.
+    pub question: u64,
+    /// What was spent of the lease since the question before.
+    pub used: u64,
+    /// What was spent beyond what was reserved.
+    pub beyond: u64,
+    /// What is given back.
+    pub released: u64,
+    /// What of the rest no request needs.
+    pub idle: u64,
+    /// What requests need that wait now, one after the other; [`MAX_NEEDS`] at most.
+    pub needs: Vec<u64>,
+    /// What may come in handy besides.
+    pub want: u64,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// The lease; `None`: there is none, since too many gateways have one.
+    pub generation: Option<u64>,
+    /// What is not spent of it.
+    pub amount: u64,
+    /// Whether the lease that was believed in was not there: it was charged whole.
+    pub lost: bool,
+    /// So many needs are in it, the first ones.
+    pub granted: usize,
+    /// What of a lease may lie idle at each gateway.
+    pub most_idle: u64,
+    /// When the first need that is not granted may be, in ms; `None`: never, as things are.
+    pub retry_ms: Option<u64>,
+    /// How the record stands.
+    pub stand: Stand,
+}
+
+/// How a record stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Stand {
+    /// See [`Record`].
+    pub epoch: u64,
+    /// Its time.
+    pub now_ms: u64,
+    /// For the next [`Seen`].
+    pub correction: Correction,
+    /// In the window.
+    pub spent: u64,
+    /// All of it.
+    pub leased: u64,
+    /// See [`Record`].
+    pub orphaned: u64,
+}
+
+impl Record {
+    /// Answers `holder`. `store_ms` is what the store's clock says, `seen` what the holder remembers of it.
+    pub fn ask(
+        &mut self,
+        limit: Limit,
+        holder: &str,
+        ask: &Ask,
+        store_ms: u64,
+        seen: Option<Seen>,
+    ) -> Told {
+        let (now_ms, correction) = clock::now(self.correction, self.last_ms, store_ms, seen);
+        self.correction = correction;
+        self.last_ms = now_ms;
+        self.epoch += 1;
+        self.spent.roll(limit.window, now_ms);
+        self.end_leases(limit.window, now_ms);
+        let known = self.leases.get(holder);
+        let is_repeated = known.is_some_and(|lease| lease.question == ask.question);
+        let has = known.map(|lease| lease.generation);
+        let lost = !is_repeated && ask.generation.is_some() && ask.generation != has;
+        if !is_repeated {
+            self.change(limit, holder, ask, now_ms);
+        }
+        self.told(limit, holder, ask, lost)
+    }
+
+    /// Leases whose time is over are charged whole.
+    fn end_leases(&mut self, window: Window, now_ms: u64) {
+        let over = self
+            .leases
+            .iter()
+            .filter(|(_, lease)| lease.ends_ms <= now_ms);
+        let over: Vec<String> = over.map(|(holder, _)| holder.clone()).collect();
+        for holder in over {
+            self.charge(window, &holder, now_ms);
+        }
+    }
+
+    /// What a gateway had is taken to be spent.
+    fn charge(&mut self, window: Window, holder: &str, now_ms: u64) {
+        let Some(lease) = self.leases.remove(holder) else {
+            return;
+        };
+        if window != Window::Held {
+            self.spent.add(window, now_ms, lease.amount);
+            self.orphaned = self.orphaned.saturating_add(lease.amount);
+        }
+    }
+
+    fn change(&mut self, limit: Limit, holder: &str, ask: &Ask, now_ms: u64) {
+        self.spent.add(limit.window, now_ms, ask.beyond);
+        let known = self.leases.remove(holder);
+        let known = known.filter(|lease| ask.generation == Some(lease.generation));
+        let mut lease = match known {
+            Some(lease) => self.settled(limit.window, lease, ask, now_ms),
+            // It was charged whole, or never; or the gateway has not learned of it, and has spent nothing of it.
+            None => Lease {
+                generation: self.epoch,
+                amount: 0,
+                idle: 0,
+                question: 0,
+                granted: 0,
+                ends_ms: 0,
+            },
+        };
+        lease.question = ask.question;
+        lease.ends_ms = now_ms.saturating_add(LEASE_MS);
+        lease.granted = 0;
+        if self.leases.len() >= MAX_HOLDERS {
+            // What is left of it was given back.
+            return;
+        }
+        let mut free = self.free(limit).saturating_sub(lease.amount);
+        let needs = ask.needs.iter().take(MAX_NEEDS);
+        for need in needs.clone() {
+            // One that is too much holds up those behind it: or small ones would for ever come before it.
+            if *need > free {
+                break;
+            }
+            free -= need;
+            lease.amount += need;
+            lease.granted += 1;
+        }
+        if lease.granted == needs.len() {
+            let others = self.leases.values().map(|other| other.idle);
+            let idle = others.fold(lease.idle, u64::saturating_add);
+            let extra = ask
+                .want
+                .min(free)
+                .min(self.most_idle(limit, 1).saturating_sub(lease.idle))
+                .min(all_idle(limit).saturating_sub(idle));
+            lease.amount += extra;
+            lease.idle += extra;
+        }
+        self.leases.insert(holder.to_owned(), lease);
+    }
+
+    /// A lease after what its gateway says of it. Nobody spends, or gives back, what it does not have.
+    fn settled(&mut self, window: Window, mut lease: Lease, ask: &Ask, now_ms: u64) -> Lease {
+        let used = ask.used.min(lease.amount);
+        let released = ask.released.min(lease.amount - used);
+        lease.amount -= used + released;
+        lease.idle = ask.idle.min(lease.amount);
+        self.spent.add(window, now_ms, used);
+        lease
+    }
+
+    /// What is neither spent nor leased.
+    fn free(&self, limit: Limit) -> u64 {
+        let taken = self.spent.sum().saturating_add(self.leased());
+        limit.cap.saturating_sub(taken)
+    }
+
+    fn leased(&self) -> u64 {
+        let amounts = self.leases.values().map(|lease| lease.amount);
+        amounts.fold(0, u64::saturating_add)
+    }
+
+    /// What may lie idle at each gateway, with `more` that have no lease yet.
+    fn most_idle(&self, limit: Limit, more: usize) -> u64 {
+        let holders = u64::try_from(self.leases.len() + more).unwrap_or(u64::MAX);
+        all_idle(limit) / holders.max(1)
+    }
+
+    fn told(&self, limit: Limit, holder: &str, ask: &Ask, lost: bool) -> Told {
+        let stand = self.stand();
+        let lease = self.leases.get(holder);
+        let granted = lease.map_or(0, |lease| lease.granted);
+        let need = ask.needs.get(granted).copied().unwrap_or(0);
+        let short = need.saturating_sub(self.free(limit));
+        let gone_ms = self.spent.gone_in(limit.window, stand.now_ms, short);
+        Told {
+            generation: lease.map(|lease| lease.generation),
+            amount: lease.map_or(0, |lease| lease.amount),
+            lost,
+            granted,
+            most_idle: self.most_idle(limit, 0),
+            retry_ms: (need <= limit.cap).then(|| gone_ms.unwrap_or(SOON_MS)),
+            stand,
+        }
+    }
+
+    /// How it stands, as of its last change.
+    pub fn stand(&self) -> Stand {
+        Stand {
+            epoch: self.epoch,
+            now_ms: self.last_ms,
+            correction: self.correction,
+            spent: self.spent.sum(),
+            leased: self.leased(),
+            orphaned: self.orphaned,
+        }
+    }
+}
+
+/// What may lie idle at all gateways together.
+fn all_idle(limit: Limit) -> u64 {
+    // By parts, since a product could be too large.
+    limit.cap / 100 * IDLE_PERCENT + limit.cap % 100 * IDLE_PERCENT / 100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: u64 = 3_600_000;
+    const LIMIT: Limit = Limit {
+        cap: 1_000,
+        window: Window::Sliding { ms: HOUR },
+    };
+
+    fn ask(generation: Option<u64>, question: u64, need: u64, want: u64) -> Ask {
+        Ask {
+            generation,
+            question,
+            needs: Some(need).filter(|need| *need > 0).into_iter().collect(),
+            want,
+            ..Ask::default()
+        }
+    }
+
+    #[test]
+    fn a_lease_is_what_is_needed_and_a_little_more() {
+        let mut record = Record::default();
+        let told = record.ask(LIMIT, "a", &ask(None, 1, 100, 500), 1_000, None);
+        assert!(told.granted == 1 && !told.lost);
+        assert_eq!(
+            (told.amount, told.most_idle),
+            (120, 20),
+            "2 % of 1000 besides"
+        );
+        // Two gateways share what may lie idle: the first one has taken it all, until it hears of the second.
+        let second = record.ask(LIMIT, "b", &ask(None, 1, 100, 500), 1_000, None);
+        assert_eq!((second.amount, second.most_idle), (100, 10));
+        let rest = Ask {
+            used: 100,
+            released: 10,
+            idle: 10,
+            ..ask(told.generation, 2, 0, 500)
+        };
+        let first = record.ask(LIMIT, "a", &rest, 2_000, None);
+        assert_eq!(
+            (first.amount, first.stand.spent, first.stand.leased),
+            (10, 100, 110)
+        );
+        let second = record.ask(LIMIT, "b", &ask(second.generation, 2, 0, 500), 2_000, None);
+        assert_eq!(second.amount, 110);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_and_it_is_said_when_it_may_be() {
+        let mut record = Record::default();
+        let first = record.ask(LIMIT, "a", &ask(None, 1, 990, 0), 1_000, None);
+        let full = record.ask(LIMIT, "b", &ask(None, 1, 11, 9), 2_000, None);
+        assert_eq!(full.granted, 0);
+        assert_eq!(
+            (full.amount, full.retry_ms),
+            (0, Some(SOON_MS)),
+            "it is under way"
+        );
+        let used = Ask {
+            used: 990,
+            ..ask(first.generation, 2, 0, 0)
+        };
+        record.ask(LIMIT, "a", &used, 3_000, None);
+        let full = record.ask(LIMIT, "b", &ask(full.generation, 2, 11, 9), 4_000, None);
+        assert_eq!(full.retry_ms, Some(HOUR + 60_000 - 4_000));
+        let never = record.ask(LIMIT, "b", &ask(full.generation, 3, 1_001, 0), 4_000, None);
+        assert_eq!((never.granted, never.retry_ms), (0, None));
+        let fits = record.ask(LIMIT, "b", &ask(full.generation, 4, 10, 9), 4_000, None);
+        assert_eq!(fits.granted, 1);
+    }
+
+    #[test]
+    fn a_question_that_is_repeated_changes_nothing() {
+        let mut record = Record::default();
+        let first = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_000, None);
+        let again = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_500, None);
+        assert_eq!(
+            (again.generation, again.amount, again.granted),
+            (first.generation, 120, 1)
+        );
+        let used = Ask {
+            used: 50,
+            ..ask(first.generation, 2, 0, 0)
+        };
+        for _ in 0..3 {
+            let told = record.ask(LIMIT, "a", &used, 2_000, None);
+            assert_eq!((told.amount, told.stand.spent), (70, 50));
+        }
+    }
+
+    #[test]
+    fn what_a_gateway_had_that_died_is_charged_whole() {
+        let mut record = Record::default();
+        let dead = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_000, None);
+        let other = record.ask(LIMIT, "b", &ask(None, 1, 0, 0), 1_000 + LEASE_MS, None);
+        let stand = other.stand;
+        assert_eq!((stand.spent, stand.leased, stand.orphaned), (120, 0, 120));
+        // It was only away: what it took since is paid for.
+        let back = Ask {
+            used: 90,
+            beyond: 5,
+            ..ask(dead.generation, 2, 10, 0)
+        };
+        let back = record.ask(LIMIT, "a", &back, 2_000 + LEASE_MS, None);
+        assert!(back.lost && back.granted == 1);
+        assert_eq!((back.amount, back.stand.spent), (10, 125));
+    }
+
+    #[test]
+    fn places_are_given_back_and_never_spent() {
+        let limit = Limit {
+            cap: 2,
+            window: Window::Held,
+        };
+        let mut record = Record::default();
+        let first = record.ask(limit, "a", &ask(None, 1, 2, 0), 1_000, None);
+        assert_eq!(
+            record
+                .ask(limit, "b", &ask(None, 1, 1, 0), 1_000, None)
+                .granted,
+            0
+        );
+        let back = Ask {
+            released: 1,
+            ..ask(first.generation, 2, 0, 0)
+        };
+        record.ask(limit, "a", &back, 1_500, None);
+        let told = record.ask(limit, "b", &ask(None, 2, 1, 0), 2_000, None);
+        assert_eq!(told.granted, 1);
+        // The place of a gateway that died is free again.
+        let told = record.ask(
+            limit,
+            "b",
+            &ask(told.generation, 3, 1, 0),
+            1_500 + LEASE_MS,
+            None,
+        );
+        assert!(told.granted == 1 && told.stand.orphaned == 0);
+    }
+
+    #[test]
+    fn there_are_so_many_holders_and_no_more() {
+        let mut record = Record::default();
+        for number in 0..MAX_HOLDERS {
+            record.ask(LIMIT, &number.to_string(), &ask(None, 1, 1, 0), 1_000, None);
+        }
+        let told = record.ask(LIMIT, "one more", &ask(None, 1, 1, 0), 1_000, None);
+        assert_eq!((told.generation, told.granted), (None, 0));
+        let known = record.ask(LIMIT, "0", &ask(Some(1), 2, 1, 0), 1_000, None);
+        assert!(known.granted == 1 && !known.lost);
+    }
+
+    #[test]
+    fn needs_are_granted_in_their_order_as_far_as_they_go() {
+        let mut record = Record::default();
+        let many = Ask {
+            needs: vec![400, 500, 200, 1],
+            ..ask(None, 1, 0, 500)
+        };
+        let told = record.ask(LIMIT, "a", &many, 1_000, None);
+        assert_eq!(
+            (told.granted, told.amount),
+            (2, 900),
+            "and nothing to lie idle"
+        );
+        assert_eq!(told.retry_ms, Some(SOON_MS));
+    }
+}
