@@ -36,9 +36,9 @@ def wait_until(what, probe, timeout_s, every_s=0.5):
     raise Failed(f"waited {timeout_s} s for: {what}; last seen: {last}")
 
 
-def sdk(url, retries=0, timeout_s=60):
+def sdk(url, retries=0, timeout_s=60, key="none"):
     """The official client, without its own retries: ours must be enough."""
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=retries, timeout=timeout_s)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=retries, timeout=timeout_s)
 
 
 def stream_chat(client, model, prompt, max_tokens=16):

@@ -22,6 +22,7 @@ from rig import free_port  # noqa: E402
 START_LIMIT_S = 120
 STOP_LIMIT_S = 10
 ALL_ON_RULES = 100
+ALL_ON_KEYS = 100
 
 
 @dataclass
@@ -110,9 +111,23 @@ def penstock_all_on(place):
             f"apiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\nmetadata: {{name: rules-{number}}}\n"
             "spec:\n  rules:\n" + "".join(rules[number : number + 50])
         )
+    for number in range(ALL_ON_KEYS):
+        texts.append(
+            f"apiVersion: penstock.dev/v1alpha1\nkind: VirtualKey\nmetadata: {{name: caller-{number}}}\n"
+            f"spec: {{team: team-{number % 10}, models: ['mo*']}}\n"
+        )
+        texts.append(
+            f"apiVersion: v1\nkind: Secret\nmetadata: {{name: caller-{number}-key}}\n"
+            f"stringData: {{key: {key_of(number)}}}\n"
+        )
     with open(os.path.join(objects, "objects.yaml"), "w", encoding="utf-8") as file:
         file.write("---\n".join(texts))
     return penstock(place, log="warn,access=info")
+
+
+def key_of(number):
+    """As long as one that an operator makes."""
+    return f"sk-penstock-{number:048x}"
 
 
 def relay(place):
@@ -161,8 +176,9 @@ SUBJECTS = {
         Subject("relay", "copies bytes, reads none: the floor", relay),
         Subject("penstock", "one rule, one backend, its metrics (they cannot be turned off), no access log", penstock,
                 transports={"tls": "tls", "h2": "listen"}),
-        Subject("all_on", f"penstock: {ALL_ON_RULES} rules, exact cache (all misses, all stored), access log, metrics; "
-                "key check and hard budget do not exist yet", penstock_all_on),
+        Subject("all_on", f"penstock: {ALL_ON_RULES} rules, {ALL_ON_KEYS} keys, exact cache (all misses, all stored), "
+                "access log, metrics; a hard budget does not exist yet", penstock_all_on,
+                headers=lambda place: (f"authorization: Bearer {key_of(7)}",)),
         Subject("envoy", "no access log, no statistics", lambda place: envoy(place, "envoy-bare.yaml"),
                 transports={"h2": "listen"}, install=peers.envoy, version=lambda: peers.ENVOY),
         Subject("envoy_on", "Envoy with access log and statistics", lambda place: envoy(place, "envoy.yaml"),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use penstock_core::ids::Id;
+use penstock_core::names;
+use penstock_crds::compile::KeyFacts;
 use penstock_crds::manifest::{self, Manifests};
 use penstock_crds::{Facts, compile};
 use penstock_gateway::source::directory;
@@ -34,11 +36,21 @@ pub(crate) struct Checked {
 /// Reads and compiles a folder. References to Services are taken to resolve; those to Secrets and ConfigMaps must be in
 /// the folder.
 pub(crate) fn check(folder: &Path) -> Result<Checked, directory::DirectoryError> {
-    let (manifests, file_problems) = manifest::read(&directory::read(folder)?);
+    check_with(folder, |_| ())
+}
+
+/// The same of a folder to which `complete` adds what a cluster's operator would make.
+pub(crate) fn check_with(
+    folder: &Path,
+    complete: impl FnOnce(&mut Manifests),
+) -> Result<Checked, directory::DirectoryError> {
+    let (mut manifests, file_problems) = manifest::read(&directory::read(folder)?);
+    complete(&mut manifests);
     let facts = Facts {
         services: None,
         secrets: Some(versions(&manifests.secrets)),
         config_maps: Some(versions(&manifests.config_maps)),
+        keys: Some(keys(&manifests)),
     };
     let compiled = compile(&manifests.objects, &facts);
     let mut problems: Vec<String> = file_problems
@@ -69,6 +81,21 @@ pub(crate) fn check(folder: &Path) -> Result<Checked, directory::DirectoryError>
         compiled,
         problems,
     })
+}
+
+/// What is known of VirtualKeys: nothing of those whose Secret is still to be made.
+fn keys(manifests: &Manifests) -> BTreeMap<Id, KeyFacts> {
+    let keys = manifests.objects.keys.iter();
+    let facts = keys.filter_map(|(id, object)| {
+        let secret = |name: &str| manifests.secrets.get(&Id::new(&id.namespace, name));
+        let name = object.spec.secret(&id.name);
+        let pepper = secret(&names::gateway_pepper(&object.spec.gateway));
+        let pepper = pepper.and_then(|values| values.get(names::PEPPER_KEY));
+        let pepper = pepper.map(Vec::as_slice).unwrap_or_default();
+        let facts = KeyFacts::of(&object.spec, &name, secret(&name)?, pepper);
+        Some((id.clone(), facts))
+    });
+    facts.collect()
 }
 
 /// Object → key → the version of its value.

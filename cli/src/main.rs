@@ -3,6 +3,7 @@
 mod check;
 mod crds;
 mod explain;
+mod key;
 mod load;
 mod process;
 mod up;
@@ -47,6 +48,8 @@ enum Command {
     Explain(explain::Args),
     /// Send requests at a rate or a ramp and measure what users would feel.
     Load(Box<load::Args>),
+    /// Make, change and take back keys of a gateway's callers.
+    Key(key::Args),
     /// Print or write the CustomResourceDefinitions.
     Crds(crds::Args),
     /// Run the operator (in a cluster, or with a kubeconfig).
@@ -90,6 +93,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(&args),
         Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Explain(args) => process::run(|_stop| explain::run(args)),
+        Command::Key(args) => process::run(|_stop| key::run(args)),
         Command::Load(args) => process::run(|stop| load::run(*args, stop)),
         Command::Up(args) => process::run(|stop| up::run(*args, stop)),
         Command::Operator(args) => process::run(|stop| process::operator(*args, stop)),

@@ -8,6 +8,7 @@ mod autoscaler;
 mod engine;
 mod fleet;
 mod folder;
+mod keyring;
 mod narrator;
 mod replica;
 
@@ -25,6 +26,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use fleet::Fleet;
+use keyring::Keyring;
 use narrator::say;
 
 /// Below the current folder.
@@ -78,7 +80,8 @@ pub(crate) struct Args {
 #[expect(clippy::disallowed_methods, reason = "(IO) file")]
 pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
-    let folder = folder::load(&args.folder)?;
+    let mut keyring = Keyring::new();
+    let folder = folder::load(&args.folder, &mut keyring)?;
     for problem in &folder.problems {
         say(&format!("problem: {problem}"));
     }
@@ -127,13 +130,14 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
         sync_period: args.hpa_sync_period,
     });
     let model = first_model(&load.borrow().config);
-    let greeting = async || greet(url, &model, started.elapsed());
+    let key = load.borrow().first_key();
+    let greeting = async || greet(url, &model, key.as_deref(), started.elapsed());
     let fleet_run = async {
         let result = fleet.run(loaded, scaling, greeting, stop.clone()).await;
         planes.cancel();
         result
     };
-    let follow = folder::follow(args.folder.clone(), load, stop.clone());
+    let follow = folder::follow(args.folder.clone(), keyring, load, stop.clone());
     tokio::try_join!(
         async { gateway.await.context("gateway") },
         async { scaler_run.await.context("scaler") },
@@ -176,16 +180,20 @@ fn first_model(config: &GatewayConfig) -> String {
     exact.unwrap_or_else(|| "any".to_owned())
 }
 
-fn greet(url: SocketAddr, model: &str, took: Duration) {
+fn greet(url: SocketAddr, model: &str, key: Option<&str>, took: Duration) {
     say("send a request from another terminal:");
     let body = serde_json::json!({
         "model": model, "stream": true, "max_tokens": 32, "messages": [{"role": "user", "content": "Hello"}],
     });
+    let shown = key.map_or_else(String::new, |key| {
+        format!(" -H 'authorization: Bearer {key}'")
+    });
     say(&format!(
-        "  curl -N http://{url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
+        "  curl -N http://{url}/v1/chat/completions{shown} -H 'content-type: application/json' -d '{body}'"
     ));
+    let under_load = key.map_or_else(String::new, |key| format!(" --api-key {key}"));
     say(&format!(
-        "or put it under load: penstock load --url http://{url} --model {model} --rate 1:10 --duration 2m"
+        "or put it under load: penstock load --url http://{url} --model {model} --rate 1:10 --duration 2m{under_load}"
     ));
     say(&format!(
         "up: ready_s={:.1} url=http://{url}",

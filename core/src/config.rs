@@ -10,16 +10,21 @@ use sha2::{Digest as _, Sha256};
 
 use crate::endpoints::ServicePort;
 use crate::ids::{BackendId, Id};
+use crate::key::hexadecimal;
 
+mod callers;
 mod parameters;
 mod profile;
 mod prompts;
+mod retry;
 mod tasks;
 mod transport;
 
+pub use callers::{Callers, Key};
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, HealthCheck, Price, Profile};
 pub use prompts::{Part, Prompt, PromptMessage, PromptRef, Role, template};
+pub use retry::{FailureClass, Repeat, Retry, usual_failures};
 pub use tasks::{Task, Tasks};
 pub use transport::{BackendTls, ClientCertificate, Transport};
 
@@ -46,6 +51,9 @@ pub struct GatewayConfig {
     /// The tasks of the policies that tell some apart.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub tasks: BTreeMap<Id, Tasks>,
+    /// Who may call; `None`: anybody.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub callers: Option<Callers>,
     /// In match order: the first rule that matches a request decides.
     pub rules: Vec<Rule>,
 }
@@ -180,6 +188,9 @@ pub struct Rule {
     /// What else must hold of a request, all of it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub conditions: Vec<Condition>,
+    /// It takes requests of unknown callers too, where the gateway knows some ([`GatewayConfig::callers`]).
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub anonymous: bool,
     /// Candidates. Lower `priority` first; within one priority by `strategy` and `weight`.
     pub backends: Vec<RuleBackend>,
     /// How to choose among candidates of one priority, and among the endpoints of one backend.
@@ -293,6 +304,12 @@ pub enum Condition {
     Stream(bool),
     /// The region that it came from is one like this.
     Region(NameMatch),
+    /// The caller is of a team like this.
+    Team(NameMatch),
+    /// The caller is a user like this.
+    User(NameMatch),
+    /// The caller's key has an attribute of this name with a value like this.
+    Attribute(String, NameMatch),
     /// The last message of the user matches this regular expression.
     Text(String),
     /// It is about this one of a policy's tasks.
@@ -417,64 +434,6 @@ pub enum Streaming {
     Buffered,
 }
 
-/// When a failed attempt is followed by another one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub struct Retry {
-    /// Attempts in all, the first one included, 1..=10.
-    pub attempts: u32,
-    /// What is followed by another attempt.
-    #[serde(skip_serializing_if = "is_usual", default = "usual_failures")]
-    pub on: BTreeSet<FailureClass>,
-    /// Which requests to [`Protocol::Http`] may be sent again once they went upstream.
-    #[serde(skip_serializing_if = "is_default", default)]
-    pub repeat: Repeat,
-    /// A stream that is cut is continued by another endpoint of its backend, where
-    /// [`Capabilities::continue_final_message`] says that its engine can.
-    #[serde(skip_serializing_if = "is_default", default)]
-    pub rescue_streams: bool,
-}
-
-/// Which requests may be sent again once they, or part of them, went upstream: those that do no harm when they are
-/// carried out twice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Repeat {
-    /// GET, HEAD, OPTIONS and TRACE (RFC 9110, 9.2.1).
-    #[default]
-    Safe,
-    /// Also those with an `Idempotency-Key`.
-    Keyed,
-    /// All.
-    Always,
-}
-
-/// Why an attempt gave no answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum FailureClass {
-    /// No connection, or one that ended before the answer began.
-    Connection,
-    /// No connection or no first token in time.
-    Timeout,
-    /// Status 429.
-    RateLimit,
-    /// Status 5xx, an answer that begins with an error, or a refusal that is the backend's own fault: 401 to 404, 408.
-    ServerError,
-    /// A refusal because the request is longer than the model can take.
-    ContextLength,
-    /// A refusal because of what the request says.
-    ContentPolicy,
-}
-
-/// What says nothing about the request itself.
-pub fn usual_failures() -> BTreeSet<FailureClass> {
-    use FailureClass::{Connection, RateLimit, ServerError, Timeout};
-    BTreeSet::from([Connection, Timeout, RateLimit, ServerError])
-}
-
-fn is_usual(on: &BTreeSet<FailureClass>) -> bool {
-    *on == usual_failures()
-}
-
 /// A second attempt beside a slow one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
@@ -583,14 +542,7 @@ impl GatewayConfig {
 
 /// SHA-256 of `bytes`, in 64 lower-case hexadecimal digits.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .fold(String::with_capacity(64), |mut text, byte| {
-            for digit in [byte >> 4, byte & 15] {
-                text.push(char::from_digit(u32::from(digit), 16).unwrap_or('0'));
-            }
-            text
-        })
+    hexadecimal(&Sha256::digest(bytes))
 }
 
 #[cfg(test)]
@@ -606,6 +558,7 @@ mod tests {
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            callers: None,
             rules: Vec::new(),
         }
     }

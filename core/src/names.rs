@@ -17,6 +17,8 @@ pub const CONFIG_KEY: &str = "config.json.zst";
 pub const CACHE_HEADER: &str = "x-penstock-cache";
 /// `x-penstock-backend: namespace/name` of the backend that answered.
 pub const BACKEND_HEADER: &str = "x-penstock-backend";
+/// `x-penstock-key`: a caller's key, where `Authorization` and the like are for a backend. Never goes upstream.
+pub const KEY_HEADER: &str = "x-penstock-key";
 /// Sent by a caller who wants [`ATTEMPTS_HEADER`] and [`DECISION_HEADER`] on the answer; any value.
 pub const EXPLAIN_HEADER: &str = "x-penstock-explain";
 /// `x-penstock-attempts`: how often the request was sent, hedges included.
@@ -83,6 +85,28 @@ pub fn gateway_acks(gateway: &str) -> String {
 pub fn gateway_credentials(gateway: &str) -> String {
     format!("{gateway}-credentials")
 }
+
+/// The name of the Secret with what a gateway hashes keys with.
+pub fn gateway_pepper(gateway: &str) -> String {
+    format!("{gateway}-pepper")
+}
+
+/// The key of the value in [`gateway_pepper`].
+pub const PEPPER_KEY: &str = "pepper";
+
+/// The name of the Secret with a VirtualKey's key, where the object names none.
+pub fn key_secret(virtual_key: &str) -> String {
+    format!("{virtual_key}-key")
+}
+
+/// The key of the key in its Secret.
+pub const SECRET_KEY: &str = "key";
+/// The key of the one before it, while that may still be used.
+pub const SECRET_PREVIOUS: &str = "previous";
+/// The key of the number of its rotation, which only keys have that the operator made.
+pub const SECRET_REVISION: &str = "revision";
+/// The key of the time until which the one before it may be used, in Unix seconds.
+pub const SECRET_PREVIOUS_UNTIL: &str = "previous-until";
 
 /// The name of a pool's Deployment, Service, PodDisruptionBudget and ScaledObject.
 pub fn pool_object(backend: &str) -> String {

@@ -6,6 +6,7 @@ mod condition;
 mod contradiction;
 mod fallback;
 mod fan_out;
+mod key;
 mod parameters;
 mod profile;
 mod prompts;
@@ -19,13 +20,15 @@ mod tls;
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_core::config::{
-    self, Backend, Cache, FORMAT, GatewayConfig, ObjectVersion, Prompt, Tasks,
+    self, Backend, Cache, Callers, FORMAT, GatewayConfig, ObjectVersion, Prompt, Tasks,
 };
 use penstock_core::ids::Id;
 use serde::Serialize;
 
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::problem::Problem;
+
+pub use key::KeyFacts;
 
 /// What is known about things that objects refer to but that are not objects of ours. `None`: nobody looked, so
 /// references are taken to resolve.
@@ -37,6 +40,8 @@ pub struct Facts {
     pub secrets: Option<BTreeMap<Id, BTreeMap<String, String>>>,
     /// ConfigMap → key → the same.
     pub config_maps: Option<BTreeMap<Id, BTreeMap<String, String>>>,
+    /// What the Secrets of VirtualKeys hold, by the VirtualKey.
+    pub keys: Option<BTreeMap<Id, KeyFacts>>,
 }
 
 /// A Service as far as routing needs it.
@@ -115,7 +120,8 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
             tasks: &tasks,
         };
         let rules = rule::compile(&gateway, &known, &mut problems);
-        let config = assemble(gateway.clone(), &known, rules);
+        let callers = key::compile(&gateway, objects, facts, &mut problems);
+        let config = assemble(gateway.clone(), &known, rules, callers);
         for key in referenced(&config, objects) {
             compiled
                 .carried_by
@@ -173,29 +179,14 @@ fn compile_cache(
 }
 
 /// Puts together what the rules refer to, and nothing else.
-fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> GatewayConfig {
+fn assemble(
+    gateway: Id,
+    known: &rule::Known<'_>,
+    rules: Vec<config::Rule>,
+    callers: Option<Callers>,
+) -> GatewayConfig {
     let objects = known.objects;
-    let used_backends: BTreeSet<&Id> = rules
-        .iter()
-        .flat_map(|rule| &rule.backends)
-        .map(|candidate| &candidate.backend)
-        .collect();
-    let used_caches: BTreeSet<&Id> = rules
-        .iter()
-        .filter_map(|rule| rule.cache.as_ref())
-        .collect();
-    let pick = |id: &&Id| {
-        known
-            .backends
-            .get(*id)
-            .map(|backend| ((*id).clone(), backend.clone()))
-    };
-    let backends: BTreeMap<Id, Backend> = used_backends.iter().filter_map(pick).collect();
-    let caches: BTreeMap<Id, Cache> = used_caches
-        .iter()
-        .filter_map(|id| Some(((*id).clone(), known.caches.get(*id)?.clone())))
-        .collect();
-
+    let (backends, caches) = used(known, &rules);
     let mut versions = BTreeMap::new();
     let mut note = |kind, id: &Id, generation: Option<i64>, hash: String| {
         let key = ObjectRef::new(kind, id.clone()).to_string();
@@ -221,6 +212,11 @@ fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> G
             .and_then(|object| object.metadata.generation);
         note(Kind::SemanticCache, id, generation, fragment_hash(cache));
     }
+    for (id, key) in callers.iter().flat_map(|callers| &callers.keys) {
+        let object = objects.keys.get(id);
+        let generation = object.and_then(|object| object.metadata.generation);
+        note(Kind::VirtualKey, id, generation, fragment_hash(key));
+    }
     let (mut prompts, mut tasks) = (BTreeMap::new(), BTreeMap::new());
     for (id, policy) in &objects.policies {
         if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
@@ -241,8 +237,37 @@ fn assemble(gateway: Id, known: &rule::Known<'_>, rules: Vec<config::Rule>) -> G
         caches,
         prompts,
         tasks,
+        callers,
         rules,
     }
+}
+
+/// The backends and caches that rules refer to.
+fn used(
+    known: &rule::Known<'_>,
+    rules: &[config::Rule],
+) -> (BTreeMap<Id, Backend>, BTreeMap<Id, Cache>) {
+    let used_backends: BTreeSet<&Id> = rules
+        .iter()
+        .flat_map(|rule| &rule.backends)
+        .map(|candidate| &candidate.backend)
+        .collect();
+    let used_caches: BTreeSet<&Id> = rules
+        .iter()
+        .filter_map(|rule| rule.cache.as_ref())
+        .collect();
+    let pick = |id: &&Id| {
+        known
+            .backends
+            .get(*id)
+            .map(|backend| ((*id).clone(), backend.clone()))
+    };
+    let backends: BTreeMap<Id, Backend> = used_backends.iter().filter_map(pick).collect();
+    let caches: BTreeMap<Id, Cache> = used_caches
+        .iter()
+        .filter_map(|id| Some(((*id).clone(), known.caches.get(*id)?.clone())))
+        .collect();
+    (backends, caches)
 }
 
 fn referenced(config: &GatewayConfig, objects: &Objects) -> Vec<ObjectRef> {
@@ -261,7 +286,12 @@ fn referenced(config: &GatewayConfig, objects: &Objects) -> Vec<ObjectRef> {
             id.namespace == config.gateway.namespace && policy.spec.gateway == config.gateway.name
         })
         .map(|(id, _)| ObjectRef::new(Kind::RoutingPolicy, id.clone()));
-    backends.chain(caches).chain(policies).collect()
+    let keys = config
+        .callers
+        .iter()
+        .flat_map(|callers| callers.keys.keys());
+    let keys = keys.map(|id| ObjectRef::new(Kind::VirtualKey, id.clone()));
+    backends.chain(caches).chain(policies).chain(keys).collect()
 }
 
 fn fragment_hash(fragment: &impl Serialize) -> String {

@@ -5,7 +5,7 @@ use kube::CustomResourceExt as _;
 use serde_json::Value;
 
 use crate::yaml::{self, YamlError};
-use crate::{LLMBackend, RoutingPolicy, SemanticCache};
+use crate::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
 
 /// One generated file.
 #[derive(Clone, Debug)]
@@ -22,6 +22,7 @@ pub fn all() -> Result<Vec<Definition>, YamlError> {
         LLMBackend::crd(),
         RoutingPolicy::crd(),
         SemanticCache::crd(),
+        VirtualKey::crd(),
     ]
     .into_iter()
     .map(|crd| {

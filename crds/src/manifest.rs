@@ -10,7 +10,6 @@ use serde_json::Value;
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::shape;
 use crate::yaml;
-use crate::{LLMBackend, RoutingPolicy, SemanticCache};
 
 /// Namespace of objects that name none.
 const DEFAULT_NAMESPACE: &str = "default";
@@ -128,31 +127,43 @@ impl Reader {
             let message = format!("'{api_version}' is not served: write penstock.dev/v1alpha1");
             return self.refuse(file, format!("{kind}/{id}"), "apiVersion", message);
         }
-        match kind.as_str() {
+        self.own(file, &kind, id, document);
+    }
+
+    /// Takes an object of one of our kinds.
+    fn own(&mut self, file: &File, kind: &str, id: Id, document: Value) {
+        match kind {
             "LLMBackend" => {
-                if let Some(object) =
-                    self.object::<LLMBackend>(file, Kind::LLMBackend, &id, document)
-                {
-                    self.manifests.objects.backends.insert(id, object);
-                }
+                let object = self.object(file, Kind::LLMBackend, &id, document);
+                self.manifests
+                    .objects
+                    .backends
+                    .extend(object.map(|object| (id, object)));
             }
             "RoutingPolicy" => {
-                if let Some(object) =
-                    self.object::<RoutingPolicy>(file, Kind::RoutingPolicy, &id, document)
-                {
-                    self.manifests.objects.policies.insert(id, object);
-                }
+                let object = self.object(file, Kind::RoutingPolicy, &id, document);
+                self.manifests
+                    .objects
+                    .policies
+                    .extend(object.map(|object| (id, object)));
             }
             "SemanticCache" => {
-                if let Some(object) =
-                    self.object::<SemanticCache>(file, Kind::SemanticCache, &id, document)
-                {
-                    self.manifests.objects.caches.insert(id, object);
-                }
+                let object = self.object(file, Kind::SemanticCache, &id, document);
+                self.manifests
+                    .objects
+                    .caches
+                    .extend(object.map(|object| (id, object)));
+            }
+            "VirtualKey" => {
+                let object = self.object(file, Kind::VirtualKey, &id, document);
+                self.manifests
+                    .objects
+                    .keys
+                    .extend(object.map(|object| (id, object)));
             }
             _ => {
                 let message = format!(
-                    "'{kind}' is not a kind of penstock.dev: LLMBackend, RoutingPolicy, SemanticCache are"
+                    "'{kind}' is not a kind of penstock.dev: LLMBackend, RoutingPolicy, SemanticCache, VirtualKey are"
                 );
                 self.refuse(file, format!("{kind}/{id}"), "kind", message);
             }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use penstock_core::ids::Id;
 
-use crate::{LLMBackend, RoutingPolicy, SemanticCache};
+use crate::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
 
 /// One of the kinds of this API group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,15 +16,26 @@ pub enum Kind {
     RoutingPolicy,
     /// `SemanticCache`
     SemanticCache,
+    /// `VirtualKey`
+    VirtualKey,
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [
+        Self::LLMBackend,
+        Self::RoutingPolicy,
+        Self::SemanticCache,
+        Self::VirtualKey,
+    ];
+
     /// The kind's name as in YAML.
     pub fn name(self) -> &'static str {
         match self {
             Self::LLMBackend => "LLMBackend",
             Self::RoutingPolicy => "RoutingPolicy",
             Self::SemanticCache => "SemanticCache",
+            Self::VirtualKey => "VirtualKey",
         }
     }
 }
@@ -60,4 +71,6 @@ pub struct Objects {
     pub policies: BTreeMap<Id, RoutingPolicy>,
     /// By namespace and name.
     pub caches: BTreeMap<Id, SemanticCache>,
+    /// By namespace and name.
+    pub keys: BTreeMap<Id, VirtualKey>,
 }

@@ -4,6 +4,8 @@
     reason = "the KubeSchema derive repeats each struct inside a function"
 )]
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -52,6 +54,10 @@ pub struct RoutingPolicySpec {
         regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")
     )]
     pub gateway: String,
+    /// Whether its rules take callers without a key (VirtualKey). `Refuse`, and the gateway answers nobody without one,
+    /// except by rules of policies that say `Allow`. Default: `Refuse` while the gateway knows a key, else `Allow`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anonymous: Option<AnonymousSpec>,
     /// At least one rule.
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -72,8 +78,17 @@ pub struct RoutingPolicySpec {
     pub task_embedding: Option<TaskEmbeddingSpec>,
 }
 
-fn default_gateway() -> String {
+pub(crate) fn default_gateway() -> String {
     "default".to_owned()
+}
+
+/// What becomes of callers without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AnonymousSpec {
+    /// They are answered as others.
+    Allow,
+    /// They are refused with status 401.
+    Refuse,
 }
 
 /// Requests that match go to one of `backends`.
@@ -197,6 +212,18 @@ pub struct MatchSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub region: Option<String>,
+    /// The team of the caller's VirtualKey: exact (`search`), by prefix (`search-*`), or any (`*`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    pub team: Option<String>,
+    /// The user of the caller's VirtualKey, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub user: Option<String>,
+    /// Attributes of the caller's VirtualKey and their values, likewise; all of them must match.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub attributes: BTreeMap<String, String>,
     /// A regular expression that the user's last message must match somewhere, upper and lower case alike, such as
     /// `\b(sql|join|index)\b`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

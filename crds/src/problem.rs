@@ -40,6 +40,8 @@ pub enum Reason {
     BackendNotAccepted,
     /// A reference to a cache that does not exist.
     CacheNotFound,
+    /// A reference to a RoutingPolicy that does not exist, or is of another gateway.
+    PolicyNotFound,
     /// A reference to a Service, or a port of it, that does not exist.
     ServiceNotFound,
     /// A reference to a Secret, or a key of it, that does not exist.
@@ -59,6 +61,7 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::BackendNotAccepted => "BackendNotAccepted",
             Self::CacheNotFound => "CacheNotFound",
+            Self::PolicyNotFound => "PolicyNotFound",
             Self::ServiceNotFound => "ServiceNotFound",
             Self::SecretNotFound => "SecretNotFound",
             Self::ConfigMapNotFound => "ConfigMapNotFound",
@@ -72,6 +75,7 @@ impl Reason {
             Self::BackendNotFound
             | Self::BackendNotAccepted
             | Self::CacheNotFound
+            | Self::PolicyNotFound
             | Self::ServiceNotFound
             | Self::SecretNotFound
             | Self::ConfigMapNotFound => true,

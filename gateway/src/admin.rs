@@ -23,6 +23,7 @@ use crate::explain;
 use crate::handle::match_rule;
 use crate::load::Demand;
 use crate::openai::{Api, Call};
+use crate::principal::Who;
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::reshape::reshape;
@@ -102,11 +103,19 @@ async fn explained(
     // Who asks here stands for the proxy in front.
     let settings = &process.settings;
     let region = settings.origins.said(headers);
+    // Who shows no key is told of rules for anybody, whatever they want of callers.
+    let principals = snapshot.principals.as_ref();
+    let now_s = penstock_shell::clock::since_epoch().as_secs();
+    let who = match principals.map(|known| known.identify(headers, now_s)) {
+        Some(identified) => identified?.0,
+        None => Who::Anyone,
+    };
     let asked = Asked {
         method: &http::Method::POST,
         path,
         headers,
         region: region.or(settings.place.region.as_deref()),
+        principal: who.principal(),
         call: &call,
         tasks: &[],
     };
@@ -114,6 +123,9 @@ async fn explained(
     let prompt = call.prompt;
     let ask = |set: Arc<TaskSet>| async move { process.desk.ask(&set, prompt).await };
     let (rule, tasks) = match_told(&asked, look, ask).await?;
+    if who.principal().is_some() {
+        who.may_call(&rule.policy, rule.anonymous, &call.model)?;
+    }
     let reshaped = reshape(&rule, api, &call, body)?;
     let (body, changes) = reshaped
         .as_ref()

@@ -10,6 +10,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use crate::behalf::Behalf;
 use crate::conditions::Asked;
 use crate::handle::{NoMatch, match_rule};
 use crate::own_call;
@@ -100,7 +101,7 @@ async fn classify(worker: &Arc<Worker>, set: &TaskSet, text: String) -> Told {
 async fn embed(worker: &Arc<Worker>, model: &str, texts: &[&str]) -> Option<Vec<Vec<f32>>> {
     let head = own_call::head("/v1/embeddings");
     let body = Bytes::from(json!({"model": model, "input": texts}).to_string());
-    let answer = own_call::send(worker, head, body).await;
+    let answer = own_call::send(worker, head, body, Behalf::Gateway).await;
     let outcome = own_call::collect(answer).await;
     let is_answer = outcome.status == 200;
     is_answer.then(|| tasks::embeddings(&outcome.body, texts.len()))?

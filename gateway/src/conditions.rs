@@ -14,6 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::capability;
 use crate::openai::{Api, Call};
+use crate::principal::Principal;
 use crate::tasks::{TaskSet, Told};
 
 /// Patterns are looked for in the beginning of the user's last message: what it is about stands there.
@@ -30,6 +31,8 @@ pub struct Asked<'a> {
     pub headers: &'a HeaderMap,
     /// Where it came from.
     pub region: Option<&'a str>,
+    /// Who sent it, if the gateway knows.
+    pub principal: Option<&'a Principal>,
     /// Its body.
     pub call: &'a Call<'a>,
     /// What it is about, as far as anybody asked.
@@ -72,6 +75,9 @@ enum Test {
     Needs(BTreeSet<Need>),
     Stream(bool),
     Region(NameMatch),
+    Team(NameMatch),
+    User(NameMatch),
+    Attribute(String, NameMatch),
     Text(Regex),
 }
 
@@ -90,6 +96,11 @@ impl Conditions {
             }
         }
         Some(all)
+    }
+
+    /// Whether requests of this caller are among those that it takes, as far as that is the caller's to decide.
+    pub fn are_open_to(&self, principal: Option<&Principal>) -> bool {
+        self.tests.iter().all(|test| test.is_of(principal))
     }
 
     /// Whether all of them hold.
@@ -139,9 +150,28 @@ impl Test {
             Condition::Needs(needs) => Self::Needs(needs.clone()),
             Condition::Stream(stream) => Self::Stream(*stream),
             Condition::Region(region) => Self::Region(region.clone()),
+            Condition::Team(team) => Self::Team(team.clone()),
+            Condition::User(user) => Self::User(user.clone()),
+            Condition::Attribute(name, value) => Self::Attribute(name.clone(), value.clone()),
             Condition::Text(text) => Self::Text(config::pattern(text).ok()?),
             Condition::Task(..) => return None,
         })
+    }
+
+    /// Whether it does not speak of callers, or takes this one.
+    fn is_of(&self, principal: Option<&Principal>) -> bool {
+        match self {
+            Self::Team(wanted) => principal.is_some_and(|of| wanted.matches(&of.team)),
+            Self::User(wanted) => {
+                let user = principal.and_then(|of| of.user.as_ref());
+                user.is_some_and(|user| wanted.matches(user))
+            }
+            Self::Attribute(name, wanted) => {
+                let value = principal.and_then(|of| of.attributes.get(name));
+                value.is_some_and(|value| wanted.matches(value))
+            }
+            _ => true,
+        }
     }
 
     fn holds(&self, asked: &Asked<'_>) -> bool {
@@ -161,6 +191,7 @@ impl Test {
             Self::Needs(needs) => needs.iter().all(|need| is_needed(*need, asked.call)),
             Self::Stream(stream) => asked.call.stream == *stream,
             Self::Region(wanted) => asked.region.is_some_and(|region| wanted.matches(region)),
+            Self::Team(_) | Self::User(_) | Self::Attribute(..) => self.is_of(asked.principal),
             Self::Text(pattern) => pattern.is_match(&last_text(asked.call.prompt)),
         }
     }
@@ -286,6 +317,7 @@ mod tests {
             path,
             headers,
             region: Some("eu-west-1"),
+            principal: None,
             call: &call,
             tasks: &[],
         };

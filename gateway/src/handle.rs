@@ -13,6 +13,7 @@ use penstock_core::config::Urgency;
 
 use crate::answers::{Close, Done, Store};
 use crate::attempt;
+use crate::behalf::{self, Behalf};
 use crate::body::{self, Source};
 use crate::cache::exact::{self, Entry};
 use crate::classifier;
@@ -20,12 +21,13 @@ use crate::conditions::Asked;
 use crate::guard::Watch;
 use crate::heartbeat::{self, Beats};
 use crate::job::Job;
-use crate::jobs;
+use crate::jobs::{self, Owner};
 use crate::join;
 use crate::models;
 use crate::multipart;
 use crate::openai::{Api, Call, MAX_MODEL_BYTES, Wanted};
 use crate::outbound::{self, REQUEST_ID};
+use crate::principal::Who;
 use crate::process::{BodyLease, Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::Record;
@@ -98,15 +100,17 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, Infallible> {
     let (head, body) = request.into_parts();
-    Ok(answer(worker, watch, head, Source::Coming(body)).await)
+    let body = Source::Coming(body);
+    Ok(answer(worker, watch, head, body, Behalf::Caller).await)
 }
 
 /// Answers one request, a caller's or a job's.
 pub(crate) async fn answer(
     worker: Arc<Worker>,
     watch: Arc<Watch>,
-    head: http::request::Parts,
+    mut head: http::request::Parts,
     body: Source,
+    behalf: Behalf,
 ) -> Response<AnswerBody> {
     // A job keeps its answer itself.
     let may_come_back = matches!(body, Source::Coming(_));
@@ -122,10 +126,17 @@ pub(crate) async fn answer(
         record.most_urgent = Urgency::Low;
     }
     let is_doubtful = watch.is_next_doubtful() || is_encoded_twice(&head.headers);
-    let step = if is_doubtful {
-        Err(Reject::AmbiguousLength)
-    } else {
-        serve(&worker, &watch, &head, body, &mut record).await
+    let who = match &behalf {
+        _ if is_doubtful => Err(Reject::AmbiguousLength),
+        Behalf::Caller => behalf::identify(&worker.process, &mut head),
+        behalf => behalf.who(&worker.process),
+    };
+    let step = match who {
+        Ok(who) => {
+            record.who = who;
+            serve(&worker, &watch, &head, body, &mut record).await
+        }
+        Err(reject) => Err(reject),
     };
     let close = Close {
         // Where the next request begins is in doubt too.
@@ -207,22 +218,26 @@ async fn serve(
     {
         check_headers(process, &head.headers, true)?;
         record.admit()?;
-        let reply = resume::rest(process, watch, head, body, api, last);
+        let owner = Owner::of(&record.who, &head.headers);
+        let reply = resume::rest(process, watch, head, body, api, last, owner);
         return Ok(Done::Job(Box::pin(reply).await?).into());
     }
     let mut path = recognise(&head.method, head.uri.path())?;
     if path == Path::Other
-        && let Some(api) = service::beside(process, watch, head)?
+        && let Some(api) = service::beside(process, watch, head, &record.who)?
     {
         record.api = Some(api);
         path = Path::Call(api);
     }
     check_headers(process, &head.headers, path == Path::Other)?;
     let api = match path {
-        Path::Models | Path::Model => return Ok(Done::Models(told(process, head)?).into()),
+        Path::Models | Path::Model => {
+            return Ok(Done::Models(told(process, head, &record.who)?).into());
+        }
         Path::Jobs => {
             record.admit()?;
-            let reply = Box::pin(jobs::serve(process, watch, head, body)).await?;
+            let reply = jobs::serve(process, watch, head, body, &record.who);
+            let reply = Box::pin(reply).await?;
             return Ok(Done::Job(reply).into());
         }
         Path::Other => {
@@ -234,16 +249,23 @@ async fn serve(
     call(worker, watch, head, body, api, record).await
 }
 
-/// The models, or one of them.
-fn told(process: &Process, head: &http::request::Parts) -> Result<Bytes, Reject> {
+/// The models that a caller may ask for, or one of them.
+fn told(process: &Process, head: &http::request::Parts, who: &Who) -> Result<Bytes, Reject> {
     let snapshot = process.snapshot.load();
-    let models = &snapshot.as_ref().ok_or(Reject::NotConfigured)?.models;
+    let snapshot = snapshot.as_ref().ok_or(Reject::NotConfigured)?;
+    if !snapshot.takes_strangers() {
+        who.is_let_in()?;
+    }
+    let is_open = |model: &str, rule: usize| {
+        let may_ask = who.principal().is_none_or(|of| of.may_ask_for(model));
+        may_ask && snapshot.is_open(rule, who)
+    };
     let dialect = outbound::speaks(&head.headers);
     let Some(part) = models::of_path(head.uri.path()) else {
-        return Ok(models.list(dialect));
+        return Ok(snapshot.models.list(dialect, is_open));
     };
     let model = models::decoded(part);
-    let one = models.one(&model, dialect);
+    let one = snapshot.models.one(&model, dialect, is_open);
     one.ok_or(Reject::ModelNotFound { model })
 }
 
@@ -267,11 +289,14 @@ async fn call(
         path: head.uri.path(),
         headers: &head.headers,
         region: from,
+        principal: record.who.principal(),
         call: &call,
         tasks: &[],
     };
     let rule = classifier::rule(worker, &asked).await?;
     record.rule = Some(Arc::clone(&rule));
+    let who = &record.who;
+    who.may_call(&rule.policy, rule.anonymous, &call.model)?;
     resume::check(&rule, &head.headers)?;
     if let Some(every) = rule.heartbeat.filter(|_| call.stream) {
         return Ok(Step::Waits(Box::new(Waiting {
@@ -310,7 +335,14 @@ async fn routed(
     } = matched;
     let reshaped = reshape(&rule, api, &call, body)?;
     if call.wanted == Wanted::Later && api == Api::Responses {
-        let accepted = jobs::accept(process, &head.headers, &call.model, call.stream, body);
+        let accepted = jobs::accept(
+            process,
+            &record.who,
+            &head.headers,
+            &call.model,
+            call.stream,
+            body,
+        );
         return Ok(Done::Job(Box::pin(accepted).await?));
     }
     let added = reshaped.as_ref().map_or(0, |new| new.body.len());
@@ -470,7 +502,8 @@ fn look_up(
     let key = if bypasses {
         None
     } else {
-        exact::key(name, path, body)
+        let team = record.who.principal().map_or("", |of| of.team.as_str());
+        exact::key(name, team, path, body)
     };
     let Some(key) = key else {
         record.set_cache(BYPASS);

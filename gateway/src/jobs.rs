@@ -29,6 +29,7 @@ use tokio::sync::Notify;
 
 use crate::body::Source;
 use crate::guard::Watch;
+use crate::principal::Who;
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::store::Store;
@@ -160,9 +161,14 @@ pub(crate) async fn serve(
     watch: &Watch,
     head: &Parts,
     body: Source,
+    who: &Who,
 ) -> Result<Reply, Reject> {
     let place = Place::of_path(head.uri.path()).ok_or(Reject::PathNotFound)?;
-    let owner = Owner::of(&head.headers);
+    // A rule said who may have a response. None says who may have files: where callers are known, those may.
+    if !matches!(place, Place::Response(_) | Place::CancelResponse(_)) {
+        who.is_let_in()?;
+    }
+    let owner = Owner::of(who, &head.headers);
     let query = head.uri.query().unwrap_or_default();
     let (get, post, delete) = (Method::GET, Method::POST, Method::DELETE);
     let store = process.jobs.store()?;

@@ -1,6 +1,7 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`: the models that rules name, as each protocol tells of them. Pure.
+//! `GET /v1/models` and `GET /v1/models/{id}`: the models that rules name, as each protocol tells of them, to
+//! those who may ask for them. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use penstock_core::config::{GatewayConfig, NameMatch};
@@ -8,51 +9,65 @@ use serde_json::{Value, json};
 
 use crate::openai::Dialect;
 
-/// The models of one config.
+/// The models of one config, and the rules that name each.
 pub struct Models {
-    exact: BTreeSet<String>,
+    exact: BTreeMap<String, Vec<usize>>,
     /// Not the empty one: who takes any name does not say that there is a model of it.
-    prefixes: BTreeSet<String>,
-    openai: Bytes,
-    anthropic: Bytes,
+    prefixes: BTreeMap<String, Vec<usize>>,
 }
 
 impl Models {
     /// Those that the config's rules name.
     pub fn new(config: &GatewayConfig) -> Self {
-        let (mut exact, mut prefixes) = (BTreeSet::new(), BTreeSet::new());
-        for name in config.rules.iter().flat_map(|rule| &rule.models) {
-            match name {
-                NameMatch::Exact(name) => exact.insert(name.clone()),
-                NameMatch::Prefix(prefix) => !prefix.is_empty() && prefixes.insert(prefix.clone()),
-            };
+        let mut exact: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut prefixes: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, rule) in config.rules.iter().enumerate() {
+            for name in &rule.models {
+                let (names, name) = match name {
+                    NameMatch::Exact(name) => (&mut exact, name),
+                    NameMatch::Prefix(prefix) if prefix.is_empty() => continue,
+                    NameMatch::Prefix(prefix) => (&mut prefixes, prefix),
+                };
+                names.entry(name.clone()).or_default().push(index);
+            }
         }
-        let all = |dialect| -> Vec<Value> { exact.iter().map(|id| told(id, dialect)).collect() };
-        let openai = json!({"object": "list", "data": all(Dialect::OpenAi)});
-        let anthropic = json!({
-            "data": all(Dialect::Anthropic),
-            "first_id": exact.first(), "last_id": exact.last(), "has_more": false
-        });
-        Self {
-            openai: Bytes::from(openai.to_string()),
-            anthropic: Bytes::from(anthropic.to_string()),
-            exact,
-            prefixes,
-        }
+        Self { exact, prefixes }
     }
 
-    /// Those with a whole name.
-    pub fn list(&self, dialect: Dialect) -> Bytes {
-        match dialect {
-            Dialect::OpenAi => self.openai.clone(),
-            Dialect::Anthropic => self.anthropic.clone(),
-        }
+    /// Those with a whole name which `is_open` takes: a name, and the number of a rule that names it.
+    pub fn list(&self, dialect: Dialect, is_open: impl Fn(&str, usize) -> bool) -> Bytes {
+        let open: Vec<&String> = self
+            .exact
+            .iter()
+            .filter(|(name, rules)| rules.iter().any(|rule| is_open(name, *rule)))
+            .map(|(name, _)| name)
+            .collect();
+        let data: Vec<Value> = open.iter().map(|id| told(id, dialect)).collect();
+        let list = match dialect {
+            Dialect::OpenAi => json!({"object": "list", "data": data}),
+            Dialect::Anthropic => json!({
+                "data": data, "first_id": open.first(), "last_id": open.last(), "has_more": false
+            }),
+        };
+        Bytes::from(list.to_string())
     }
 
-    /// The one of this name, if a rule names it, or the beginning of it.
-    pub fn one(&self, id: &str, dialect: Dialect) -> Option<Bytes> {
-        let begins = |prefix: &String| id.starts_with(prefix.as_str());
-        let is_known = self.exact.contains(id) || self.prefixes.iter().any(begins);
+    /// The one of this name, if a rule that `is_open` takes names it, or the beginning of it.
+    pub fn one(
+        &self,
+        id: &str,
+        dialect: Dialect,
+        is_open: impl Fn(&str, usize) -> bool,
+    ) -> Option<Bytes> {
+        let by_beginning = self.prefixes.iter();
+        let by_beginning = by_beginning.filter(|(prefix, _)| id.starts_with(prefix.as_str()));
+        let mut rules = self
+            .exact
+            .get(id)
+            .into_iter()
+            .chain(by_beginning.map(|(_, rules)| rules))
+            .flatten();
+        let is_known = rules.any(|rule| is_open(id, *rule));
         is_known.then(|| Bytes::from(told(id, dialect).to_string()))
     }
 }
@@ -112,7 +127,7 @@ mod tests {
         let prefix = |name: &str| NameMatch::Prefix(name.to_owned());
         let models = models(&[exact("b"), exact("org/a"), prefix("gpt-"), prefix("")]);
         let ids = |dialect| -> Vec<String> {
-            let list: Value = serde_json::from_slice(&models.list(dialect)).unwrap();
+            let list: Value = serde_json::from_slice(&models.list(dialect, |_, _| true)).unwrap();
             let data = list["data"].as_array().unwrap().iter();
             data.map(|one| one["id"].as_str().unwrap().to_owned())
                 .collect()
@@ -127,7 +142,7 @@ mod tests {
             ("c", false),
         ] {
             for dialect in [Dialect::OpenAi, Dialect::Anthropic] {
-                let one = models.one(id, dialect);
+                let one = models.one(id, dialect, |_, _| true);
                 let one = one.map(|one| serde_json::from_slice::<Value>(&one).unwrap());
                 assert_eq!(one.map(|one| one["id"] == id), is_known.then_some(true));
             }

@@ -18,6 +18,7 @@ use penstock_core::names::REQUEST_ID_HEADER;
 
 use crate::guard::Caller;
 use crate::openai::Dialect;
+use crate::principal::KEY;
 
 /// [`REQUEST_ID_HEADER`].
 pub const REQUEST_ID: HeaderName = HeaderName::from_static(REQUEST_ID_HEADER);
@@ -65,7 +66,10 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// What the gateway writes itself, or no next hop has a use for.
 fn stays_here(name: &HeaderName) -> bool {
-    [HOST, CONTENT_LENGTH, EXPECT].contains(name) || is_hop_by_hop(name) || *name == REQUEST_ID
+    [HOST, CONTENT_LENGTH, EXPECT].contains(name)
+        || is_hop_by_hop(name)
+        || *name == REQUEST_ID
+        || *name == KEY
 }
 
 fn is_credential(name: &HeaderName) -> bool {

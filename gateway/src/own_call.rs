@@ -12,6 +12,7 @@ use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::BodyExt as _;
 use penstock_core::names::REASON_HEADER;
 
+use crate::behalf::Behalf;
 use crate::body::Source;
 use crate::guard::{Caller, Watch};
 use crate::handle::answer;
@@ -38,6 +39,7 @@ pub(crate) fn send(
     worker: &Arc<Worker>,
     head: Parts,
     body: Bytes,
+    behalf: Behalf,
 ) -> BoxFuture<'static, Response<AnswerBody>> {
     let nobody = Caller {
         address: NOBODY,
@@ -45,7 +47,7 @@ pub(crate) fn send(
     };
     let watch = Arc::new(Watch::new(&worker.clock, nobody));
     let body = Source::Here(Some(body));
-    Box::pin(answer(Arc::clone(worker), watch, head, body))
+    Box::pin(answer(Arc::clone(worker), watch, head, body, behalf))
 }
 
 /// An answer as a whole.

@@ -17,6 +17,7 @@ use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::{Hedged, Metrics, Rescued};
 use crate::openai::Api;
+use crate::principal::Who;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Rule};
@@ -67,6 +68,8 @@ pub(crate) struct Record {
     pub(crate) id: HeaderValue,
     /// When its head was read.
     pub(crate) started: Instant,
+    /// Who sent it.
+    pub(crate) who: Who,
     /// It is no more urgent than this, whatever its rule says.
     pub(crate) most_urgent: Urgency,
     admitted: bool,
@@ -119,6 +122,7 @@ impl Record {
             watch: Arc::clone(watch),
             id,
             started,
+            who: Who::default(),
             most_urgent: Urgency::High,
             admitted: false,
             detached: false,
@@ -395,10 +399,14 @@ impl Record {
             .map(|in_flight| in_flight.endpoint().address.to_string())
             .unwrap_or_default();
         let usage = self.taken().unwrap_or_default();
+        let principal = self.who.principal();
         tracing::info!(
             target: "access",
             { request.id = self.id.to_str().unwrap_or(""),
             operation = self.api.map_or("", Api::operation),
+            key = principal.map(|of| tracing::field::display(&of.id)),
+            team = principal.map(|of| of.team.as_str()),
+            user = principal.and_then(|of| of.user.as_deref()),
             model = %self.model,
             rule = self.rule.as_ref().map_or("", |rule| rule.label.as_str()),
             backend.id = backend,

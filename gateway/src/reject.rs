@@ -6,19 +6,19 @@
 
 use std::time::Duration;
 
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
-use crate::openai::{CallError, Dialect, MAX_DEPTH};
+use crate::openai::{CallError, Dialect};
+use shape::Shape;
 
 mod broken;
+mod shape;
 
 pub use broken::{Broken, error_event};
 
-/// Callers see at most this much of the model name that they sent.
-const SHOWN_MODEL_CHARS: usize = 128;
 const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
 
 /// Why a request is not answered by a backend.
@@ -99,6 +99,21 @@ pub enum Reject {
         /// As the caller wrote it.
         model: String,
     },
+    /// The gateway knows its callers, and this one shows no key.
+    KeyMissing,
+    /// What the caller shows is no key, or none any more.
+    KeyUnknown,
+    /// The key was good until some time ago.
+    KeyExpired,
+    /// The key is refused for the time being.
+    KeySuspended,
+    /// The key is not for this model.
+    ModelNotAllowed {
+        /// As the caller wrote it.
+        model: String,
+    },
+    /// The key is not for the rules of the policy that takes the request.
+    PolicyNotAllowed,
     /// The request went through this gateway before.
     LoopDetected,
     /// Too many requests or request bytes at one time.
@@ -180,360 +195,7 @@ impl From<CallError> for Reject {
     }
 }
 
-/// Everything about a reason that callers see.
-struct Shape {
-    status: u16,
-    label: &'static str,
-    kind: &'static str,
-    message: String,
-    param: Option<String>,
-    retry_after_s: Option<u32>,
-}
-
-const INVALID: &str = "invalid_request_error";
-const SERVER: &str = "server_error";
-const LIMIT: &str = "rate_limit_error";
-
 impl Reject {
-    #[expect(
-        clippy::too_many_lines,
-        reason = "one arm a reason: the table is clearer whole"
-    )]
-    fn shape(&self) -> Shape {
-        let shape = |status: u16, label: &'static str, kind: &'static str, message: &str| Shape {
-            status,
-            label,
-            kind,
-            message: message.to_owned(),
-            param: None,
-            retry_after_s: None,
-        };
-        match self {
-            Self::PathNotFound => shape(
-                404,
-                "path_not_found",
-                INVALID,
-                "This path does not exist here. Use POST /v1/chat/completions, /v1/completions, /v1/responses, /v1/messages, \
-                 /v1/messages/count_tokens, /v1/embeddings, /v1/rerank, /v1/score, /v1/audio/…, /v1/images/…, /v1/files or /v1/batches, or GET \
-                 /v1/models.",
-            ),
-            Self::MethodNotAllowed { allowed } => shape(
-                405,
-                "method_not_allowed",
-                INVALID,
-                &format!("This path takes {allowed} only."),
-            ),
-            Self::DotSegments => shape(
-                400,
-                "dot_segments",
-                INVALID,
-                "The path has segments '.' or '..': send it without them.",
-            ),
-            Self::UpgradeUnsupported => shape(
-                501,
-                "upgrade_unsupported",
-                INVALID,
-                "WebSockets and other upgrades do not pass through here. Use plain requests or event streams.",
-            ),
-            Self::HeadersTooLarge => shape(
-                431,
-                "headers_too_large",
-                INVALID,
-                "The request has too many headers, or too large ones.",
-            ),
-            Self::EncodedBody => shape(
-                415,
-                "encoded_body",
-                INVALID,
-                "Send the body without content-encoding.",
-            ),
-            Self::BodyTooLarge { max_bytes } => shape(
-                413,
-                "body_too_large",
-                INVALID,
-                &format!("The body is larger than {max_bytes} bytes."),
-            ),
-            Self::BodyTimeout => shape(
-                408,
-                "body_timeout",
-                INVALID,
-                "The body did not arrive in time.",
-            ),
-            Self::BodyBroken => shape(
-                400,
-                "body_broken",
-                INVALID,
-                "The body could not be read to its end.",
-            ),
-            Self::AmbiguousLength => shape(
-                400,
-                "ambiguous_length",
-                INVALID,
-                "Give the length of the body once: as content-length, or by transfer-encoding: chunked and nothing else.",
-            ),
-            Self::InvalidJson { line, column } => shape(
-                400,
-                "invalid_json",
-                INVALID,
-                &format!(
-                    "The body is not a JSON object of the right shape: see line {line}, column {column}."
-                ),
-            ),
-            Self::TooDeep => shape(
-                400,
-                "too_deep",
-                INVALID,
-                &format!("The body is nested deeper than {MAX_DEPTH} levels."),
-            ),
-            Self::MissingModel => Shape {
-                param: Some("model".to_owned()),
-                ..shape(400, "missing_model", INVALID, "The body must name a model.")
-            },
-            Self::InvalidField { param, expected } => Shape {
-                param: Some(param.clone()),
-                ..shape(
-                    400,
-                    "invalid_field",
-                    INVALID,
-                    &format!("'{param}' must be {expected}."),
-                )
-            },
-            Self::InvalidPrompt { param, message } => Shape {
-                param: Some((*param).to_owned()),
-                ..shape(400, "invalid_prompt", INVALID, message)
-            },
-            Self::ParameterOutOfRange { param, bound } => Shape {
-                param: Some((*param).to_owned()),
-                ..shape(
-                    400,
-                    "parameter_out_of_range",
-                    INVALID,
-                    &format!("'{param}' may be {bound} here."),
-                )
-            },
-            Self::UnsupportedByBackend { param } => Shape {
-                param: Some(param.clone()),
-                ..shape(
-                    400,
-                    "unsupported_by_backend",
-                    INVALID,
-                    &format!(
-                        "No backend for this model can carry '{param}': leave it out, or ask for another model."
-                    ),
-                )
-            },
-            Self::DeadlineExceeded => shape(
-                504,
-                "deadline_exceeded",
-                SERVER,
-                "The request was not answered within the limit that its rule sets.",
-            ),
-            Self::ModelNotFound { model } => {
-                let shown: String = model.chars().take(SHOWN_MODEL_CHARS).collect();
-                Shape {
-                    param: Some("model".to_owned()),
-                    ..shape(
-                        404,
-                        "model_not_found",
-                        INVALID,
-                        &format!(
-                            "The model '{shown}' does not exist here. GET /v1/models lists the models."
-                        ),
-                    )
-                }
-            }
-            Self::NoRule { model } => {
-                let shown: String = model.chars().take(SHOWN_MODEL_CHARS).collect();
-                shape(
-                    404,
-                    "no_rule",
-                    INVALID,
-                    &format!(
-                        "The model '{shown}' is served here, but no rule takes this request: see 'match' of its rules."
-                    ),
-                )
-            }
-            Self::LoopDetected => shape(
-                508,
-                "loop_detected",
-                SERVER,
-                "The request came back to a gateway that it already went through: a backend leads into the gateway.",
-            ),
-            Self::Overloaded => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    503,
-                    "overloaded",
-                    SERVER,
-                    "The gateway carries as many requests as it may. Try again.",
-                )
-            },
-            Self::Saturated => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    503,
-                    "saturated",
-                    SERVER,
-                    "The backends of this model have more requests than they can answer in time. Try again.",
-                )
-            },
-            Self::EndsBackends { retry_after_s } => Shape {
-                retry_after_s: Some(*retry_after_s),
-                ..shape(
-                    503,
-                    "ends_backends",
-                    SERVER,
-                    "Two backends broke off when they read this request. It is not sent again for a while: change it, or \
-                     report it to whoever runs them.",
-                )
-            },
-            Self::NoStore => shape(
-                501,
-                "no_store",
-                INVALID,
-                "This gateway keeps nothing: background responses, batches and files need one that was started with \
-                 --store.",
-            ),
-            Self::StoreAway => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    503,
-                    "store_unavailable",
-                    SERVER,
-                    "The store cannot be reached, or does not answer. Try again.",
-                )
-            },
-            Self::StoreFull => shape(
-                507,
-                "store_full",
-                SERVER,
-                "The store has no room. Delete files, or try again later.",
-            ),
-            Self::TooManyJobs => Shape {
-                retry_after_s: Some(30),
-                ..shape(
-                    429,
-                    "too_many_jobs",
-                    LIMIT,
-                    "As many jobs wait as may. Try again later.",
-                )
-            },
-            Self::NotFound { what, id } => Shape {
-                param: Some("id".to_owned()),
-                ..shape(
-                    404,
-                    "not_found",
-                    INVALID,
-                    &format!("No such {what}: '{id}'."),
-                )
-            },
-            Self::StreamNotFound => shape(
-                404,
-                "stream_not_found",
-                INVALID,
-                "There is no stream with the event of 'Last-Event-ID', or it is kept no longer: send the request anew.",
-            ),
-            Self::Conflict { message } => shape(409, "conflict", INVALID, message),
-            Self::NotConfigured => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    503,
-                    "not_configured",
-                    SERVER,
-                    "The gateway has no configuration yet. Try again.",
-                )
-            },
-            Self::NoEndpoint => Shape {
-                retry_after_s: Some(5),
-                ..shape(
-                    503,
-                    "no_endpoint",
-                    SERVER,
-                    "No replica is ready for this model. Try again.",
-                )
-            },
-            Self::CredentialMissing => Shape {
-                retry_after_s: Some(5),
-                ..shape(
-                    503,
-                    "credential_missing",
-                    SERVER,
-                    "The credential for this model's backend has not arrived. Try again.",
-                )
-            },
-            Self::Unreachable => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    503,
-                    "upstream_unreachable",
-                    SERVER,
-                    "No backend for this model could be reached, or all broke off before they answered. Try again.",
-                )
-            },
-            Self::UpstreamTimeout => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    504,
-                    "upstream_timeout",
-                    SERVER,
-                    "The backend did not begin to answer in time.",
-                )
-            },
-            Self::UpstreamSilent {
-                waited,
-                retry_after_s,
-            } => Shape {
-                retry_after_s: Some(*retry_after_s),
-                ..shape(
-                    503,
-                    "upstream_silent",
-                    SERVER,
-                    &format!(
-                        "Every backend for this model takes requests and answers none: for more than {} s earlier ones \
-                         have waited for a first token in vain. Try again later.",
-                        waited.as_secs_f32()
-                    ),
-                )
-            },
-            Self::UpstreamBroken => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    502,
-                    "upstream_broken",
-                    SERVER,
-                    "The backend broke off before it answered.",
-                )
-            },
-            Self::UpstreamFailed { status } => Shape {
-                retry_after_s: Some(1),
-                ..shape(
-                    if *status == 503 { 503 } else { 502 },
-                    "upstream_failed",
-                    SERVER,
-                    &format!("The backend failed with status {status}."),
-                )
-            },
-            Self::UpstreamBusy { .. } => shape(
-                429,
-                "upstream_busy",
-                LIMIT,
-                "Every backend for this model limits requests now.",
-            ),
-            Self::UpstreamAuth => shape(
-                502,
-                "upstream_auth",
-                SERVER,
-                "The backend does not accept the gateway's credential.",
-            ),
-            Self::UpstreamRefused { status } => shape(
-                *status,
-                "upstream_refused",
-                INVALID,
-                &format!("The backend refused the request with status {status}."),
-            ),
-        }
-    }
-
     /// The value of the `outcome` label.
     pub fn label(&self) -> &'static str {
         self.shape().label
@@ -570,6 +232,10 @@ impl Reject {
         if let Self::MethodNotAllowed { allowed } = self {
             headers.insert(http::header::ALLOW, HeaderValue::from_static(allowed));
         }
+        if status == 401 {
+            // RFC 9110, 11.6.1: a 401 says how it would be taken.
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         (status, headers, body.to_string().into_bytes())
     }
@@ -597,7 +263,25 @@ mod tests {
     use super::*;
     use crate::openai::Wire;
 
+    /// Those about callers.
+    fn of_callers() -> Vec<Reject> {
+        vec![
+            Reject::KeyMissing,
+            Reject::KeyUnknown,
+            Reject::KeyExpired,
+            Reject::KeySuspended,
+            Reject::ModelNotAllowed {
+                model: "chat".to_owned(),
+            },
+            Reject::PolicyNotAllowed,
+        ]
+    }
+
     fn all() -> Vec<Reject> {
+        [of_callers(), others()].concat()
+    }
+
+    fn others() -> Vec<Reject> {
         vec![
             Reject::PathNotFound,
             Reject::DotSegments,

@@ -147,11 +147,11 @@ pub(crate) async fn rest(
     body: Source,
     api: Api,
     last: EventId,
+    owner: Owner,
 ) -> Result<Reply, Reject> {
     let store = process.jobs.store()?;
     // It may say the request again and means nothing, but some clients read no answer before they have sent it.
     drop(body::read(process, watch, &head.headers, body).await?);
-    let owner = Owner::of(&head.headers);
     let found = rest::find(store, &owner, api, &last).await;
     process.streams.metrics.resumed(found.is_ok());
     found?;
@@ -220,7 +220,7 @@ fn begin(
         }
     };
     let id = new_id(id::PREFIX);
-    let head = Head::new(Owner::of(headers), api, resumable);
+    let head = Head::new(Owner::of(stream.who(), headers), api, resumable);
     AnswerBody::Resumable(Resumable::new(Flow {
         log: Log::begin(worker, store, place, id.clone(), head),
         numbering: Numbering::new(id.clone()),

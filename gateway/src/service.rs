@@ -21,6 +21,7 @@ use crate::job::{Job, MAX_REPLAY_BYTES};
 use crate::openai::{self, Api, Call};
 use crate::outbound::{self, Forwarded, Own};
 use crate::passage::{self, Passage};
+use crate::principal::Who;
 use crate::process::{Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::{OK, REFUSED, Record};
@@ -55,8 +56,9 @@ pub(crate) async fn serve(
     let path = head.uri.path();
     let target = head.uri.path_and_query().ok_or(Reject::PathNotFound)?;
     let region = process.region_of(watch.caller.address, &head.headers);
-    let rule = rule(process, head, region)?.ok_or(Reject::PathNotFound)?;
+    let rule = rule(process, head, region, &record.who)?.ok_or(Reject::PathNotFound)?;
     record.api = Some(Api::Http);
+    record.who.may_use(&rule.policy, rule.anonymous)?;
     if has_dot_segments(path) {
         return Err(Reject::DotSegments);
     }
@@ -106,12 +108,14 @@ fn rule(
     process: &Process,
     head: &Parts,
     region: Option<&str>,
+    who: &Who,
 ) -> Result<Option<Arc<Rule>>, Reject> {
     let asked = Asked {
         method: &head.method,
         path: head.uri.path(),
         headers: &head.headers,
         region,
+        principal: who.principal(),
         call: &Call::NONE,
         tasks: &[],
     };
@@ -127,6 +131,7 @@ pub(crate) fn beside(
     process: &Process,
     watch: &Watch,
     head: &Parts,
+    who: &Who,
 ) -> Result<Option<Api>, Reject> {
     let path = head.uri.path();
     let call = Api::beside(path).filter(|_| head.method == Method::POST);
@@ -134,7 +139,7 @@ pub(crate) fn beside(
         return Ok(None);
     };
     let region = process.region_of(watch.caller.address, &head.headers);
-    if rule(process, head, region)?.is_some() {
+    if rule(process, head, region, who)?.is_some() {
         return Ok(None);
     }
     if has_dot_segments(path) {

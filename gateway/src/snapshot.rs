@@ -37,6 +37,7 @@ use crate::outlier::Outlier;
 use crate::outlook::Outlook;
 use crate::pace::Pace;
 use crate::patience::{Patience, at_endpoint};
+use crate::principal::{Principals, Who};
 use crate::prompts::{Library, Prompt};
 use crate::provider::Rest;
 use crate::provider::bedrock::Signer;
@@ -87,6 +88,8 @@ pub struct Snapshot {
     pub rejected: Vec<String>,
     /// What callers may ask for by name.
     pub models: Models,
+    /// Who may call; `None`: anybody.
+    pub principals: Option<Principals>,
     rules: Vec<Arc<Rule>>,
     /// Model → rules with that exact name, in order.
     exact: ExactRules,
@@ -115,6 +118,10 @@ pub struct Version {
 pub struct Rule {
     /// `namespace/policy/rule`, for logs and metrics.
     pub label: String,
+    /// Its policy.
+    pub policy: Id,
+    /// Whether it takes callers that the gateway does not know.
+    pub anonymous: bool,
     /// Of what it was made.
     pub version: Version,
     /// What must hold of a request besides its model.
@@ -482,6 +489,19 @@ impl Snapshot {
         rules.find(|rule| matches!(rule.conditions.hold(asked), Held::Yes))
     }
 
+    /// Whether some rule takes callers that the gateway does not know.
+    pub fn takes_strangers(&self) -> bool {
+        self.rules.iter().any(|rule| rule.anonymous)
+    }
+
+    /// Whether a caller may use the rule of this number.
+    pub fn is_open(&self, rule: usize, who: &Who) -> bool {
+        self.rules.get(rule).is_some_and(|rule| {
+            who.may_use(&rule.policy, rule.anonymous).is_ok()
+                && (*who == Who::Anyone || rule.conditions.are_open_to(who.principal()))
+        })
+    }
+
     /// The rule of this label.
     pub fn rule_named(&self, label: &str) -> Option<&Arc<Rule>> {
         self.rules.iter().find(|rule| rule.label == label)
@@ -641,6 +661,7 @@ pub(crate) mod tests {
             urgency: config::Urgency::Normal,
             hedge: None,
             fan_out: None,
+            anonymous: false,
             cache: None,
         }
     }
@@ -655,6 +676,7 @@ pub(crate) mod tests {
             path: "/v1/chat/completions",
             headers: &headers,
             region: None,
+            principal: None,
             call: &call,
             tasks: &[],
         };
@@ -673,6 +695,7 @@ pub(crate) mod tests {
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            callers: None,
             rules,
         }
     }

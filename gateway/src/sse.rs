@@ -161,7 +161,11 @@ impl Decoder {
         let length = self.line.len();
         if self.line.capacity() - length < bytes.len() {
             // Twice as much each time would be held as long as the stream waits. What is rarely so large may.
-            let more = if length < LARGE_BYTES { length / 4 } else { length };
+            let more = if length < LARGE_BYTES {
+                length / 4
+            } else {
+                length
+            };
             self.line.reserve_exact(bytes.len().max(more));
         }
         self.line.extend_from_slice(bytes);

@@ -19,6 +19,7 @@ use crate::heartbeat::Beating;
 use crate::meter::{Cut, Meter};
 use crate::openai::{Api, DONE, Wire};
 use crate::outbound;
+use crate::principal::Who;
 use crate::process::Worker;
 use crate::provider::Translator;
 use crate::record::{CLIENT_GONE, OK, Record, STOPPING, STORE_FAILED, UPSTREAM_ERROR};
@@ -337,6 +338,11 @@ impl Stream {
         let resumable = self.record.rule.as_ref()?.resumable?;
         self.events.as_ref()?;
         Some((self.record.api?, resumable))
+    }
+
+    /// Who asked for it.
+    pub(crate) fn who(&self) -> &Who {
+        &self.record.who
     }
 
     /// Its caller left, and it goes on.

@@ -70,6 +70,8 @@ pub(crate) struct Findings<'a> {
     pub(crate) gateway_trouble: Option<Trouble>,
     /// Only for pools with `scaling`.
     pub(crate) scaling: Option<Scaling>,
+    /// A key that gateways are to refuse.
+    pub(crate) is_suspended: bool,
 }
 
 impl Findings<'_> {
@@ -85,6 +87,7 @@ impl Findings<'_> {
             workload: Workload::None,
             gateway_trouble: None,
             scaling: None,
+            is_suspended: false,
         }
     }
 }
@@ -325,6 +328,10 @@ fn ready(findings: &Findings<'_>, others: [&Draft; 3]) -> Draft {
             trouble.reason.as_str()
         });
         return not(reason, programmed.message.clone());
+    }
+    if findings.is_suspended {
+        let message = "gateways refuse it, as the spec asks";
+        return draft("Ready", Status::True, "Suspended", message);
     }
     match findings.workload {
         Workload::Zero => draft(

@@ -75,9 +75,14 @@ fn objects(observed: &Observed) -> impl Iterator<Item = (ObjectRef, String, Opti
         .caches
         .iter()
         .map(|(id, o)| (Kind::SemanticCache, id, &o.metadata));
+    let keys = objects
+        .keys
+        .iter()
+        .map(|(id, o)| (Kind::VirtualKey, id, &o.metadata));
     backends
         .chain(policies)
         .chain(caches)
+        .chain(keys)
         .map(|(kind, id, metadata)| {
             (
                 ObjectRef::new(kind, id.clone()),
@@ -110,7 +115,7 @@ fn find<'a>(
             .policies
             .get(&object.id)
             .map(|policy| Owner::Gateway(policy.spec.gateway.clone())),
-        Kind::SemanticCache => None,
+        Kind::SemanticCache | Kind::VirtualKey => None,
     };
     if let Some(owner) = &owner {
         findings.name_taken = applied
@@ -139,6 +144,8 @@ fn find<'a>(
             .map(|decision| scaling(decision, observed, &name, refused_scaler(applied, &owner)));
     }
     findings.gateway_trouble = gateway_trouble(object, observed, plan);
+    findings.is_suspended = object.kind == Kind::VirtualKey
+        && (observed.objects.keys.get(&object.id)).is_some_and(|key| key.spec.suspended);
     findings
 }
 

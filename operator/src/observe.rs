@@ -1,5 +1,5 @@
 //! (IO) World → [`Observed`]: one namespace, owned and frozen. Reads the Secrets and
-//! ConfigMaps that backends refer to.
+//! ConfigMaps that backends and VirtualKeys refer to.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -13,6 +13,7 @@ use penstock_crds::tls::SourceKind;
 use penstock_crds::{Kind, ObjectRef, Objects};
 
 use crate::apply::{WriteError, within_deadline};
+use crate::keys;
 use crate::live::ChildKind;
 use crate::observed::{Observed, Unreadable};
 use crate::values::{ValueCache, Values};
@@ -32,6 +33,7 @@ pub(crate) async fn observe(
         backends,
         policies,
         caches,
+        keys: virtual_keys,
     } = &mut observed.objects;
     let unreadable = &mut observed.unreadable;
     collect(
@@ -50,6 +52,12 @@ pub(crate) async fn observe(
         lock(&world.caches).of_namespace(namespace),
         Kind::SemanticCache,
         caches,
+        unreadable,
+    );
+    collect(
+        lock(&world.keys).of_namespace(namespace),
+        Kind::VirtualKey,
+        virtual_keys,
         unreadable,
     );
 
@@ -133,7 +141,7 @@ impl Keyed for ConfigMap {
     }
 }
 
-/// What of one kind backends refer to.
+/// What of one kind objects refer to.
 async fn read<K: Keyed>(
     client: &Client,
     world: &World,
@@ -141,12 +149,15 @@ async fn read<K: Keyed>(
     observed: &Observed,
 ) -> Result<BTreeMap<Id, Values>, WriteError> {
     let backends = observed.objects.backends.iter();
-    let wanted: BTreeSet<Id> = backends
+    let mut wanted: BTreeSet<Id> = backends
         .flat_map(|(id, backend)| {
             let values = backend.spec.values().filter(|value| value.kind == K::KIND);
             values.map(|value| Id::new(&id.namespace, value.name))
         })
         .collect();
+    if K::KIND == SourceKind::Secret {
+        wanted.extend(keys::secrets(observed));
+    }
     let missing = lock(kept).want(&observed.namespace, &wanted);
     let mut failure = None;
     for id in missing {

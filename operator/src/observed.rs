@@ -36,7 +36,7 @@ pub(crate) struct Observed {
     pub(crate) unreadable: BTreeMap<ObjectRef, Unreadable>,
     /// All Services.
     pub(crate) services: BTreeMap<Id, ServiceFacts>,
-    /// The Secrets that backends refer to and that exist.
+    /// The Secrets that backends and VirtualKeys refer to and that exist.
     pub(crate) secrets: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
     /// ConfigMaps, likewise.
     pub(crate) config_maps: BTreeMap<Id, BTreeMap<String, Vec<u8>>>,
@@ -85,6 +85,12 @@ impl Observed {
             Kind::SemanticCache => self
                 .objects
                 .caches
+                .get(&object.id)
+                .and_then(|o| o.status.as_ref())
+                .map(|s| &s.conditions),
+            Kind::VirtualKey => self
+                .objects
+                .keys
                 .get(&object.id)
                 .and_then(|o| o.status.as_ref())
                 .map(|s| &s.conditions),

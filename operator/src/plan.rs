@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 
 use crate::args::PlanSettings;
 use crate::compare;
+use crate::keys;
 use crate::live::{ChildKind, Live};
 use crate::observed::Observed;
 use crate::pod::Owner;
@@ -156,6 +157,7 @@ fn facts(observed: &Observed) -> Facts {
         services: Some(observed.services.clone()),
         secrets: Some(of_all(&observed.secrets)),
         config_maps: Some(of_all(&observed.config_maps)),
+        keys: Some(keys::facts(observed)),
     }
 }
 

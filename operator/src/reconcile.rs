@@ -1,5 +1,5 @@
-//! One pass over one namespace: observe → plan → apply → conditions → status. Every pass looks at everything in the
-//! namespace anew, so a missed event costs nothing but time, and at rest it writes nothing.
+//! One pass over one namespace: observe → make keys → plan → apply → conditions → status. Every pass looks at
+//! everything in the namespace anew, so a missed event costs nothing but time, and at rest it writes nothing.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,6 +12,7 @@ use crate::apply::{WriteError, Writer, Writes};
 use crate::args::PlanSettings;
 use crate::events::Events;
 use crate::findings;
+use crate::keys;
 use crate::live::ChildKind;
 use crate::observe::observe;
 use crate::observed::Observed;
@@ -23,6 +24,9 @@ use crate::status;
 
 /// A namespace is looked at this often even if nothing seems to change.
 const RESYNC: Duration = Duration::from_mins(10);
+
+/// Looks at keys that were just made. One that is not there then is not for this operator to read.
+const MAX_LOOKS: u32 = 4;
 
 /// What is remembered of one namespace from pass to pass. Losing it costs at most one needless write a child.
 #[derive(Debug, Default)]
@@ -60,7 +64,14 @@ async fn pass(
     memory: &mut Memory,
 ) -> Result<Outcome, WriteError> {
     let writer = &context.writer;
-    let observed = observe(&writer.client, &writer.world, namespace).await?;
+    let mut observed = observe(&writer.client, &writer.world, namespace).await?;
+    let minted = writer.mint(&observed).await?;
+    let mut looks = 0;
+    // News of what was just made may cross the first look at it.
+    while minted.any && looks < MAX_LOOKS && (looks == 0 || !keys::wanted(&observed).is_empty()) {
+        observed = observe(&writer.client, &writer.world, namespace).await?;
+        looks += 1;
+    }
     let planned = plan(&observed, &context.settings);
     remember(&observed, &planned, &mut memory.recent);
     let applied = writer
@@ -70,7 +81,7 @@ async fn pass(
     let found = findings::collect(&observed, &planned, &applied, &fleets);
     let unreported = writer.report(&observed, &found, &context.events).await?;
 
-    if applied.failed || unreported {
+    if applied.failed || minted.failed || unreported {
         return Ok(Outcome::Failed);
     }
     let grace = fleets

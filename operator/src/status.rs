@@ -9,7 +9,7 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
 use penstock_core::ids::Id;
 use penstock_crds::condition::Condition;
-use penstock_crds::{Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache};
+use penstock_crds::{Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, VirtualKey};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -107,6 +107,10 @@ impl Writer {
             }
             Kind::SemanticCache => {
                 self.patch_status::<SemanticCache>(object, wanted, &world.caches)
+                    .await
+            }
+            Kind::VirtualKey => {
+                self.patch_status::<VirtualKey>(object, wanted, &world.keys)
                     .await
             }
         }

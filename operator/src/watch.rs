@@ -54,25 +54,12 @@ pub(crate) fn start(
         });
     };
     for scope in &world.scopes {
+        spawn(Box::pin(all_own(
+            client.clone(),
+            scope.clone(),
+            world.clone(),
+        )));
         let (world, client) = (world.clone(), client.clone());
-        spawn(Box::pin(own(
-            client.clone(),
-            scope.clone(),
-            world.clone(),
-            |world| &world.backends,
-        )));
-        spawn(Box::pin(own(
-            client.clone(),
-            scope.clone(),
-            world.clone(),
-            |world| &world.policies,
-        )));
-        spawn(Box::pin(own(
-            client.clone(),
-            scope.clone(),
-            world.clone(),
-            |world| &world.caches,
-        )));
         for kind in ChildKind::ALL
             .into_iter()
             .filter(|kind| *kind != ChildKind::ScaledObject)
@@ -210,6 +197,17 @@ fn into_index<K: ResourceExt, V: PartialEq>(
     };
     drop(index);
     world.wake(&changed);
+}
+
+/// Follows our own kinds.
+async fn all_own(client: Client, scope: Scope, world: Arc<World>) {
+    let (c, s, w) = (&client, &scope, &world);
+    futures::join!(
+        own(c.clone(), s.clone(), w.clone(), |world| &world.backends),
+        own(c.clone(), s.clone(), w.clone(), |world| &world.policies),
+        own(c.clone(), s.clone(), w.clone(), |world| &world.caches),
+        own(c.clone(), s.clone(), w.clone(), |world| &world.keys),
+    );
 }
 
 /// Follows one of our own kinds.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use penstock_core::ids::Id;
 use penstock_crds::compile::ServiceFacts;
-use penstock_crds::{LLMBackend, RoutingPolicy, SemanticCache};
+use penstock_crds::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
 use tokio::sync::Notify;
 
 use crate::autoscaler::HpaFacts;
@@ -30,6 +30,7 @@ pub(crate) struct World {
     pub(crate) backends: Mutex<Index<Readable<LLMBackend>>>,
     pub(crate) policies: Mutex<Index<Readable<RoutingPolicy>>>,
     pub(crate) caches: Mutex<Index<Readable<SemanticCache>>>,
+    pub(crate) keys: Mutex<Index<Readable<VirtualKey>>>,
     pub(crate) services: Mutex<Index<ServiceFacts>>,
     pub(crate) pods: Mutex<Index<Arc<PodFacts>>>,
     pub(crate) autoscalers: Mutex<Index<Arc<HpaFacts>>>,
@@ -72,6 +73,7 @@ impl World {
             backends: Mutex::default(),
             policies: Mutex::default(),
             caches: Mutex::default(),
+            keys: Mutex::default(),
             services: Mutex::default(),
             pods: Mutex::default(),
             autoscalers: Mutex::default(),
@@ -114,6 +116,7 @@ impl World {
             && lock(&self.backends).is_complete(scopes)
             && lock(&self.policies).is_complete(scopes)
             && lock(&self.caches).is_complete(scopes)
+            && lock(&self.keys).is_complete(scopes)
             && lock(&self.services).is_complete(scopes)
             && lock(&self.pods).is_complete(scopes)
             && lock(&self.autoscalers).is_complete(scopes)
@@ -141,6 +144,7 @@ impl World {
         let mut all = lock(&self.backends).namespaces();
         all.extend(lock(&self.policies).namespaces());
         all.extend(lock(&self.caches).namespaces());
+        all.extend(lock(&self.keys).namespaces());
         for kind in ChildKind::ALL {
             all.extend(self.children(kind).namespaces());
         }

@@ -9,11 +9,14 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::config::GatewayConfig;
 use penstock_core::endpoints::ServicePort;
+use penstock_core::ids::Id;
+use penstock_core::names;
 use penstock_crds::manifest::Manifests;
 use penstock_gateway::source::directory;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::keyring::Keyring;
 use super::narrator::say;
 use crate::check;
 
@@ -29,6 +32,17 @@ pub(super) struct Folder {
     pub(super) config: Arc<GatewayConfig>,
     /// One line each.
     pub(super) problems: Vec<String>,
+}
+
+impl Folder {
+    /// A key that the gateway takes, for the example request.
+    pub(super) fn first_key(&self) -> Option<String> {
+        let callers = self.config.callers.as_ref()?;
+        let id = callers.keys.keys().next()?;
+        let name = self.manifests.objects.keys.get(id)?.spec.secret(&id.name);
+        let secret = self.manifests.secrets.get(&Id::new(&id.namespace, name))?;
+        String::from_utf8(secret.get(names::SECRET_KEY)?.clone()).ok()
+    }
 }
 
 /// `--service NAMESPACE/NAME:PORT=ADDRESS:PORT`.
@@ -52,8 +66,12 @@ pub(super) fn parse_service(text: &str) -> Result<ServiceAddress, String> {
 }
 
 /// Reads and compiles. A folder that names no gateway, or several, is an error: one process is one gateway.
-pub(super) fn load(path: &Path) -> anyhow::Result<Folder> {
-    let checked = check::check(path)?;
+pub(super) fn load(path: &Path, keyring: &mut Keyring) -> anyhow::Result<Folder> {
+    let checked = check::check_with(path, |manifests| {
+        for line in keyring.complete(manifests) {
+            say(&line);
+        }
+    })?;
     let mut gateways = checked.compiled.gateways.into_values();
     let Some(config) = gateways.next() else {
         for problem in &checked.problems {
@@ -82,6 +100,7 @@ pub(super) fn load(path: &Path) -> anyhow::Result<Folder> {
 /// Loads the folder again whenever a file's text changes. A folder that cannot be used leaves the last good one.
 pub(super) async fn follow(
     path: PathBuf,
+    mut keyring: Keyring,
     load_to: watch::Sender<Arc<Folder>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -100,7 +119,7 @@ pub(super) async fn follow(
             continue;
         }
         seen = now;
-        match load(&path) {
+        match load(&path, &mut keyring) {
             Ok(folder) => {
                 for problem in folder
                     .problems

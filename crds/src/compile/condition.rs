@@ -60,6 +60,7 @@ pub(super) fn compile(
             None => refuse_star(".match.region", region, scope),
         }
     }
+    conditions.extend(of_callers(spec, scope));
     if let Some(text) = &spec.text {
         match config::pattern(text) {
             Ok(_) => conditions.push(Condition::Text(text.clone())),
@@ -78,6 +79,38 @@ pub(super) fn compile(
             scope.refuse(".match.task", Reason::InvalidValue, message);
         }
         conditions.push(Condition::Task(policy.clone(), name.clone()));
+    }
+    conditions
+}
+
+/// What the caller's key must say.
+fn of_callers(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition> {
+    if spec.attributes.len() > MAX_LIST {
+        let message = format!(
+            "has {} entries: use {MAX_LIST} at most",
+            spec.attributes.len()
+        );
+        scope.refuse(".match.attributes", Reason::InvalidValue, message);
+    }
+    let mut conditions = Vec::new();
+    let mut add =
+        |at: String, text: &String, condition: &dyn Fn(NameMatch) -> Condition| match name_match(
+            text,
+        ) {
+            Some(wanted) => conditions.push(condition(wanted)),
+            None => refuse_star(&at, text, scope),
+        };
+    if let Some(team) = &spec.team {
+        add(".match.team".to_owned(), team, &Condition::Team);
+    }
+    if let Some(user) = &spec.user {
+        add(".match.user".to_owned(), user, &Condition::User);
+    }
+    for (name, value) in &spec.attributes {
+        let at = format!(".match.attributes.{name}");
+        add(at, value, &|value| {
+            Condition::Attribute(name.clone(), value)
+        });
     }
     conditions
 }

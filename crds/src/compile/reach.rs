@@ -84,7 +84,10 @@ fn takes_all<'a>(before: &'a [Taken], conditions: &[Condition]) -> Option<&'a Ta
 
 /// Whether `needed` holds wherever `has` does.
 fn implies(has: &Condition, needed: &Condition) -> bool {
-    use Condition::{ContextTokens, Header, Methods, Needs, Paths, PromptTokens, Region, Text};
+    use Condition::{
+        Attribute, ContextTokens, Header, Methods, Needs, Paths, PromptTokens, Region, Team, Text,
+        User,
+    };
     match (has, needed) {
         (Paths(has), Paths(needed)) => {
             let within = |path: &NameMatch| needed.iter().any(|needed| covers(needed, path));
@@ -107,7 +110,10 @@ fn implies(has: &Condition, needed: &Condition) -> bool {
             },
         ) => min.unwrap_or(0) >= least.unwrap_or(0) && max.unwrap_or(MANY) <= most.unwrap_or(MANY),
         (Needs(has), Needs(needed)) => has.is_superset(needed),
-        (Region(has), Region(needed)) => covers(needed, has),
+        (Region(has), Region(needed)) | (Team(has), Team(needed)) | (User(has), User(needed)) => {
+            covers(needed, has)
+        }
+        (Attribute(name, has), Attribute(other, needed)) => name == other && covers(needed, has),
         (Text(has), Text(needed)) => has == needed || ANY_TEXT.contains(&needed.as_str()),
         (has, needed) => has == needed,
     }

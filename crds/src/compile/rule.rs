@@ -15,8 +15,8 @@ use super::{
 };
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::policy::{
-    OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec, StreamingSpec,
-    UrgencySpec,
+    AnonymousSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
+    StreamingSpec, UrgencySpec,
 };
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
@@ -75,6 +75,7 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
                 problems,
             };
             let mut rule = compile_rule(id, spec, known, &mut scope);
+            rule.anonymous = policy.spec.anonymous == Some(AnonymousSpec::Allow);
             let is_service = service::check(spec, &rule, known, &mut scope);
             contradiction::check(&spec.matches, is_service, &mut scope);
             let (classes, entries) = if is_service {
@@ -220,6 +221,8 @@ fn compile_rule(policy: &Id, spec: &RuleSpec, known: &Known<'_>, scope: &mut Sco
         name: spec.name.clone(),
         models: Vec::new(),
         conditions: condition::compile(policy, &spec.matches, known.tasks.get(policy), scope),
+        // Its policy says so.
+        anonymous: false,
         backends,
         strategy: strategy(spec.strategy),
         hash_on: compile_hash_on(spec, scope),

@@ -8,6 +8,7 @@ mod contradiction;
 mod fallback;
 mod fan_out;
 mod health;
+mod keys;
 mod parameters;
 mod prompts;
 mod region;

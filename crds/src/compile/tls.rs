@@ -247,6 +247,7 @@ mod tests {
             services: None,
             secrets: Some(BTreeMap::from([(Id::new("default", "me"), keys)])),
             config_maps: Some(BTreeMap::new()),
+            keys: None,
         };
         let spec = "{external: {url: 'https://a.example/v1', tls: {caCertificateRefs: [{name: ca}], \
                     clientCertificateRef: {name: me}}}}";

@@ -25,14 +25,15 @@ pub type Key = [u8; 32];
 /// Names what a backend was when it answered: its target and the model asked of it.
 pub type Maker = [u8; 32];
 
-/// The key of a request body sent to `path` through the cache `cache`; `None` if it is too large or nested too deep.
-pub fn key(cache: &str, path: &str, body: &[u8]) -> Option<Key> {
+/// The key of a request body that `team` sent to `path` through the cache `cache`; `None` if it is too large or nested
+/// too deep. What one team was answered is no other's to see.
+pub fn key(cache: &str, team: &str, path: &str, body: &[u8]) -> Option<Key> {
     if body.len() > MAX_KEYED_BYTES {
         return None;
     }
     let canonical = canonical(body)?;
     let mut hash = Sha256::new();
-    for part in [cache.as_bytes(), path.as_bytes()] {
+    for part in [cache.as_bytes(), team.as_bytes(), path.as_bytes()] {
         hash.update(part);
         hash.update([0]);
     }
@@ -176,12 +177,13 @@ mod tests {
 
     #[test]
     fn key_covers_cache_path_and_meaning_of_the_body() {
-        let base = key("a/c", "/chat", br#"{"model":"m","n":1}"#);
-        assert_eq!(base, key("a/c", "/chat", br#"{ "n":1, "model":"m"}"#));
-        assert_ne!(base, key("a/d", "/chat", br#"{"model":"m","n":1}"#));
-        assert_ne!(base, key("a/c", "/comp", br#"{"model":"m","n":1}"#));
-        assert_ne!(base, key("a/c", "/chat", br#"{"model":"m","n":2}"#));
-        assert_eq!(key("a", "b", &vec![b' '; MAX_KEYED_BYTES + 1]), None);
+        let base = key("a/c", "t", "/chat", br#"{"model":"m","n":1}"#);
+        assert_eq!(base, key("a/c", "t", "/chat", br#"{ "n":1, "model":"m"}"#));
+        assert_ne!(base, key("a/c", "u", "/chat", br#"{"model":"m","n":1}"#));
+        assert_ne!(base, key("a/d", "t", "/chat", br#"{"model":"m","n":1}"#));
+        assert_ne!(base, key("a/c", "t", "/comp", br#"{"model":"m","n":1}"#));
+        assert_ne!(base, key("a/c", "t", "/chat", br#"{"model":"m","n":2}"#));
+        assert_eq!(key("a", "t", "b", &vec![b' '; MAX_KEYED_BYTES + 1]), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 
 use super::room::{self, Place};
+use crate::behalf::Behalf;
 use crate::classifier;
 use crate::conditions::Asked;
 use crate::openai::Call;
@@ -57,13 +58,16 @@ pub(super) async fn place(
     worker: &Arc<Worker>,
     head: &Parts,
     call: &Call<'_>,
+    behalf: &Behalf,
 ) -> Result<Option<Place>, Reject> {
     let process = &worker.process;
+    let who = behalf.who(process)?;
     let asked = Asked {
         method: &http::Method::POST,
         path: head.uri.path(),
         headers: &head.headers,
         region: process.region_of(own_call::NOBODY, &head.headers),
+        principal: who.principal(),
         call,
         tasks: &[],
     };

@@ -13,6 +13,7 @@ use super::metrics::RESPONSE;
 use super::shape::{self, Status};
 use super::stored::{MAX_JOBS, Owner, Record, change, load_for, new_id, not_found, now_s, save};
 use super::{EVENTS, Reply, ReplyBody, invalid, queried, stream};
+use crate::principal::Who;
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::resume;
@@ -122,6 +123,7 @@ impl Response {
 /// Accepts a background response: when this returns, the job is in the store.
 pub(crate) async fn accept(
     process: &Arc<Process>,
+    who: &Who,
     headers: &HeaderMap,
     model: &str,
     streams: bool,
@@ -130,7 +132,7 @@ pub(crate) async fn accept(
     let store = process.jobs.store()?;
     let mut response = Response {
         id: new_id(PREFIX),
-        owner: Owner::of(headers),
+        owner: Owner::of(who, headers),
         class: format!("{CLASS}{model}"),
         created_at: now_s(),
         status: Status::Queued,

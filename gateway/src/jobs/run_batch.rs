@@ -422,14 +422,15 @@ impl One<'_> {
     async fn attempt(&self, body: &Bytes, id: &str) -> Option<Outcome> {
         let batch = self.batch;
         let head = call::head(&batch.endpoint, &batch.headers, id);
+        let behalf = batch.owner.behalf();
         let placed = match Call::parse(body) {
-            Ok(call) => call::place(self.worker, &head, &call).await,
+            Ok(call) => call::place(self.worker, &head, &call, &behalf).await,
             Err(err) => Err(err.into()),
         };
         match placed {
             Ok(None) => None,
             Ok(Some(_place)) => {
-                let answer = own_call::send(self.worker, head, body.clone()).await;
+                let answer = own_call::send(self.worker, head, body.clone(), behalf).await;
                 Some(own_call::collect(answer).await)
             }
             Err(reject) => {

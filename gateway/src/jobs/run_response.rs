@@ -64,7 +64,7 @@ pub(super) async fn run(
         _ => return Ok(End::Over),
     }
     let head = call::head("/v1/responses", &response.headers, &response.id);
-    let answer = own_call::send(worker, head, body).await;
+    let answer = own_call::send(worker, head, body, response.owner.behalf()).await;
     let went = if is_event_stream(answer.headers()) {
         follow(store, &response, answer).await?
     } else {

@@ -175,8 +175,9 @@ impl Runner {
         };
         let body = response.request(&store).await?;
         let head = call::head("/v1/responses", &response.headers, &response.id);
+        let behalf = response.owner.behalf();
         let placed = match Call::parse(&body) {
-            Ok(call) => call::place(&self.worker, &head, &call).await,
+            Ok(call) => call::place(&self.worker, &head, &call, &behalf).await,
             Err(err) => Err(Reject::from(err)),
         };
         let is_late = now_s() >= response.created_at + responses::WINDOW.as_secs();

@@ -6,11 +6,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
+use penstock_core::ids::Id;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::behalf::Behalf;
 use crate::outbound::API_KEYS;
+use crate::principal::Who;
 use crate::reject::Reject;
 use crate::store::{Error, Expect, Key, Store};
 
@@ -19,12 +22,16 @@ pub(super) const MAX_JOBS: u64 = 10_000;
 /// Attempts to write a record that others write at the same time.
 const MAX_CLASHES: usize = 16;
 
-/// Who made something: a hash of the credential that came with the request; empty if none came.
+/// Who made something: the VirtualKey, or a hash of the credential that came with the request; empty if none came.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Owner(String);
 
 impl Owner {
-    pub(crate) fn of(headers: &HeaderMap) -> Self {
+    pub(crate) fn of(who: &Who, headers: &HeaderMap) -> Self {
+        if let Some(principal) = who.principal() {
+            // It outlives each of its keys. No hash has a slash.
+            return Self(principal.id.to_string());
+        }
         let keys = API_KEYS.iter().find_map(|name| headers.get(name));
         let credential = headers.get(AUTHORIZATION).or(keys);
         Self(credential.map_or_else(String::new, |credential| {
@@ -34,6 +41,12 @@ impl Owner {
                 text
             })
         }))
+    }
+
+    /// On whose behalf its jobs run.
+    pub(super) fn behalf(&self) -> Behalf {
+        let key: Option<Id> = self.0.parse().ok();
+        key.map_or(Behalf::Gateway, Behalf::Key)
     }
 
     /// What was made without a credential is whoever's who knows its id.
@@ -189,7 +202,7 @@ mod tests {
             if let Some(key) = key {
                 headers.insert(AUTHORIZATION, HeaderValue::from_static(key));
             }
-            Owner::of(&headers)
+            Owner::of(&Who::Anyone, &headers)
         };
         let (alice, bob, nobody) = (
             owner(Some("Bearer a")),

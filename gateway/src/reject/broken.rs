@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::{SERVER, anthropic_error};
+use super::anthropic_error;
+use super::shape::SERVER;
 use crate::openai::Wire;
 
 /// Why an answer that has begun cannot be finished; becomes the event that ends its stream.

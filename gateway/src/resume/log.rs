@@ -108,13 +108,14 @@ mod tests {
     use http::HeaderMap;
 
     use super::*;
+    use crate::principal::Who;
 
     #[test]
     fn a_head_is_read_as_it_was_written_and_says_who_may_read() {
         let mut headers = HeaderMap::new();
-        let nobody = Owner::of(&headers);
+        let nobody = Owner::of(&Who::Anyone, &headers);
         headers.insert("authorization", "Bearer a".parse().unwrap());
-        let alice = Owner::of(&headers);
+        let alice = Owner::of(&Who::Anyone, &headers);
         let mut head = Head::new(alice.clone(), Api::Chat, Duration::from_secs(30));
         assert_eq!(head.kept(), Duration::from_secs(45));
         head.last = Some(7);

@@ -15,22 +15,21 @@ use penstock_core::endpoints::Endpoints;
 use penstock_core::ids::{BackendId, Id};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use xxhash_rust::xxh3::xxh3_64;
 
 use super::{
     Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
-    Model, Parts, Rule, Slot, Snapshot, Tier, Version,
+    Model, Parts, Rule, Snapshot, Tier, Version, tier,
 };
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::models::Models;
 use crate::outbound::{ANTHROPIC_KEY, AZURE_KEY, GOOGLE_KEY};
 use crate::outlook::Outlook;
+use crate::principal::Principals;
 use crate::prompts::Library;
 use crate::provider::Rest;
 use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
-use crate::settings::Place;
 use crate::source::Credentials;
 use crate::tasks::TaskSet;
 
@@ -95,11 +94,14 @@ impl Snapshot {
         let services = indexed.filter(|(_, rule)| rule.models.is_empty());
         let services = services.map(|(index, _)| index).collect();
         let models = Models::new(&config);
+        let callers = config.callers.as_ref();
+        let principals = callers.map(|callers| Principals::new(callers, credentials));
         Self {
             config,
             digest,
             rejected,
             models,
+            principals,
             rules,
             exact,
             prefixes,
@@ -437,6 +439,8 @@ fn build_rule(
     });
     Rule {
         label,
+        policy: rule.policy.clone(),
+        anonymous: rule.anonymous,
         version: version(rule, config, built),
         conditions: Conditions::new(&rule.conditions, &built.tasks).unwrap_or_default(),
         tiers,
@@ -532,7 +536,7 @@ fn build_tier(
         || Arc::new(Mutex::new(vec![0; weights.len()])),
         |tier| Arc::clone(&tier.wheel),
     );
-    let (slots, cumulative) = slots(&candidates, &weights, parts.place);
+    let (slots, cumulative) = tier::slots(&candidates, &weights, parts.place);
     Tier {
         candidates,
         weights,
@@ -541,39 +545,6 @@ fn build_tier(
         cumulative,
         prefixes: Arc::clone(parts.prefixes),
     }
-}
-
-/// The endpoints of all candidates with their shares, and the sums of the shares.
-#[expect(clippy::cast_precision_loss, reason = "weights and counts are small")]
-fn slots(candidates: &[Candidate], weights: &[u32], place: &Place) -> (Vec<Slot>, Vec<f32>) {
-    let with_endpoints = || {
-        let both = candidates.iter().zip(weights).enumerate();
-        both.filter(|(_, (candidate, _))| !candidate.backend.endpoints.is_empty())
-    };
-    let total: u32 = with_endpoints().map(|(_, (_, weight))| *weight).sum();
-    let slots: Vec<Slot> = with_endpoints()
-        .flat_map(|(index, (candidate, weight))| {
-            let count = candidate.backend.endpoints.len();
-            let share = *weight as f32 / total as f32 / count as f32;
-            let endpoints = candidate.backend.endpoints.iter().enumerate();
-            endpoints.map(move |(position, endpoint)| Slot {
-                candidate: index,
-                endpoint: position,
-                share,
-                name: xxh3_64(endpoint.address.to_string().as_bytes()),
-                distance: place.to(
-                    candidate.backend.profile.region.as_deref(),
-                    endpoint.zone.as_deref(),
-                ),
-            })
-        })
-        .collect();
-    let cumulative = slots.iter().scan(0.0, |sum, slot| {
-        *sum += slot.share;
-        Some(*sum)
-    });
-    let cumulative = cumulative.collect();
-    (slots, cumulative)
 }
 
 fn maker(target: &Target, model: Option<&String>) -> Maker {

@@ -2,9 +2,12 @@
 
 use std::sync::{Arc, Mutex};
 
+use xxhash_rust::xxh3::xxh3_64;
+
 use super::Candidate;
 use crate::balance::prefix_affinity::PrefixIndex;
 use crate::balance::region::Distance;
+use crate::settings::Place;
 
 /// Candidates of equal priority that come after the same failures.
 pub struct Tier {
@@ -35,4 +38,41 @@ pub struct Slot {
     pub name: u64,
     /// How far it is from this gateway.
     pub distance: Distance,
+}
+
+/// The endpoints of all candidates with their shares, and the sums of the shares.
+#[expect(clippy::cast_precision_loss, reason = "weights and counts are small")]
+pub(super) fn slots(
+    candidates: &[Candidate],
+    weights: &[u32],
+    place: &Place,
+) -> (Vec<Slot>, Vec<f32>) {
+    let with_endpoints = || {
+        let both = candidates.iter().zip(weights).enumerate();
+        both.filter(|(_, (candidate, _))| !candidate.backend.endpoints.is_empty())
+    };
+    let total: u32 = with_endpoints().map(|(_, (_, weight))| *weight).sum();
+    let slots: Vec<Slot> = with_endpoints()
+        .flat_map(|(index, (candidate, weight))| {
+            let count = candidate.backend.endpoints.len();
+            let share = *weight as f32 / total as f32 / count as f32;
+            let endpoints = candidate.backend.endpoints.iter().enumerate();
+            endpoints.map(move |(position, endpoint)| Slot {
+                candidate: index,
+                endpoint: position,
+                share,
+                name: xxh3_64(endpoint.address.to_string().as_bytes()),
+                distance: place.to(
+                    candidate.backend.profile.region.as_deref(),
+                    endpoint.zone.as_deref(),
+                ),
+            })
+        })
+        .collect();
+    let cumulative = slots.iter().scan(0.0, |sum, slot| {
+        *sum += slot.share;
+        Some(*sum)
+    });
+    let cumulative = cumulative.collect();
+    (slots, cumulative)
 }

@@ -26,6 +26,7 @@ mod http2;
 mod http2_backends;
 mod jobs;
 mod join;
+mod keys;
 mod limits;
 mod models;
 mod overload;

@@ -1,11 +1,12 @@
-//! The Secret with the credentials, certificates and authorities that a gateway's config refers to: those keys, and no
-//! others.
+//! The Secret with the credentials, certificates and authorities that a gateway's config refers to, and what it hashes
+//! keys with: those values, and no others.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
 use penstock_core::config::GatewayConfig;
 use penstock_core::ids::Id;
+use penstock_core::names;
 use penstock_crds::tls::{SourceKind, ValueRef};
 use serde_json::{Map, json};
 
@@ -22,6 +23,14 @@ pub(super) fn plan(draft: Draft<'_>, observed: &Observed, config: &GatewayConfig
         let keys = objects.get(&Id::new(&id.namespace, value.name))?;
         Some((value.id(), ByteString(keys.get(value.key)?.clone())))
     };
+    let pepper = config.callers.as_ref().and_then(|callers| {
+        let secret = names::gateway_pepper(&config.gateway.name);
+        let values = observed
+            .secrets
+            .get(&Id::new(&config.gateway.namespace, secret))?;
+        let value = ByteString(values.get(names::PEPPER_KEY)?.clone());
+        Some((callers.pepper.id.clone(), value))
+    });
     let data: BTreeMap<String, ByteString> = config
         .backends
         .keys()
@@ -30,6 +39,7 @@ pub(super) fn plan(draft: Draft<'_>, observed: &Observed, config: &GatewayConfig
             let values = backend.spec.values();
             values.filter_map(move |reference| value(id, reference))
         })
+        .chain(pepper)
         .collect();
     draft.finish(Map::new(), json!({ "data": data, "type": "Opaque" }))
 }

@@ -125,9 +125,7 @@ fn newest(observed: &Observed, config_map: &str, config: &GatewayConfig) -> Vec<
 
 fn parse(key: &str) -> Option<ObjectRef> {
     let (kind, id) = key.split_once('/')?;
-    let kind = [Kind::LLMBackend, Kind::RoutingPolicy, Kind::SemanticCache]
-        .into_iter()
-        .find(|k| k.name() == kind)?;
+    let kind = Kind::ALL.into_iter().find(|k| k.name() == kind)?;
     Some(ObjectRef::new(kind, id.parse().ok()?))
 }
 

@@ -5,6 +5,7 @@
 mod children;
 mod cluster;
 mod gateways;
+mod keys;
 mod scaling;
 mod world;
 

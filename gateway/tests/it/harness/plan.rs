@@ -37,6 +37,7 @@ impl Plan {
             name: "chat".to_owned(),
             models: vec![NameMatch::Exact("chat".to_owned())],
             conditions: Vec::new(),
+            anonymous: false,
             backends: Vec::new(),
             strategy: Strategy::LeastRequests,
             hash_on: None,
@@ -74,6 +75,7 @@ impl Plan {
             caches: BTreeMap::new(),
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
+            callers: None,
             rules: vec![rule],
         };
         Self {

@@ -1,0 +1,280 @@
+//! VirtualKeys → the callers that a gateway knows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use k8s_openapi::jiff::Timestamp;
+use penstock_core::config::{Callers, CredentialRef, Key, NameMatch};
+use penstock_core::ids::Id;
+use penstock_core::key::{Hasher, MAX_BYTES, MIN_FOREIGN_BYTES, hexadecimal};
+use penstock_core::names::{
+    self, SECRET_KEY, SECRET_PREVIOUS, SECRET_PREVIOUS_UNTIL, SECRET_REVISION,
+};
+
+use super::Facts;
+use super::condition::name_match;
+use crate::key::VirtualKeySpec;
+use crate::object::{Kind, ObjectRef, Objects};
+use crate::policy::AnonymousSpec;
+use crate::problem::{Problem, Reason};
+
+/// Lists and maps are bounded here too: files are not checked against the schema's maxima.
+const MAX_LIST: usize = 64;
+const MAX_ATTRIBUTES: usize = 16;
+const MAX_OVERLAP: Duration = Duration::from_hours(720);
+
+/// What is known of a VirtualKey's Secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyFacts {
+    /// Hashes of the keys in it, and until when each is good, in Unix seconds.
+    pub hashes: BTreeMap<String, Option<u64>>,
+    /// Why it has none, or not the one that is wanted.
+    pub trouble: Option<String>,
+}
+
+type Values = BTreeMap<String, Vec<u8>>;
+
+impl KeyFacts {
+    /// What `secret`, by the name `name`, holds for a VirtualKey of a gateway with this pepper.
+    pub fn of(spec: &VirtualKeySpec, name: &str, secret: &Values, pepper: &[u8]) -> Self {
+        let Some(current) = text(secret, SECRET_KEY) else {
+            return Self::trouble(format!(
+                "Secret {name} has no '{SECRET_KEY}': add one, or delete the Secret and one is made"
+            ));
+        };
+        if !(MIN_FOREIGN_BYTES..=MAX_BYTES).contains(&current.len()) {
+            return Self::trouble(format!(
+                "the key in Secret {name} has {} bytes: use {MIN_FOREIGN_BYTES} to {MAX_BYTES}",
+                current.len()
+            ));
+        }
+        let hasher = Hasher::new(pepper);
+        let hash = |text: &str| hexadecimal(&hasher.hash(text.as_bytes()));
+        let mut hashes = BTreeMap::from([(hash(current), None)]);
+        let previous = text(secret, SECRET_PREVIOUS);
+        let until = text(secret, SECRET_PREVIOUS_UNTIL).and_then(|until| until.parse().ok());
+        if let Some((previous, until)) = previous.zip(until) {
+            hashes.entry(hash(previous)).or_insert(Some(until));
+        }
+        let is_stuck = Self::revision(secret).is_none() && spec.revision() > 1;
+        Self {
+            hashes,
+            trouble: is_stuck.then(|| {
+                format!(
+                    "Secret {name} was not made by Penstock: change the key there, and leave rotation out"
+                )
+            }),
+        }
+    }
+
+    /// No key can be used, and why.
+    pub fn trouble(message: String) -> Self {
+        Self {
+            trouble: Some(message),
+            ..Self::default()
+        }
+    }
+
+    /// Which key a Secret holds, if the operator made it.
+    pub fn revision(secret: &Values) -> Option<i32> {
+        text(secret, SECRET_REVISION)?.parse().ok()
+    }
+}
+
+/// Files often end in a line feed, which is no part of a key.
+fn text<'a>(values: &'a Values, name: &str) -> Option<&'a str> {
+    let text = std::str::from_utf8(values.get(name)?).ok()?.trim();
+    (!text.is_empty()).then_some(text)
+}
+
+/// Who may call `gateway`; `None` where no VirtualKey names it, and no policy of it refuses strangers. A key that
+/// cannot be used leaves the others: then nobody has it.
+pub(super) fn compile(
+    gateway: &Id,
+    objects: &Objects,
+    facts: &Facts,
+    problems: &mut Vec<Problem>,
+) -> Option<Callers> {
+    let of_gateway = objects
+        .keys
+        .iter()
+        .filter(|(id, key)| id.namespace == gateway.namespace && key.spec.gateway == gateway.name);
+    let mut policies = objects.policies.iter().filter(|(id, policy)| {
+        id.namespace == gateway.namespace && policy.spec.gateway == gateway.name
+    });
+    let mut is_known =
+        policies.any(|(_, policy)| policy.spec.anonymous == Some(AnonymousSpec::Refuse));
+    let (mut keys, mut owners) = (BTreeMap::new(), BTreeMap::<String, &Id>::new());
+    for (id, object) in of_gateway {
+        is_known = true;
+        let Some(key) = compile_key(id, &object.spec, objects, facts, problems) else {
+            continue;
+        };
+        for hash in key.hashes.keys() {
+            if let Some(first) = owners.insert(hash.clone(), id) {
+                let message = format!(
+                    "the key is VirtualKey {first}'s too, which gateways take its callers for: give it one of its own"
+                );
+                let object = ObjectRef::new(Kind::VirtualKey, id.clone());
+                problems.push(Problem::invalid(object, "spec.secretName", message));
+                owners.insert(hash.clone(), first);
+            }
+        }
+        keys.insert(id.clone(), key);
+    }
+    let pepper = names::gateway_pepper(&gateway.name);
+    let values = facts
+        .secrets
+        .as_ref()
+        .and_then(|secrets| secrets.get(&Id::new(&gateway.namespace, &pepper)));
+    let version = values
+        .and_then(|values| values.get(names::PEPPER_KEY))
+        .cloned();
+    is_known.then(|| Callers {
+        pepper: CredentialRef {
+            id: names::credential_id(&pepper, names::PEPPER_KEY),
+            version: version.unwrap_or_default(),
+        },
+        keys,
+    })
+}
+
+fn compile_key(
+    id: &Id,
+    spec: &VirtualKeySpec,
+    objects: &Objects,
+    facts: &Facts,
+    problems: &mut Vec<Problem>,
+) -> Option<Key> {
+    let mut scope = Scope {
+        object: ObjectRef::new(Kind::VirtualKey, id.clone()),
+        is_usable: true,
+        problems,
+    };
+    for (path, length, most) in [
+        ("spec.models", spec.models.len(), MAX_LIST),
+        ("spec.policies", spec.policies.len(), MAX_LIST),
+        ("spec.attributes", spec.attributes.len(), MAX_ATTRIBUTES),
+    ] {
+        if length > most {
+            let message = format!("has {length} entries: use {most} at most");
+            scope.refuse(path, Reason::InvalidValue, message);
+        }
+    }
+    if spec.team.is_empty() {
+        let message = "say whose key it is".to_owned();
+        scope.refuse("spec.team", Reason::InvalidValue, message);
+    }
+    let models = models(&spec.models, &mut scope);
+    let policies = policies(id, spec, objects, &mut scope);
+    let expires_s = spec.expires_at.as_deref().map(expiry);
+    if let Some(Err(message)) = &expires_s {
+        scope.refuse("spec.expiresAt", Reason::InvalidValue, message.clone());
+    }
+    check_rotation(spec, &mut scope);
+    let known = facts.keys.as_ref().and_then(|keys| keys.get(id));
+    if let Some(trouble) = known.and_then(|known| known.trouble.as_ref()) {
+        scope.refuse("spec.secretName", Reason::SecretNotFound, trouble.clone());
+    }
+    scope.is_usable.then(|| Key {
+        team: spec.team.clone(),
+        user: spec.user.clone(),
+        attributes: spec.attributes.clone(),
+        models,
+        policies,
+        expires_s: expires_s.and_then(Result::ok),
+        suspended: spec.suspended,
+        hashes: known.map(|known| known.hashes.clone()).unwrap_or_default(),
+    })
+}
+
+/// One VirtualKey, as far as it was looked at.
+struct Scope<'a> {
+    object: ObjectRef,
+    is_usable: bool,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Scope<'_> {
+    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
+        self.is_usable &= reason.is_reference();
+        self.problems.push(Problem {
+            object: self.object.clone(),
+            path: path.to_owned(),
+            reason,
+            message,
+        });
+    }
+}
+
+fn models(names: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
+    let mut models = Vec::new();
+    for (position, model) in names.iter().enumerate() {
+        if let Some(model) = name_match(model) {
+            models.push(model);
+        } else {
+            let message = format!("'{model}': write one '*' at most, at the end");
+            let path = format!("spec.models[{position}]");
+            scope.refuse(&path, Reason::InvalidValue, message);
+        }
+    }
+    any(models)
+}
+
+fn policies(
+    id: &Id,
+    spec: &VirtualKeySpec,
+    objects: &Objects,
+    scope: &mut Scope<'_>,
+) -> BTreeSet<Id> {
+    let mut policies = BTreeSet::new();
+    for (position, name) in spec.policies.iter().enumerate() {
+        let policy = Id::new(&id.namespace, name);
+        let found = objects.policies.get(&policy);
+        if found.is_none_or(|found| found.spec.gateway != spec.gateway) {
+            let message = format!(
+                "RoutingPolicy {policy} does not exist or is not of gateway '{}': create it or correct the name",
+                spec.gateway
+            );
+            let path = format!("spec.policies[{position}]");
+            scope.refuse(&path, Reason::PolicyNotFound, message);
+        }
+        // Leaving it out could leave none, which would mean any.
+        policies.insert(policy);
+    }
+    policies
+}
+
+fn check_rotation(spec: &VirtualKeySpec, scope: &mut Scope<'_>) {
+    let Some(rotation) = &spec.rotation else {
+        return;
+    };
+    if !(1..=1_000_000).contains(&rotation.revision) {
+        let message = format!("{} is out of range: use 1 to 1000000", rotation.revision);
+        scope.refuse("spec.rotation.revision", Reason::InvalidValue, message);
+    }
+    let wrong = match rotation.overlap.parse() {
+        Ok(overlap) if overlap > MAX_OVERLAP => "is out of range: use 0s to 720h".to_owned(),
+        Ok(_) => return,
+        Err(err) => err.to_string(),
+    };
+    scope.refuse("spec.rotation.overlap", Reason::InvalidValue, wrong);
+}
+
+/// `*` among others is any, which is none.
+fn any(models: Vec<NameMatch>) -> Vec<NameMatch> {
+    let is_any = |model: &NameMatch| *model == NameMatch::Prefix(String::new());
+    if models.iter().any(is_any) {
+        Vec::new()
+    } else {
+        models
+    }
+}
+
+/// Unix seconds; what is before 1970 is over.
+fn expiry(text: &str) -> Result<u64, String> {
+    let time: Timestamp = text
+        .parse()
+        .map_err(|_| format!("'{text}' is not a time: write one such as 2027-01-01T00:00:00Z"))?;
+    Ok(u64::try_from(time.as_second()).unwrap_or(0))
+}

@@ -1,0 +1,197 @@
+//! Keys of VirtualKeys: which are to be made, and what those that there are stand for. Pure; `mint` makes them.
+//!
+//! A key is in a Secret of its own, with the number of its rotation; of the one before it the Secret holds the text and
+//! until when it may be used. A Secret without a number was made by somebody else: its key is used as it is.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use penstock_core::ids::Id;
+use penstock_core::names::{self, PEPPER_KEY};
+use penstock_crds::VirtualKey;
+use penstock_crds::compile::KeyFacts;
+
+use crate::observed::Observed;
+
+/// The overlap of a rotation whose own cannot be read, which `compile` says.
+const NO_OVERLAP: Duration = Duration::ZERO;
+
+/// A Secret that is missing, or holds an older key than is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// What a gateway hashes keys with.
+    Pepper {
+        /// The gateway.
+        gateway: String,
+    },
+    /// The first key.
+    Key {
+        /// The VirtualKey's name.
+        owner: String,
+        /// Its uid.
+        uid: String,
+        /// The Secret's name.
+        secret: String,
+        /// Which of its keys.
+        revision: i32,
+    },
+    /// A key after another one.
+    Next {
+        /// The Secret's name.
+        secret: String,
+        /// Which of its keys.
+        revision: i32,
+        /// How long the one before it may still be used.
+        overlap: Duration,
+    },
+}
+
+/// Every Secret that VirtualKeys of a namespace refer to.
+pub(crate) fn secrets(observed: &Observed) -> impl Iterator<Item = Id> {
+    let keys = observed.objects.keys.iter();
+    keys.flat_map(|(id, object)| {
+        let pepper = names::gateway_pepper(&object.spec.gateway);
+        [object.spec.secret(&id.name), pepper].map(|name| Id::new(&id.namespace, name))
+    })
+}
+
+/// What is to be made, in this order.
+pub(crate) fn wanted(observed: &Observed) -> Vec<Wanted> {
+    let mut wanted = Vec::new();
+    for (id, object) in &observed.objects.keys {
+        let spec = &object.spec;
+        let secret = |name: &str| observed.secrets.get(&Id::new(&id.namespace, name));
+        if secret(&names::gateway_pepper(&spec.gateway)).is_none() {
+            let pepper = Wanted::Pepper {
+                gateway: spec.gateway.clone(),
+            };
+            if !wanted.contains(&pepper) {
+                wanted.push(pepper);
+            }
+        }
+        let name = spec.secret(&id.name);
+        let revision = spec.revision();
+        match secret(&name) {
+            None => wanted.push(Wanted::Key {
+                owner: id.name.clone(),
+                uid: object.metadata.uid.clone().unwrap_or_default(),
+                secret: name,
+                revision,
+            }),
+            Some(values) => {
+                if KeyFacts::revision(values).is_some_and(|made| made < revision) {
+                    let rotation = spec.rotation.as_ref();
+                    let overlap = rotation.and_then(|rotation| rotation.overlap.parse().ok());
+                    wanted.push(Wanted::Next {
+                        secret: name,
+                        revision,
+                        overlap: overlap.unwrap_or(NO_OVERLAP),
+                    });
+                }
+            }
+        }
+    }
+    wanted
+}
+
+/// What the Secrets of VirtualKeys hold.
+pub(crate) fn facts(observed: &Observed) -> BTreeMap<Id, KeyFacts> {
+    let keys = observed.objects.keys.iter();
+    keys.map(|(id, object)| (id.clone(), facts_of(id, object, observed)))
+        .collect()
+}
+
+fn facts_of(id: &Id, object: &VirtualKey, observed: &Observed) -> KeyFacts {
+    let secret = |name: &str| observed.secrets.get(&Id::new(&id.namespace, name));
+    let pepper = names::gateway_pepper(&object.spec.gateway);
+    let name = object.spec.secret(&id.name);
+    match (
+        secret(&pepper).and_then(|values| values.get(PEPPER_KEY)),
+        secret(&name),
+    ) {
+        (Some(pepper), Some(values)) => KeyFacts::of(&object.spec, &name, values, pepper),
+        (Some(_), None) => KeyFacts::trouble(format!("Secret {name} is not made yet")),
+        (None, _) => KeyFacts::trouble(format!(
+            "Secret {pepper} has no '{PEPPER_KEY}': delete it, and a new one is made"
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use penstock_core::key::{self, Hasher};
+    use serde_json::json;
+
+    use super::*;
+    use crate::values::Values;
+
+    fn observed(spec: serde_json::Value, secret: &[(&str, &str)]) -> Observed {
+        let mut observed = Observed {
+            namespace: "ns".to_owned(),
+            ..Observed::default()
+        };
+        let mut key: VirtualKey = serde_json::from_value(json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "VirtualKey", "metadata": {"name": "alice", "uid": "u"},
+            "spec": spec,
+        }))
+        .unwrap();
+        key.metadata.namespace = Some("ns".to_owned());
+        observed.objects.keys.insert(Id::new("ns", "alice"), key);
+        let values = |pairs: &[(&str, &str)]| -> Values {
+            let pairs = pairs.iter();
+            pairs
+                .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
+                .collect()
+        };
+        if !secret.is_empty() {
+            let name = Id::new("ns", "alice-key");
+            observed.secrets.insert(name, values(secret));
+            let pepper = Id::new("ns", "default-pepper");
+            observed.secrets.insert(pepper, values(&[("pepper", "p")]));
+        }
+        observed
+    }
+
+    fn hash(key: &str) -> String {
+        key::hexadecimal(&Hasher::new(b"p").hash(key.as_bytes()))
+    }
+
+    const FIRST: &str = "sk-penstock-first-of-alice";
+
+    #[test]
+    fn what_is_missing_is_made_once_and_what_is_there_stays() {
+        let nothing = wanted(&observed(json!({"team": "a"}), &[]));
+        let key = Wanted::Key {
+            owner: "alice".to_owned(),
+            uid: "u".to_owned(),
+            secret: "alice-key".to_owned(),
+            revision: 1,
+        };
+        let pepper = Wanted::Pepper {
+            gateway: "default".to_owned(),
+        };
+        assert_eq!(nothing, [pepper, key]);
+        let made = observed(json!({"team": "a"}), &[("key", FIRST), ("revision", "1")]);
+        assert_eq!(wanted(&made), []);
+        assert_eq!(
+            facts(&made)[&Id::new("ns", "alice")].hashes,
+            BTreeMap::from([(hash(FIRST), None)])
+        );
+    }
+
+    #[test]
+    fn a_greater_revision_makes_the_next_key_and_a_key_of_somebody_else_stays() {
+        let rotated = json!({"team": "a", "rotation": {"revision": 3, "overlap": "2h"}});
+        let before = observed(rotated.clone(), &[("key", FIRST), ("revision", "2")]);
+        let next = Wanted::Next {
+            secret: "alice-key".to_owned(),
+            revision: 3,
+            overlap: Duration::from_hours(2),
+        };
+        assert_eq!(wanted(&before), [next]);
+        let after = observed(rotated.clone(), &[("key", FIRST), ("revision", "3")]);
+        assert_eq!(wanted(&after), []);
+        let foreign = observed(rotated, &[("key", FIRST)]);
+        assert_eq!(wanted(&foreign), []);
+    }
+}
