@@ -178,7 +178,8 @@ SUBJECTS = {
                 transports={"tls": "tls", "h2": "listen"}),
         Subject("all_on", f"penstock: {ALL_ON_RULES} rules, {ALL_ON_KEYS} keys, exact cache (all misses, all stored), "
                 "access log, metrics; a hard budget does not exist yet", penstock_all_on,
-                headers=lambda place: (f"authorization: Bearer {key_of(7)}",)),
+                # All callers send an Authorization of their own, which is no key here.
+                headers=lambda place: (f"x-penstock-key: {key_of(7)}",)),
         Subject("envoy", "no access log, no statistics", lambda place: envoy(place, "envoy-bare.yaml"),
                 transports={"h2": "listen"}, install=peers.envoy, version=lambda: peers.ENVOY),
         Subject("envoy_on", "Envoy with access log and statistics", lambda place: envoy(place, "envoy.yaml"),
