@@ -17,13 +17,13 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
+use crate::behalf;
 use crate::classifier::match_told;
 use crate::conditions::Asked;
 use crate::explain;
 use crate::handle::match_rule;
 use crate::load::Demand;
 use crate::openai::{Api, Call};
-use crate::principal::Who;
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::reshape::reshape;
@@ -104,12 +104,7 @@ async fn explained(
     let settings = &process.settings;
     let region = settings.origins.said(headers);
     // Who shows no key is told of rules for anybody, whatever they want of callers.
-    let principals = snapshot.principals.as_ref();
-    let now_s = penstock_shell::clock::since_epoch().as_secs();
-    let who = match principals.map(|known| known.identify(headers, now_s)) {
-        Some(identified) => identified?.0,
-        None => Who::Anyone,
-    };
+    let (who, _) = behalf::shown(Some(&snapshot), headers)?;
     let asked = Asked {
         method: &http::Method::POST,
         path,

@@ -13,9 +13,6 @@ use penstock_crds::compile::KeyFacts;
 
 use crate::observed::Observed;
 
-/// The overlap of a rotation whose own cannot be read, which `compile` says.
-const NO_OVERLAP: Duration = Duration::ZERO;
-
 /// A Secret that is missing, or holds an older key than is wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -79,15 +76,15 @@ pub(crate) fn wanted(observed: &Observed) -> Vec<Wanted> {
                 revision,
             }),
             Some(values) => {
-                if KeyFacts::revision(values).is_some_and(|made| made < revision) {
-                    let rotation = spec.rotation.as_ref();
-                    let overlap = rotation.and_then(|rotation| rotation.overlap.parse().ok());
-                    wanted.push(Wanted::Next {
-                        secret: name,
-                        revision,
-                        overlap: overlap.unwrap_or(NO_OVERLAP),
-                    });
-                }
+                let rotation = spec.rotation.as_ref();
+                // With an overlap that cannot be read, which `compile` says, the key before would end at once.
+                let overlap = rotation.and_then(|rotation| rotation.overlap.parse().ok());
+                let is_older = KeyFacts::revision(values).is_some_and(|made| made < revision);
+                wanted.extend(overlap.filter(|_| is_older).map(|overlap| Wanted::Next {
+                    secret: name,
+                    revision,
+                    overlap,
+                }));
             }
         }
     }
@@ -193,5 +190,8 @@ mod tests {
         assert_eq!(wanted(&after), []);
         let foreign = observed(rotated, &[("key", FIRST)]);
         assert_eq!(wanted(&foreign), []);
+        let unreadable = json!({"team": "a", "rotation": {"revision": 3, "overlap": "soon"}});
+        let before = observed(unreadable, &[("key", FIRST), ("revision", "2")]);
+        assert_eq!(wanted(&before), [], "no key ends by a slip");
     }
 }

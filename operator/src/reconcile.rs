@@ -66,11 +66,14 @@ async fn pass(
     let writer = &context.writer;
     let mut observed = observe(&writer.client, &writer.world, namespace).await?;
     let minted = writer.mint(&observed).await?;
-    let mut looks = 0;
-    // News of what was just made may cross the first look at it.
-    while minted.any && looks < MAX_LOOKS && (looks == 0 || !keys::wanted(&observed).is_empty()) {
-        observed = observe(&writer.client, &writer.world, namespace).await?;
-        looks += 1;
+    if minted.any {
+        // News of what was just made may cross the first look at it.
+        for _ in 0..MAX_LOOKS {
+            observed = observe(&writer.client, &writer.world, namespace).await?;
+            if keys::wanted(&observed).is_empty() {
+                break;
+            }
+        }
     }
     let planned = plan(&observed, &context.settings);
     remember(&observed, &planned, &mut memory.recent);

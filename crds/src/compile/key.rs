@@ -111,13 +111,13 @@ pub(super) fn compile(
             continue;
         };
         for hash in key.hashes.keys() {
-            if let Some(first) = owners.insert(hash.clone(), id) {
+            let first = *owners.entry(hash.clone()).or_insert(id);
+            if first != id {
                 let message = format!(
                     "the key is VirtualKey {first}'s too, which gateways take its callers for: give it one of its own"
                 );
                 let object = ObjectRef::new(Kind::VirtualKey, id.clone());
                 problems.push(Problem::invalid(object, "spec.secretName", message));
-                owners.insert(hash.clone(), first);
             }
         }
         keys.insert(id.clone(), key);

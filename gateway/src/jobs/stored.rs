@@ -1,12 +1,12 @@
 //! (IO) Records in the store: as JSON, each the property of whoever made it.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use penstock_core::ids::Id;
+use penstock_core::key::hexadecimal;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -36,10 +36,7 @@ impl Owner {
         let credential = headers.get(AUTHORIZATION).or(keys);
         Self(credential.map_or_else(String::new, |credential| {
             let hash = Sha256::digest(credential.as_bytes());
-            hash.iter().take(16).fold(String::new(), |mut text, byte| {
-                let _ = write!(text, "{byte:02x}");
-                text
-            })
+            hexadecimal(&hash[..16])
         }))
     }
 
