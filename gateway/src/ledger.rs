@@ -8,6 +8,7 @@
 pub mod clock;
 pub mod holder;
 pub mod record;
+pub mod span;
 pub mod spent;
 
 #[cfg(test)]

@@ -94,6 +94,16 @@ impl Holder {
         self.spare += back - back.min(room);
     }
 
+    /// A request took `actual` though nothing was reserved for it.
+    pub fn charge(&mut self, actual: u64) {
+        self.beyond = self.beyond.saturating_add(actual);
+    }
+
+    /// Gives back what no request needs: nobody seems to come.
+    pub fn rest(&mut self) {
+        self.spare += std::mem::take(&mut self.idle);
+    }
+
     /// Whether there is something to tell, or the lease grows old, though nobody needs more.
     pub fn has_news(&self, now_ms: u64) -> bool {
         let is_old = now_ms.saturating_sub(self.told_ms) >= RENEW_MS;
@@ -122,11 +132,17 @@ impl Holder {
                 idle: self.idle,
                 needs: needs.to_vec(),
                 want,
+                stand: self.stand,
             };
             self.asking = Some((ask, now_ms));
         }
         let (ask, _) = self.asking.get_or_insert_default();
         ask
+    }
+
+    /// Whether a question has no answer yet.
+    pub fn is_asking(&self) -> bool {
+        self.asking.is_some()
     }
 
     /// What the record's clock is compared with.
@@ -173,13 +189,13 @@ impl Holder {
 
 #[cfg(test)]
 mod tests {
-    use super::super::record::{Limit, Record};
-    use super::super::spent::Window;
+    use super::super::record::{Record, Terms};
+    use super::super::span::Span;
     use super::*;
 
-    const LIMIT: Limit = Limit {
+    const TERMS: Terms = Terms {
         cap: 1_000,
-        window: Window::Sliding { ms: 3_600_000 },
+        span: Span::Sliding { ms: 3_600_000 },
     };
 
     /// A holder with 20 lying idle.
@@ -198,7 +214,7 @@ mod tests {
         now_ms: u64,
     ) -> Answered {
         let question = holder.ask(needs, want, now_ms).clone();
-        let told = record.ask(LIMIT, "a", &question, now_ms, holder.seen(now_ms));
+        let told = record.ask(&TERMS, "a", &question, now_ms, holder.seen(now_ms));
         holder.told(&told, now_ms)
     }
 

@@ -5,8 +5,8 @@
 use std::collections::HashSet;
 
 use super::holder::{Holder, Taken};
-use super::record::{LEASE_MS, Limit, Record};
-use super::spent::Window;
+use super::record::{LEASE_MS, Record, Terms};
+use super::span::Span;
 
 const STEP_MS: u64 = LEASE_MS / 3;
 
@@ -70,13 +70,13 @@ impl State {
         }
     }
 
-    fn ask(&mut self, limit: Limit, index: usize, needs: &[u64], is_answered: bool) {
+    fn ask(&mut self, terms: &Terms, index: usize, needs: &[u64], is_answered: bool) {
         let now_ms = self.now_ms;
         let gateway = &mut self.gateways[index];
         let name = format!("{index}-{}", gateway.lives);
         let seen = gateway.holder.seen(now_ms);
         let ask = gateway.holder.ask(needs, 1, now_ms).clone();
-        let told = self.record.ask(limit, &name, &ask, now_ms, seen);
+        let told = self.record.ask(terms, &name, &ask, now_ms, seen);
         if is_answered {
             gateway.holder.told(&told, now_ms);
         }
@@ -91,17 +91,17 @@ impl State {
         true
     }
 
-    fn happens(&mut self, limit: Limit, event: Event) {
+    fn happens(&mut self, terms: &Terms, event: Event) {
         match event {
             Event::Request(index, amount) => {
                 if !self.begin(index, amount) {
-                    self.ask(limit, index, &[amount], true);
+                    self.ask(terms, index, &[amount], true);
                     self.begin(index, amount);
                 }
             }
             Event::Unanswered(index, amount) => {
                 if !self.begin(index, amount) {
-                    self.ask(limit, index, &[amount], false);
+                    self.ask(terms, index, &[amount], false);
                 }
             }
             Event::End(index, took_all) => {
@@ -117,7 +117,7 @@ impl State {
                     .settle(Taken::made(amount, generation), actual);
             }
             Event::Tell(index) => {
-                self.ask(limit, index, &[], true);
+                self.ask(terms, index, &[], true);
             }
             Event::Die(index) => {
                 let gateway = &mut self.gateways[index];
@@ -135,32 +135,40 @@ impl State {
     }
 
     /// What holds at all times.
-    fn check(&self, limit: Limit) {
+    fn check(&self, terms: &Terms) {
         let under_way = self.gateways.iter().flat_map(|gateway| &gateway.under_way);
         let under_way: u64 = under_way.map(|(amount, _)| amount).sum();
-        assert!(self.took + under_way <= limit.cap, "{self:#?}");
+        assert!(self.took + under_way <= terms.cap, "{self:#?}");
         let stand = self.record.stand();
-        assert!(stand.spent + stand.leased <= limit.cap, "{self:#?}");
+        assert!(stand.spent + stand.leased <= terms.cap, "{self:#?}");
     }
 
     /// Everything ends, everybody tells, and what nobody tells of is over.
-    fn check_end(mut self, limit: Limit) {
+    fn check_end(mut self, terms: &Terms) {
         for index in 0..2 {
             while !self.gateways[index].under_way.is_empty() {
-                self.happens(limit, Event::End(index, true));
+                self.happens(terms, Event::End(index, true));
             }
-            self.happens(limit, Event::Tell(index));
-            self.happens(limit, Event::Tell(index));
+            self.happens(terms, Event::Tell(index));
+            self.happens(terms, Event::Tell(index));
         }
         self.now_ms += 2 * LEASE_MS;
-        self.happens(limit, Event::Tell(0));
+        self.happens(terms, Event::Tell(0));
         let stand = self.record.stand();
         assert!(stand.spent >= self.took, "lost: {self:#?}");
         assert!(
             stand.spent <= self.took + stand.orphaned,
             "counted twice: {self:#?}"
         );
-        assert!(stand.spent <= limit.cap, "{self:#?}");
+        assert!(stand.spent <= terms.cap, "{self:#?}");
+    }
+}
+
+/// What is spent stays so.
+fn terms(cap: u64) -> Terms {
+    Terms {
+        cap,
+        span: Span::Sliding { ms: u64::MAX / 4 },
     }
 }
 
@@ -168,7 +176,7 @@ fn parts(taken: Taken) -> (u64, u64) {
     (taken.amount(), taken.generation())
 }
 
-fn explore(limit: Limit, amounts: &[u64], depth: usize) -> usize {
+fn explore(terms: &Terms, amounts: &[u64], depth: usize) -> usize {
     let events = events(amounts);
     let mut level = vec![State::new()];
     let mut known: HashSet<State> = level.iter().cloned().collect();
@@ -177,10 +185,10 @@ fn explore(limit: Limit, amounts: &[u64], depth: usize) -> usize {
         for state in level {
             for event in &events {
                 let mut after = state.clone();
-                after.happens(limit, *event);
+                after.happens(terms, *event);
                 if known.insert(after.clone()) {
-                    after.check(limit);
-                    after.clone().check_end(limit);
+                    after.check(terms);
+                    after.clone().check_end(terms);
                     next.push(after);
                 }
             }
@@ -192,25 +200,7 @@ fn explore(limit: Limit, amounts: &[u64], depth: usize) -> usize {
 
 #[test]
 fn whatever_happens_no_more_than_the_cap_is_taken_and_nothing_is_lost() {
-    let fixed = Window::Fixed {
-        starts_ms: 0,
-        ends_ms: u64::MAX,
-    };
     // A small cap, of which 2 % are nothing; and one of which they are a request.
-    let states = explore(
-        Limit {
-            cap: 3,
-            window: fixed,
-        },
-        &[1, 2],
-        5,
-    ) + explore(
-        Limit {
-            cap: 100,
-            window: fixed,
-        },
-        &[1, 60],
-        5,
-    );
+    let states = explore(&terms(3), &[1, 2], 5) + explore(&terms(100), &[1, 60], 5);
     assert!(states > 10_000, "{states}");
 }

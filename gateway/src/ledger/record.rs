@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::clock::{self, Correction, Seen};
+use super::span::Span;
 use super::spent::{Spent, Window};
 
 /// Gateways that hold leases of one limit.
@@ -21,13 +22,20 @@ pub const MAX_NEEDS: usize = 64;
 /// When to come back where waiting does not tell: requests under way may end at any time.
 const SOON_MS: u64 = 1_000;
 
-/// What a limit is now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limit {
+/// What a limit says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
     /// The most in one window.
     pub cap: u64,
-    /// Which window.
-    pub window: Window,
+    /// Which windows.
+    pub span: Span,
+}
+
+/// What a limit is at a moment.
+#[derive(Clone, Copy)]
+struct Limit {
+    cap: u64,
+    window: Window,
 }
 
 /// See the module.
@@ -35,6 +43,12 @@ pub struct Limit {
 pub struct Record {
     /// Rises with each change. One that is lower than it was has been lost and found.
     epoch: u64,
+    /// Another one after each loss.
+    lineage: u64,
+    /// After a loss: nothing is given out until then, so that all gateways can say what they remember.
+    closed_until_ms: u64,
+    /// What of `spent` was remembered.
+    remembered: u64,
     /// The record's time of the last change.
     last_ms: u64,
     correction: Correction,
@@ -79,6 +93,8 @@ pub struct Ask {
     pub needs: Vec<u64>,
     /// What may come in handy besides.
     pub want: u64,
+    /// How the record stood when it last answered.
+    pub stand: Stand,
 }
 
 /// The answer.
@@ -105,6 +121,8 @@ pub struct Told {
 pub struct Stand {
     /// See [`Record`].
     pub epoch: u64,
+    /// See [`Record`].
+    pub lineage: u64,
     /// Its time.
     pub now_ms: u64,
     /// For the next [`Seen`].
@@ -121,7 +139,7 @@ impl Record {
     /// Answers `holder`. `store_ms` is what the store's clock says, `seen` what the holder remembers of it.
     pub fn ask(
         &mut self,
-        limit: Limit,
+        terms: &Terms,
         holder: &str,
         ask: &Ask,
         store_ms: u64,
@@ -130,6 +148,11 @@ impl Record {
         let (now_ms, correction) = clock::now(self.correction, self.last_ms, store_ms, seen);
         self.correction = correction;
         self.last_ms = now_ms;
+        let limit = Limit {
+            cap: terms.cap,
+            window: terms.span.window(now_ms),
+        };
+        self.remember(limit.window, &ask.stand, now_ms);
         self.epoch += 1;
         self.spent.roll(limit.window, now_ms);
         self.end_leases(limit.window, now_ms);
@@ -141,6 +164,46 @@ impl Record {
             self.change(limit, holder, ask, now_ms);
         }
         self.told(limit, holder, ask, lost)
+    }
+
+    /// A gateway that saw this record later than it is now knows that it was lost, or replaced by an older one. Then
+    /// what was leased is taken to be spent, of everything that gateways remember the most counts, and nothing is given
+    /// out for the time of a lease: until then every gateway that lives has asked.
+    fn remember(&mut self, window: Window, stand: &Stand, now_ms: u64) {
+        let is_new = self.epoch == 0;
+        if is_new {
+            self.lineage = now_ms.max(1);
+        }
+        if stand.lineage == 0 || stand.lineage == self.lineage && stand.epoch <= self.epoch {
+            return;
+        }
+        if is_new || stand.lineage == self.lineage {
+            let holders: Vec<String> = self.leases.keys().cloned().collect();
+            for holder in holders {
+                self.charge(window, &holder, now_ms);
+            }
+            self.spent.roll(window, now_ms);
+            self.remembered = self.spent.sum();
+            self.lineage = self.lineage.max(now_ms).max(stand.lineage + 1);
+            self.closed_until_ms = now_ms.saturating_add(LEASE_MS);
+        }
+        // Or a lease could have the number of one that was lost.
+        self.epoch = self.epoch.max(stand.epoch);
+        let is_over = match window {
+            Window::Held => true,
+            Window::Sliding { ms } => now_ms >= stand.now_ms.saturating_add(ms),
+            Window::Fixed { starts_ms, .. } => stand.now_ms < starts_ms,
+        };
+        if !is_over {
+            let then = stand.spent.saturating_add(stand.leased);
+            self.spent.roll(window, now_ms);
+            self.spent
+                .add(window, now_ms, then.saturating_sub(self.remembered));
+            self.orphaned = self
+                .orphaned
+                .max(stand.orphaned.saturating_add(stand.leased));
+            self.remembered = self.remembered.max(then);
+        }
     }
 
     /// Leases whose time is over are charged whole.
@@ -189,7 +252,7 @@ impl Record {
             // What is left of it was given back.
             return;
         }
-        let mut free = self.free(limit).saturating_sub(lease.amount);
+        let mut free = self.free(limit, now_ms).saturating_sub(lease.amount);
         let needs = ask.needs.iter().take(MAX_NEEDS);
         for need in needs.clone() {
             // One that is too much holds up those behind it: or small ones would for ever come before it.
@@ -224,8 +287,11 @@ impl Record {
         lease
     }
 
-    /// What is neither spent nor leased.
-    fn free(&self, limit: Limit) -> u64 {
+    /// What is neither spent nor leased, and may be given out.
+    fn free(&self, limit: Limit, now_ms: u64) -> u64 {
+        if now_ms < self.closed_until_ms {
+            return 0;
+        }
         let taken = self.spent.sum().saturating_add(self.leased());
         limit.cap.saturating_sub(taken)
     }
@@ -246,8 +312,11 @@ impl Record {
         let lease = self.leases.get(holder);
         let granted = lease.map_or(0, |lease| lease.granted);
         let need = ask.needs.get(granted).copied().unwrap_or(0);
-        let short = need.saturating_sub(self.free(limit));
-        let gone_ms = self.spent.gone_in(limit.window, stand.now_ms, short);
+        let short = need.saturating_sub(self.free(limit, stand.now_ms));
+        let gone_ms = match self.closed_until_ms.saturating_sub(stand.now_ms) {
+            0 => self.spent.gone_in(limit.window, stand.now_ms, short),
+            left_ms => Some(left_ms),
+        };
         Told {
             generation: lease.map(|lease| lease.generation),
             amount: lease.map_or(0, |lease| lease.amount),
@@ -263,6 +332,7 @@ impl Record {
     pub fn stand(&self) -> Stand {
         Stand {
             epoch: self.epoch,
+            lineage: self.lineage,
             now_ms: self.last_ms,
             correction: self.correction,
             spent: self.spent.sum(),
@@ -283,9 +353,9 @@ mod tests {
     use super::*;
 
     const HOUR: u64 = 3_600_000;
-    const LIMIT: Limit = Limit {
+    const TERMS: Terms = Terms {
         cap: 1_000,
-        window: Window::Sliding { ms: HOUR },
+        span: Span::Sliding { ms: HOUR },
     };
 
     fn ask(generation: Option<u64>, question: u64, need: u64, want: u64) -> Ask {
@@ -301,7 +371,7 @@ mod tests {
     #[test]
     fn a_lease_is_what_is_needed_and_a_little_more() {
         let mut record = Record::default();
-        let told = record.ask(LIMIT, "a", &ask(None, 1, 100, 500), 1_000, None);
+        let told = record.ask(&TERMS, "a", &ask(None, 1, 100, 500), 1_000, None);
         assert!(told.granted == 1 && !told.lost);
         assert_eq!(
             (told.amount, told.most_idle),
@@ -309,7 +379,7 @@ mod tests {
             "2 % of 1000 besides"
         );
         // Two gateways share what may lie idle: the first one has taken it all, until it hears of the second.
-        let second = record.ask(LIMIT, "b", &ask(None, 1, 100, 500), 1_000, None);
+        let second = record.ask(&TERMS, "b", &ask(None, 1, 100, 500), 1_000, None);
         assert_eq!((second.amount, second.most_idle), (100, 10));
         let rest = Ask {
             used: 100,
@@ -317,20 +387,20 @@ mod tests {
             idle: 10,
             ..ask(told.generation, 2, 0, 500)
         };
-        let first = record.ask(LIMIT, "a", &rest, 2_000, None);
+        let first = record.ask(&TERMS, "a", &rest, 2_000, None);
         assert_eq!(
             (first.amount, first.stand.spent, first.stand.leased),
             (10, 100, 110)
         );
-        let second = record.ask(LIMIT, "b", &ask(second.generation, 2, 0, 500), 2_000, None);
+        let second = record.ask(&TERMS, "b", &ask(second.generation, 2, 0, 500), 2_000, None);
         assert_eq!(second.amount, 110);
     }
 
     #[test]
     fn what_is_not_there_is_refused_and_it_is_said_when_it_may_be() {
         let mut record = Record::default();
-        let first = record.ask(LIMIT, "a", &ask(None, 1, 990, 0), 1_000, None);
-        let full = record.ask(LIMIT, "b", &ask(None, 1, 11, 9), 2_000, None);
+        let first = record.ask(&TERMS, "a", &ask(None, 1, 990, 0), 1_000, None);
+        let full = record.ask(&TERMS, "b", &ask(None, 1, 11, 9), 2_000, None);
         assert_eq!(full.granted, 0);
         assert_eq!(
             (full.amount, full.retry_ms),
@@ -341,20 +411,20 @@ mod tests {
             used: 990,
             ..ask(first.generation, 2, 0, 0)
         };
-        record.ask(LIMIT, "a", &used, 3_000, None);
-        let full = record.ask(LIMIT, "b", &ask(full.generation, 2, 11, 9), 4_000, None);
+        record.ask(&TERMS, "a", &used, 3_000, None);
+        let full = record.ask(&TERMS, "b", &ask(full.generation, 2, 11, 9), 4_000, None);
         assert_eq!(full.retry_ms, Some(HOUR + 60_000 - 4_000));
-        let never = record.ask(LIMIT, "b", &ask(full.generation, 3, 1_001, 0), 4_000, None);
+        let never = record.ask(&TERMS, "b", &ask(full.generation, 3, 1_001, 0), 4_000, None);
         assert_eq!((never.granted, never.retry_ms), (0, None));
-        let fits = record.ask(LIMIT, "b", &ask(full.generation, 4, 10, 9), 4_000, None);
+        let fits = record.ask(&TERMS, "b", &ask(full.generation, 4, 10, 9), 4_000, None);
         assert_eq!(fits.granted, 1);
     }
 
     #[test]
     fn a_question_that_is_repeated_changes_nothing() {
         let mut record = Record::default();
-        let first = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_000, None);
-        let again = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_500, None);
+        let first = record.ask(&TERMS, "a", &ask(None, 1, 100, 20), 1_000, None);
+        let again = record.ask(&TERMS, "a", &ask(None, 1, 100, 20), 1_500, None);
         assert_eq!(
             (again.generation, again.amount, again.granted),
             (first.generation, 120, 1)
@@ -364,7 +434,7 @@ mod tests {
             ..ask(first.generation, 2, 0, 0)
         };
         for _ in 0..3 {
-            let told = record.ask(LIMIT, "a", &used, 2_000, None);
+            let told = record.ask(&TERMS, "a", &used, 2_000, None);
             assert_eq!((told.amount, told.stand.spent), (70, 50));
         }
     }
@@ -372,8 +442,8 @@ mod tests {
     #[test]
     fn what_a_gateway_had_that_died_is_charged_whole() {
         let mut record = Record::default();
-        let dead = record.ask(LIMIT, "a", &ask(None, 1, 100, 20), 1_000, None);
-        let other = record.ask(LIMIT, "b", &ask(None, 1, 0, 0), 1_000 + LEASE_MS, None);
+        let dead = record.ask(&TERMS, "a", &ask(None, 1, 100, 20), 1_000, None);
+        let other = record.ask(&TERMS, "b", &ask(None, 1, 0, 0), 1_000 + LEASE_MS, None);
         let stand = other.stand;
         assert_eq!((stand.spent, stand.leased, stand.orphaned), (120, 0, 120));
         // It was only away: what it took since is paid for.
@@ -382,22 +452,22 @@ mod tests {
             beyond: 5,
             ..ask(dead.generation, 2, 10, 0)
         };
-        let back = record.ask(LIMIT, "a", &back, 2_000 + LEASE_MS, None);
+        let back = record.ask(&TERMS, "a", &back, 2_000 + LEASE_MS, None);
         assert!(back.lost && back.granted == 1);
         assert_eq!((back.amount, back.stand.spent), (10, 125));
     }
 
     #[test]
     fn places_are_given_back_and_never_spent() {
-        let limit = Limit {
+        let places = Terms {
             cap: 2,
-            window: Window::Held,
+            span: Span::Held,
         };
         let mut record = Record::default();
-        let first = record.ask(limit, "a", &ask(None, 1, 2, 0), 1_000, None);
+        let first = record.ask(&places, "a", &ask(None, 1, 2, 0), 1_000, None);
         assert_eq!(
             record
-                .ask(limit, "b", &ask(None, 1, 1, 0), 1_000, None)
+                .ask(&places, "b", &ask(None, 1, 1, 0), 1_000, None)
                 .granted,
             0
         );
@@ -405,12 +475,12 @@ mod tests {
             released: 1,
             ..ask(first.generation, 2, 0, 0)
         };
-        record.ask(limit, "a", &back, 1_500, None);
-        let told = record.ask(limit, "b", &ask(None, 2, 1, 0), 2_000, None);
+        record.ask(&places, "a", &back, 1_500, None);
+        let told = record.ask(&places, "b", &ask(None, 2, 1, 0), 2_000, None);
         assert_eq!(told.granted, 1);
         // The place of a gateway that died is free again.
         let told = record.ask(
-            limit,
+            &places,
             "b",
             &ask(told.generation, 3, 1, 0),
             1_500 + LEASE_MS,
@@ -423,11 +493,17 @@ mod tests {
     fn there_are_so_many_holders_and_no_more() {
         let mut record = Record::default();
         for number in 0..MAX_HOLDERS {
-            record.ask(LIMIT, &number.to_string(), &ask(None, 1, 1, 0), 1_000, None);
+            record.ask(
+                &TERMS,
+                &number.to_string(),
+                &ask(None, 1, 1, 0),
+                1_000,
+                None,
+            );
         }
-        let told = record.ask(LIMIT, "one more", &ask(None, 1, 1, 0), 1_000, None);
+        let told = record.ask(&TERMS, "one more", &ask(None, 1, 1, 0), 1_000, None);
         assert_eq!((told.generation, told.granted), (None, 0));
-        let known = record.ask(LIMIT, "0", &ask(Some(1), 2, 1, 0), 1_000, None);
+        let known = record.ask(&TERMS, "0", &ask(Some(1), 2, 1, 0), 1_000, None);
         assert!(known.granted == 1 && !known.lost);
     }
 
@@ -438,12 +514,71 @@ mod tests {
             needs: vec![400, 500, 200, 1],
             ..ask(None, 1, 0, 500)
         };
-        let told = record.ask(LIMIT, "a", &many, 1_000, None);
+        let told = record.ask(&TERMS, "a", &many, 1_000, None);
         assert_eq!(
             (told.granted, told.amount),
             (2, 900),
             "and nothing to lie idle"
         );
         assert_eq!(told.retry_ms, Some(SOON_MS));
+    }
+    /// Both gateways have some of it, and the store then has an older record, or none.
+    fn lost(before: impl FnOnce(&Record) -> Record) -> (Record, [Told; 2]) {
+        let mut record = Record::default();
+        let first = record.ask(&TERMS, "a", &ask(None, 1, 100, 0), 1_000, None);
+        let old = before(&record);
+        let second = record.ask(&TERMS, "b", &ask(None, 1, 200, 0), 2_000, None);
+        let used = Ask {
+            used: 40,
+            stand: first.stand,
+            ..ask(first.generation, 2, 0, 0)
+        };
+        let first = record.ask(&TERMS, "a", &used, 3_000, None);
+        assert_eq!((first.stand.spent, first.stand.leased), (40, 260));
+        (old, [first, second])
+    }
+
+    #[test]
+    fn what_a_store_forgot_gateways_remember() {
+        for forgets in [true, false] {
+            let (mut record, [first, second]) = lost(|record| {
+                if forgets {
+                    Record::default()
+                } else {
+                    record.clone()
+                }
+            });
+            let says = |told: &Told, question, need| Ask {
+                stand: told.stand,
+                ..ask(told.generation, question, need, 0)
+            };
+            // The one that knows less comes first.
+            let b = record.ask(&TERMS, "b", &says(&second, 2, 10), 10_000, None);
+            assert!(b.granted == 0 && b.lost, "it is closed");
+            assert_eq!(b.retry_ms, Some(LEASE_MS));
+            let a = record.ask(&TERMS, "a", &says(&first, 3, 10), 11_000, None);
+            assert_eq!((a.granted, a.stand.spent, a.stand.leased), (0, 300, 0));
+            let open_ms = 10_000 + LEASE_MS;
+            let b = record.ask(&TERMS, "b", &says(&b, 3, 700), open_ms, None);
+            assert_eq!((b.granted, b.stand.spent), (1, 300));
+            // Nobody is believed twice.
+            let a = record.ask(&TERMS, "a", &says(&a, 4, 1), open_ms, None);
+            assert_eq!((a.granted, a.stand.spent), (0, 300));
+            assert!(record.closed_until_ms <= open_ms);
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_not_lost_is_not_closed() {
+        let mut record = Record::default();
+        let mut told = record.ask(&TERMS, "a", &ask(None, 1, 10, 0), 1_000, None);
+        for question in 2..10 {
+            let next = Ask {
+                stand: told.stand,
+                ..ask(told.generation, question, 10, 0)
+            };
+            told = record.ask(&TERMS, "a", &next, 1_000 * question, None);
+            assert!(told.granted == 1 && !told.lost);
+        }
     }
 }
