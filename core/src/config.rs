@@ -12,6 +12,7 @@ use crate::endpoints::ServicePort;
 use crate::ids::{BackendId, Id};
 use crate::key::hexadecimal;
 
+mod budgets;
 mod callers;
 mod parameters;
 mod profile;
@@ -20,6 +21,7 @@ mod retry;
 mod tasks;
 mod transport;
 
+pub use budgets::{Budget, Enforcement, Limit, Per, Period, Selects, Unit, Window};
 pub use callers::{Callers, Key};
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, HealthCheck, Price, Profile};
@@ -54,6 +56,9 @@ pub struct GatewayConfig {
     /// Who may call; `None`: anybody.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub callers: Option<Callers>,
+    /// How much callers may take, by TokenBudget.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub budgets: BTreeMap<Id, Budget>,
     /// In match order: the first rule that matches a request decides.
     pub rules: Vec<Rule>,
 }
@@ -559,6 +564,7 @@ mod tests {
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
             callers: None,
+            budgets: BTreeMap::new(),
             rules: Vec::new(),
         }
     }

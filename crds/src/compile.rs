@@ -2,6 +2,7 @@
 //! `penstock up` and by `penstock check`.
 
 mod backend;
+mod budget;
 mod condition;
 mod contradiction;
 mod fallback;
@@ -20,7 +21,7 @@ mod tls;
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_core::config::{
-    self, Backend, Cache, Callers, FORMAT, GatewayConfig, ObjectVersion, Prompt, Tasks,
+    self, Backend, Budget, Cache, Callers, FORMAT, GatewayConfig, ObjectVersion, Prompt, Tasks,
 };
 use penstock_core::ids::Id;
 use serde::Serialize;
@@ -121,7 +122,8 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
         };
         let rules = rule::compile(&gateway, &known, &mut problems);
         let callers = key::compile(&gateway, objects, facts, &mut problems);
-        let config = assemble(gateway.clone(), &known, rules, callers);
+        let budgets = budget::compile(&gateway, &known, &mut problems);
+        let config = assemble(gateway.clone(), &known, rules, callers, budgets);
         for key in referenced(&config, objects) {
             compiled
                 .carried_by
@@ -184,6 +186,7 @@ fn assemble(
     known: &rule::Known<'_>,
     rules: Vec<config::Rule>,
     callers: Option<Callers>,
+    budgets: BTreeMap<Id, Budget>,
 ) -> GatewayConfig {
     let objects = known.objects;
     let (backends, caches) = used(known, &rules);
@@ -217,6 +220,11 @@ fn assemble(
         let generation = object.and_then(|object| object.metadata.generation);
         note(Kind::VirtualKey, id, generation, fragment_hash(key));
     }
+    for (id, budget) in &budgets {
+        let object = objects.budgets.get(id);
+        let generation = object.and_then(|object| object.metadata.generation);
+        note(Kind::TokenBudget, id, generation, fragment_hash(budget));
+    }
     let (mut prompts, mut tasks) = (BTreeMap::new(), BTreeMap::new());
     for (id, policy) in &objects.policies {
         if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
@@ -238,6 +246,7 @@ fn assemble(
         prompts,
         tasks,
         callers,
+        budgets,
         rules,
     }
 }
@@ -291,7 +300,10 @@ fn referenced(config: &GatewayConfig, objects: &Objects) -> Vec<ObjectRef> {
         .iter()
         .flat_map(|callers| callers.keys.keys());
     let keys = keys.map(|id| ObjectRef::new(Kind::VirtualKey, id.clone()));
-    backends.chain(caches).chain(policies).chain(keys).collect()
+    let budgets = config.budgets.keys();
+    let budgets = budgets.map(|id| ObjectRef::new(Kind::TokenBudget, id.clone()));
+    let others = backends.chain(caches).chain(policies);
+    others.chain(keys).chain(budgets).collect()
 }
 
 fn fragment_hash(fragment: &impl Serialize) -> String {

@@ -5,7 +5,7 @@ use kube::CustomResourceExt as _;
 use serde_json::Value;
 
 use crate::yaml::{self, YamlError};
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
+use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// One generated file.
 #[derive(Clone, Debug)]
@@ -23,6 +23,7 @@ pub fn all() -> Result<Vec<Definition>, YamlError> {
         RoutingPolicy::crd(),
         SemanticCache::crd(),
         VirtualKey::crd(),
+        TokenBudget::crd(),
     ]
     .into_iter()
     .map(|crd| {

@@ -4,6 +4,7 @@
 //! Objects come in as people wrote them; after [`compile`] nobody looks at a spec again.
 
 pub mod backend;
+pub mod budget;
 pub mod cache;
 pub mod compile;
 pub mod condition;
@@ -20,6 +21,7 @@ pub mod tls;
 pub mod yaml;
 
 pub use backend::{LLMBackend, LLMBackendSpec};
+pub use budget::{TokenBudget, TokenBudgetSpec};
 pub use cache::{SemanticCache, SemanticCacheSpec};
 pub use compile::{Compiled, Facts, compile};
 pub use key::{VirtualKey, VirtualKeySpec};

@@ -161,9 +161,16 @@ impl Reader {
                     .keys
                     .extend(object.map(|object| (id, object)));
             }
+            "TokenBudget" => {
+                let object = self.object(file, Kind::TokenBudget, &id, document);
+                self.manifests
+                    .objects
+                    .budgets
+                    .extend(object.map(|object| (id, object)));
+            }
             _ => {
                 let message = format!(
-                    "'{kind}' is not a kind of penstock.dev: LLMBackend, RoutingPolicy, SemanticCache, VirtualKey are"
+                    "'{kind}' is not a kind of penstock.dev: LLMBackend, RoutingPolicy, SemanticCache, VirtualKey, TokenBudget are"
                 );
                 self.refuse(file, format!("{kind}/{id}"), "kind", message);
             }

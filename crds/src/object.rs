@@ -5,7 +5,7 @@ use std::fmt;
 
 use penstock_core::ids::Id;
 
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
+use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// One of the kinds of this API group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,15 +18,18 @@ pub enum Kind {
     SemanticCache,
     /// `VirtualKey`
     VirtualKey,
+    /// `TokenBudget`
+    TokenBudget,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::LLMBackend,
         Self::RoutingPolicy,
         Self::SemanticCache,
         Self::VirtualKey,
+        Self::TokenBudget,
     ];
 
     /// The kind's name as in YAML.
@@ -36,6 +39,7 @@ impl Kind {
             Self::RoutingPolicy => "RoutingPolicy",
             Self::SemanticCache => "SemanticCache",
             Self::VirtualKey => "VirtualKey",
+            Self::TokenBudget => "TokenBudget",
         }
     }
 }
@@ -73,4 +77,6 @@ pub struct Objects {
     pub caches: BTreeMap<Id, SemanticCache>,
     /// By namespace and name.
     pub keys: BTreeMap<Id, VirtualKey>,
+    /// By namespace and name.
+    pub budgets: BTreeMap<Id, TokenBudget>,
 }

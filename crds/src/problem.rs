@@ -40,6 +40,8 @@ pub enum Reason {
     BackendNotAccepted,
     /// A reference to a cache that does not exist.
     CacheNotFound,
+    /// A reference to a VirtualKey that does not exist, or is of another gateway.
+    KeyNotFound,
     /// A reference to a RoutingPolicy that does not exist, or is of another gateway.
     PolicyNotFound,
     /// A reference to a Service, or a port of it, that does not exist.
@@ -61,6 +63,7 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::BackendNotAccepted => "BackendNotAccepted",
             Self::CacheNotFound => "CacheNotFound",
+            Self::KeyNotFound => "KeyNotFound",
             Self::PolicyNotFound => "PolicyNotFound",
             Self::ServiceNotFound => "ServiceNotFound",
             Self::SecretNotFound => "SecretNotFound",
@@ -75,6 +78,7 @@ impl Reason {
             Self::BackendNotFound
             | Self::BackendNotAccepted
             | Self::CacheNotFound
+            | Self::KeyNotFound
             | Self::PolicyNotFound
             | Self::ServiceNotFound
             | Self::SecretNotFound

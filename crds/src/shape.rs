@@ -11,7 +11,7 @@ use kube::CustomResourceExt as _;
 use serde_json::Value;
 
 use crate::object::Kind;
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
+use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// A place in an object, such as `spec.rules[0].name`, and what is wrong there.
 pub(crate) type Misfit = (String, String);
@@ -23,6 +23,7 @@ static SPECS: LazyLock<BTreeMap<Kind, JSONSchemaProps>> = LazyLock::new(|| {
         (Kind::RoutingPolicy, RoutingPolicy::crd()),
         (Kind::SemanticCache, SemanticCache::crd()),
         (Kind::VirtualKey, VirtualKey::crd()),
+        (Kind::TokenBudget, TokenBudget::crd()),
     ];
     let spec = |crd: CustomResourceDefinition| {
         let version = crd.spec.versions.into_iter().next()?;

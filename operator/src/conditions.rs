@@ -72,6 +72,8 @@ pub(crate) struct Findings<'a> {
     pub(crate) scaling: Option<Scaling>,
     /// A key that gateways are to refuse.
     pub(crate) is_suspended: bool,
+    /// A budget, which gateways refuse that could forget what was spent.
+    pub(crate) is_budget: bool,
 }
 
 impl Findings<'_> {
@@ -88,6 +90,7 @@ impl Findings<'_> {
             gateway_trouble: None,
             scaling: None,
             is_suspended: false,
+            is_budget: false,
         }
     }
 }
@@ -277,6 +280,12 @@ fn programmed(findings: &Findings<'_>, accepted: &Draft, held: bool) -> Draft {
         Programmed::Unknown | Programmed::Pending => not(
             "Pending",
             format!("not every ready replica of gateway {gateway} has taken this state yet"),
+        ),
+        Programmed::Rejected(pod) if findings.is_budget => not(
+            "NotDurable",
+            format!(
+                "gateway replica {pod} has no store that keeps what is spent: give gateways one that writes a log to its disk (--gateway-store), or make the budget Soft"
+            ),
         ),
         Programmed::Rejected(pod) => not(
             "Rejected",

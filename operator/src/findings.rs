@@ -79,10 +79,15 @@ fn objects(observed: &Observed) -> impl Iterator<Item = (ObjectRef, String, Opti
         .keys
         .iter()
         .map(|(id, o)| (Kind::VirtualKey, id, &o.metadata));
+    let budgets = objects
+        .budgets
+        .iter()
+        .map(|(id, o)| (Kind::TokenBudget, id, &o.metadata));
     backends
         .chain(policies)
         .chain(caches)
         .chain(keys)
+        .chain(budgets)
         .map(|(kind, id, metadata)| {
             (
                 ObjectRef::new(kind, id.clone()),
@@ -115,7 +120,7 @@ fn find<'a>(
             .policies
             .get(&object.id)
             .map(|policy| Owner::Gateway(policy.spec.gateway.clone())),
-        Kind::SemanticCache | Kind::VirtualKey => None,
+        Kind::SemanticCache | Kind::VirtualKey | Kind::TokenBudget => None,
     };
     if let Some(owner) = &owner {
         findings.name_taken = applied
@@ -144,6 +149,7 @@ fn find<'a>(
             .map(|decision| scaling(decision, observed, &name, refused_scaler(applied, &owner)));
     }
     findings.gateway_trouble = gateway_trouble(object, observed, plan);
+    findings.is_budget = object.kind == Kind::TokenBudget;
     findings.is_suspended = object.kind == Kind::VirtualKey
         && (observed.objects.keys.get(&object.id)).is_some_and(|key| key.spec.suspended);
     findings

@@ -34,6 +34,7 @@ pub(crate) async fn observe(
         policies,
         caches,
         keys: virtual_keys,
+        budgets,
     } = &mut observed.objects;
     let unreadable = &mut observed.unreadable;
     collect(
@@ -58,6 +59,12 @@ pub(crate) async fn observe(
         lock(&world.keys).of_namespace(namespace),
         Kind::VirtualKey,
         virtual_keys,
+        unreadable,
+    );
+    collect(
+        lock(&world.budgets).of_namespace(namespace),
+        Kind::TokenBudget,
+        budgets,
         unreadable,
     );
 

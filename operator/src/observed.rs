@@ -94,6 +94,12 @@ impl Observed {
                 .get(&object.id)
                 .and_then(|o| o.status.as_ref())
                 .map(|s| &s.conditions),
+            Kind::TokenBudget => self
+                .objects
+                .budgets
+                .get(&object.id)
+                .and_then(|o| o.status.as_ref())
+                .map(|s| &s.conditions),
         };
         conditions.map_or(&[], Vec::as_slice)
     }

@@ -9,7 +9,9 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
 use penstock_core::ids::Id;
 use penstock_crds::condition::Condition;
-use penstock_crds::{Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, VirtualKey};
+use penstock_crds::{
+    Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey,
+};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
@@ -111,6 +113,10 @@ impl Writer {
             }
             Kind::VirtualKey => {
                 self.patch_status::<VirtualKey>(object, wanted, &world.keys)
+                    .await
+            }
+            Kind::TokenBudget => {
+                self.patch_status::<TokenBudget>(object, wanted, &world.budgets)
                     .await
             }
         }

@@ -207,6 +207,7 @@ async fn all_own(client: Client, scope: Scope, world: Arc<World>) {
         own(c.clone(), s.clone(), w.clone(), |world| &world.policies),
         own(c.clone(), s.clone(), w.clone(), |world| &world.caches),
         own(c.clone(), s.clone(), w.clone(), |world| &world.keys),
+        own(c.clone(), s.clone(), w.clone(), |world| &world.budgets),
     );
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use penstock_core::ids::Id;
 use penstock_crds::compile::ServiceFacts;
-use penstock_crds::{LLMBackend, RoutingPolicy, SemanticCache, VirtualKey};
+use penstock_crds::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 use tokio::sync::Notify;
 
 use crate::autoscaler::HpaFacts;
@@ -31,6 +31,7 @@ pub(crate) struct World {
     pub(crate) policies: Mutex<Index<Readable<RoutingPolicy>>>,
     pub(crate) caches: Mutex<Index<Readable<SemanticCache>>>,
     pub(crate) keys: Mutex<Index<Readable<VirtualKey>>>,
+    pub(crate) budgets: Mutex<Index<Readable<TokenBudget>>>,
     pub(crate) services: Mutex<Index<ServiceFacts>>,
     pub(crate) pods: Mutex<Index<Arc<PodFacts>>>,
     pub(crate) autoscalers: Mutex<Index<Arc<HpaFacts>>>,
@@ -74,6 +75,7 @@ impl World {
             policies: Mutex::default(),
             caches: Mutex::default(),
             keys: Mutex::default(),
+            budgets: Mutex::default(),
             services: Mutex::default(),
             pods: Mutex::default(),
             autoscalers: Mutex::default(),
@@ -117,6 +119,7 @@ impl World {
             && lock(&self.policies).is_complete(scopes)
             && lock(&self.caches).is_complete(scopes)
             && lock(&self.keys).is_complete(scopes)
+            && lock(&self.budgets).is_complete(scopes)
             && lock(&self.services).is_complete(scopes)
             && lock(&self.pods).is_complete(scopes)
             && lock(&self.autoscalers).is_complete(scopes)
@@ -145,6 +148,7 @@ impl World {
         all.extend(lock(&self.policies).namespaces());
         all.extend(lock(&self.caches).namespaces());
         all.extend(lock(&self.keys).namespaces());
+        all.extend(lock(&self.budgets).namespaces());
         for kind in ChildKind::ALL {
             all.extend(self.children(kind).namespaces());
         }

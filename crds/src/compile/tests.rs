@@ -4,6 +4,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::manifest::{self, File};
 
+mod budgets;
 mod contradiction;
 mod fallback;
 mod fan_out;
