@@ -160,11 +160,12 @@ impl Decoder {
         }
         let length = self.line.len();
         if self.line.capacity() - length < bytes.len() {
-            // Twice as much each time would be held as long as the stream waits. What is rarely so large may.
+            // Twice as much each time would be held as long as the stream waits. What is rarely so large may have more,
+            // in few steps: what each of them leaves behind is not given back at once.
             let more = if length < LARGE_BYTES {
                 length / 4
             } else {
-                length
+                (7 * length).min(self.most - length)
             };
             self.line.reserve_exact(bytes.len().max(more));
         }
