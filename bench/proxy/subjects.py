@@ -23,6 +23,12 @@ START_LIMIT_S = 120
 STOP_LIMIT_S = 10
 ALL_ON_RULES = 100
 ALL_ON_KEYS = 100
+# Of the organisation, each team and each key: hard, and never reached.
+BUDGETS = [
+    ("organisation", "Budget", "MicroUsd", "calendar: Month"),
+    ("teams", "Team", "Tokens", "rolling: 1h"),
+    ("keys", "Key", "Requests", "rolling: 1m"),
+]
 
 
 @dataclass
@@ -96,7 +102,8 @@ def penstock_all_on(place):
     os.makedirs(objects)
     texts = [
         "apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {name: mock}\n"
-        f'spec: {{external: {{url: "http://127.0.0.1:{place.upstream}/v1"}}}}\n',
+        f'spec: {{external: {{url: "http://127.0.0.1:{place.upstream}/v1"}}, '
+        "price: {perMillionTokens: {inputMicroUsd: 1000000, outputMicroUsd: 3000000}}}\n",
         "apiVersion: penstock.dev/v1alpha1\nkind: SemanticCache\nmetadata: {name: answers}\n"
         "spec: {exact: {ttl: 5m, maxSizeMib: 16}}\n",
     ]
@@ -120,9 +127,15 @@ def penstock_all_on(place):
             f"apiVersion: v1\nkind: Secret\nmetadata: {{name: caller-{number}-key}}\n"
             f"stringData: {{key: {key_of(number)}}}\n"
         )
+    texts += [
+        "apiVersion: penstock.dev/v1alpha1\nkind: TokenBudget\nmetadata: {name: %s}\n"
+        "spec: {per: %s, limits: [{name: limit, unit: %s, max: 1000000000000, window: {%s}}]}\n" % budget
+        for budget in BUDGETS
+    ]
     with open(os.path.join(objects, "objects.yaml"), "w", encoding="utf-8") as file:
         file.write("---\n".join(texts))
-    return penstock(place, log="warn,access=info")
+    command, environment = penstock(place, log="warn,access=info")
+    return [*command, "--store", f"file:{place.folder}/store.redb"], environment
 
 
 def key_of(number):
@@ -177,7 +190,7 @@ SUBJECTS = {
         Subject("penstock", "one rule, one backend, its metrics (they cannot be turned off), no access log", penstock,
                 transports={"tls": "tls", "h2": "listen"}),
         Subject("all_on", f"penstock: {ALL_ON_RULES} rules, {ALL_ON_KEYS} keys, exact cache (all misses, all stored), "
-                "access log, metrics; a hard budget does not exist yet", penstock_all_on,
+                f"access log, metrics, {len(BUDGETS)} hard budgets", penstock_all_on,
                 # All callers send an Authorization of their own, which is no key here.
                 headers=lambda place: (f"x-penstock-key: {key_of(7)}",)),
         Subject("envoy", "no access log, no statistics", lambda place: envoy(place, "envoy-bare.yaml"),
