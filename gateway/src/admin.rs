@@ -1,4 +1,5 @@
-//! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /load` tells the scaler
+//! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /budgets` how much of the
+//! budgets is left that this replica has asked for, `GET /load` tells the scaler
 //! what every backend has to do, `POST /explain` where a request would go and why.
 
 use std::convert::Infallible;
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::behalf;
+use crate::budgets::account::Standing;
 use crate::classifier::match_told;
 use crate::conditions::Asked;
 use crate::explain;
@@ -37,10 +39,11 @@ const EVERY: Duration = Duration::from_secs(1);
 /// line takes time from requests.
 const APART: Duration = Duration::from_millis(250);
 
-/// `/config`, `/load` and `/explain`.
+/// `/config`, `/budgets`, `/load` and `/explain`.
 pub(crate) fn routes(process: &Arc<Process>) -> Router {
     Router::new()
         .route("/config", get(config))
+        .route("/budgets", get(budgets))
         .route("/load", get(load))
         .route("/explain", post(explain))
         .with_state(Arc::clone(process))
@@ -55,6 +58,22 @@ async fn config(State(process): State<Arc<Process>>) -> Response {
         "rejected": snapshot.rejected,
         "config": *snapshot.config,
     });
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{body}\n"),
+    )
+        .into_response()
+}
+
+/// Those who have used most come first.
+const MAX_STANDINGS: usize = 1_000;
+
+async fn budgets(State(process): State<Arc<Process>>) -> Response {
+    let mut standings = process.books.standings();
+    standings.sort_by_key(|standing| std::cmp::Reverse(standing.used_permille()));
+    standings.truncate(MAX_STANDINGS);
+    let standings: Vec<_> = standings.iter().map(Standing::told).collect();
+    let body = json!({ "data": standings });
     (
         [(header::CONTENT_TYPE, "application/json")],
         format!("{body}\n"),

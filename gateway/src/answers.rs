@@ -211,6 +211,7 @@ fn answered(
                     cache.put(
                         store.key,
                         Entry {
+                            usage,
                             body: copied(&bytes),
                             ..entry
                         },
@@ -268,6 +269,7 @@ fn storable(head: &Response<()>, store: Option<Store>, record: &Record) -> Optio
         backend: candidate.backend.id.clone(),
         maker: candidate.maker,
         headers,
+        usage: None,
         body: Bytes::new(),
     };
     Some((store, entry))

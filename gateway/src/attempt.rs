@@ -265,6 +265,10 @@ fn settle(
             move_ticket(job, record, candidate, lane.entered);
         }
     }
+    let result = result.map(|(answer, reservation)| {
+        record.reservation = reservation;
+        answer
+    });
     (lane, result)
 }
 

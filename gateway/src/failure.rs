@@ -15,6 +15,9 @@ use crate::outlier::CONNECT_WEIGHT;
 use crate::reject::Reject;
 use crate::trust::HandshakeError;
 
+/// The label of [`Failure::Budget`].
+pub(crate) const BUDGET: &str = "budget";
+
 /// Why an attempt gave no answer.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -42,6 +45,8 @@ pub(crate) enum Failure {
     Status { head: Response<()>, bytes: Bytes },
     /// A refusal that is about the backend, not about the request (see [`is_backends_own`]).
     Denied { head: Response<()>, bytes: Bytes },
+    /// What it would take there is not left of a budget, or cannot be told.
+    Budget(Box<Reject>),
     /// A refusal that another backend may not share.
     Refused {
         class: FailureClass,
@@ -64,6 +69,7 @@ impl Failure {
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 FailureClass::RateLimit
             }
+            Self::Budget(_) => FailureClass::RateLimit,
             Self::GaveUp | Self::Status { .. } | Self::Denied { .. } => FailureClass::ServerError,
             Self::Refused { class, .. } => *class,
         }
@@ -86,6 +92,7 @@ impl Failure {
             }
             Self::Status { .. } => "status_5xx",
             Self::Denied { .. } => "status_4xx",
+            Self::Budget(_) => BUDGET,
             Self::Refused {
                 class: FailureClass::ContextLength,
                 ..
@@ -102,7 +109,11 @@ impl Failure {
             Self::Denied { .. } if self.lacks_model() => 0,
             // The limit counts all attempts, a refusal is about the request, a body is the caller's: none says a thing
             // of the endpoint.
-            Self::Deadline | Self::BodyBroken | Self::BodyTimeout | Self::Refused { .. } => 0,
+            Self::Deadline
+            | Self::BodyBroken
+            | Self::BodyTimeout
+            | Self::Budget(_)
+            | Self::Refused { .. } => 0,
             _ => 1,
         }
     }
@@ -118,6 +129,7 @@ impl Failure {
             | Self::BodyBroken
             | Self::BodyTimeout
             | Self::Denied { .. }
+            | Self::Budget(_)
             | Self::Refused { .. } => false,
             Self::Status { head, .. } => head.status() != StatusCode::TOO_MANY_REQUESTS,
         }
@@ -127,7 +139,19 @@ impl Failure {
     pub(crate) fn sent(&self) -> bool {
         !matches!(
             self,
-            Self::Connect | Self::ConnectTimeout | Self::Handshake(_) | Self::NotTaken
+            Self::Connect
+                | Self::ConnectTimeout
+                | Self::Handshake(_)
+                | Self::NotTaken
+                | Self::Budget(_)
+        )
+    }
+
+    /// Whether the backend said that it does not answer, so that it costs nothing.
+    pub(crate) fn is_answered(&self) -> bool {
+        matches!(
+            self,
+            Self::Status { .. } | Self::Denied { .. } | Self::Refused { .. }
         )
     }
 
@@ -137,6 +161,7 @@ impl Failure {
             Self::Connect | Self::ConnectTimeout | Self::Handshake(_) | Self::NotTaken => {
                 Err(Reject::Unreachable)
             }
+            Self::Budget(reject) => Err(*reject),
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
             Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
             Self::Deadline => Err(Reject::DeadlineExceeded),
@@ -172,7 +197,7 @@ impl Failure {
     /// Whether the backend's other endpoints would say the same: they have the same model, credential and account.
     pub(crate) fn is_of_all_endpoints(&self) -> bool {
         match self {
-            Self::Refused { .. } => true,
+            Self::Refused { .. } | Self::Budget(_) => true,
             Self::Denied { head, .. } => matches!(head.status().as_u16(), 401..=403),
             _ => false,
         }

@@ -162,8 +162,8 @@ pub(crate) async fn all(
 }
 
 async fn run(job: &Job<'_>, rule: &Rule, lane: &Lane) -> End {
-    let answer = match attempt(job, rule, &lane.choice).await {
-        Ok(answer) => answer,
+    let (answer, reservation) = match attempt(job, rule, &lane.choice).await {
+        Ok(answered) => answered,
         Err(failure) => return End::Failed(failure),
     };
     outcome::answered(job, rule, lane, &answer);
@@ -174,8 +174,16 @@ async fn run(job: &Job<'_>, rule: &Rule, lane: &Lane) -> End {
             exchange.set_deadline(job.started + rule.total);
             (head, rest(begun.first.bytes, exchange).await, None)
         }
-        Answer::Refused { head, bytes } => return End::Refused { head, bytes },
+        Answer::Refused { head, bytes } => {
+            if let Some(reservation) = reservation {
+                reservation.refused();
+            }
+            return End::Refused { head, bytes };
+        }
     };
+    if let Some(reservation) = reservation {
+        reservation.ended(usage, None);
+    }
     match read {
         None => End::Failed(Failure::Broken),
         Some(bytes) if bytes.len() > MAX_PART_BYTES => End::TooLarge,

@@ -12,9 +12,10 @@ use hyper::body::Incoming;
 use penstock_core::config::Urgency;
 
 use crate::answers::{Close, Done, Store};
-use crate::attempt;
+use crate::attempt::{self, Answer};
 use crate::behalf::{self, Behalf};
 use crate::body::{self, Source};
+use crate::budgets::{bound, call as budgets};
 use crate::cache::exact::{self, Entry};
 use crate::classifier;
 use crate::conditions::Asked;
@@ -355,11 +356,21 @@ async fn routed(
         None => (body, call),
     };
     let path = head.uri.path();
+    let (plan, bounded) = budgets::plan(process, &record.who, api, &call, body)?;
+    let (body, call) = match &bounded {
+        Some((bounded, changes)) => {
+            record.changes.extend_from_slice(changes);
+            (bounded, Call::parse(bounded)?)
+        }
+        None => (body, call),
+    };
     let store = match look_up(process, &rule, path, &head.headers, body, record) {
-        Lookup::Stored(entry) => return Ok(Done::Stored(entry)),
+        Lookup::Stored(entry) => {
+            budgets::count_hit(worker, plan.as_ref(), &rule, &entry).await?;
+            return Ok(Done::Stored(entry));
+        }
         Lookup::Missing(store) => store,
     };
-    let blocks = wish::blocks(&rule, &call);
     let job = Job {
         worker,
         id: record.id.clone(),
@@ -370,16 +381,53 @@ async fn routed(
         region: process.elsewhere(region),
         body,
         call: &call,
-        blocks,
+        blocks: wish::blocks(&rule, &call),
         key: wish::key(&rule, &head.headers, &call),
         translated: Translations::default(),
+        plan,
         passing: None,
     };
-    let answer = match join::answer(&job, record, &rule).await {
-        Some(answer) => answer,
-        None => attempt::run(&job, record).await?,
+    sent(&job, &rule, store, record).await
+}
+
+/// Sends a call to endpoints until one answers.
+async fn sent(
+    job: &Job<'_>,
+    rule: &Rule,
+    store: Option<Store>,
+    record: &mut Record,
+) -> Result<Done, Reject> {
+    if let Some(answer) = join::answer(job, record, rule).await {
+        return Ok(Done::Answer(answer, store));
+    }
+    match attempt::run(job, record).await {
+        Err(reject) => match budgets::fits(&reject, record) {
+            // Who asks the same when there is more left may have all of it: nothing is stored.
+            Some(most) => {
+                let answer = Box::pin(shorter(job, rule, most, record)).await;
+                Ok(Done::Answer(answer?.ok_or(reject)?, None))
+            }
+            None => Err(reject),
+        },
+        Ok(answer) => Ok(Done::Answer(answer, store)),
+    }
+}
+
+/// The same for an answer of `most` tokens; `None` if it was no longer before.
+async fn shorter(
+    job: &Job<'_>,
+    rule: &Rule,
+    most: u32,
+    record: &mut Record,
+) -> Result<Option<Answer>, Reject> {
+    let Some((body, changes)) = bound::shorten(job.api, job.body, most)? else {
+        return Ok(None);
     };
-    Ok(Done::Answer(answer, store))
+    record.start_over();
+    record.changes.extend(changes);
+    let call = Call::parse(&body)?;
+    let job = job.with(rule, &body, &call);
+    Ok(Some(attempt::run(&job, record).await?))
 }
 
 fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject> {

@@ -15,6 +15,7 @@ use penstock_core::config::Strategy;
 use crate::attempt::{Answer, candidate_of, ticket};
 use crate::balance::adaptive::Foreseen;
 use crate::begin::begin;
+use crate::budgets::reservation::{Reservation, reserve};
 use crate::choose::{Choice, Pass, choose};
 use crate::decisions::{Made, Purpose};
 use crate::failure::Failure;
@@ -108,7 +109,7 @@ impl Beside {
 pub(crate) struct Raced {
     /// The one that answered, or that failed last.
     pub(crate) lane: Lane,
-    pub(crate) result: Result<Answer, Failure>,
+    pub(crate) result: Result<Answered, Failure>,
     /// The other ones, and why they failed if they did.
     pub(crate) others: Vec<(Lane, Option<Failure>)>,
     /// The place of the one that answered or failed last, if it was not the first one.
@@ -146,7 +147,7 @@ pub(crate) async fn race(
 }
 
 impl Raced {
-    fn alone(lane: Lane, result: Result<Answer, Failure>) -> Self {
+    fn alone(lane: Lane, result: Result<Answered, Failure>) -> Self {
         Self {
             lane,
             result,
@@ -161,7 +162,7 @@ async fn first_good<'a>(
     job: &'a Job<'_>,
     rule: &'a Rule,
     lane: Lane,
-    first: Pin<&mut (impl Future<Output = Result<Answer, Failure>> + Send)>,
+    first: Pin<&mut (impl Future<Output = Result<Answered, Failure>> + Send)>,
     others: Vec<Beside>,
 ) -> Raced {
     let beside = others.into_iter().map(|one| (one.lane, Some(one.place)));
@@ -178,7 +179,7 @@ async fn first_good<'a>(
     let mut refused = None;
     let (index, result) = loop {
         match running.next().await {
-            Some(ended @ (_, Ok(Answer::Refused { .. })))
+            Some(ended @ (_, Ok((Answer::Refused { .. }, _))))
                 if rule.fan_out.is_some() && !running.is_empty() =>
             {
                 refused = Some(ended);
@@ -220,17 +221,32 @@ pub(crate) fn enter(job: &Job<'_>, lane: &Lane) -> InFlight {
     )
 }
 
+/// The beginning of an answer, and what it has of budgets.
+pub(crate) type Answered = (Answer, Option<Reservation>);
+
+/// Sends the request, once it has what it may take of its budgets.
 pub(crate) fn attempt<'a>(
     job: &'a Job<'_>,
     rule: &'a Rule,
     choice: &Choice,
-) -> impl Future<Output = Result<Answer, Failure>> + Send + use<'a> {
+) -> impl Future<Output = Result<Answered, Failure>> + Send + use<'a> {
     let endpoint = Arc::clone(&choice.endpoint);
     let candidate = candidate_of(rule, choice);
     async move {
-        match candidate {
-            Some(candidate) => begin(job, rule, candidate, &endpoint).await,
-            None => Err(Failure::Connect),
+        let candidate = candidate.ok_or(Failure::Connect)?;
+        let Some(plan) = &job.plan else {
+            let answer = begin(job, rule, candidate, &endpoint).await?;
+            return Ok((answer, None));
+        };
+        let reserved = Box::pin(reserve(job.worker, plan, candidate)).await;
+        let mut reservation = reserved.map_err(|reject| Failure::Budget(Box::new(reject)))?;
+        reservation.sent();
+        match begin(job, rule, candidate, &endpoint).await {
+            Ok(answer) => Ok((answer, Some(reservation))),
+            Err(failure) => {
+                reservation.failed(&failure);
+                Err(failure)
+            }
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use penstock_core::config::Protocol;
 
+use crate::budgets::reservation::Plan;
 use crate::capability::Needed;
 use crate::choose::Choice;
 use crate::openai::{Api, Call};
@@ -41,11 +42,34 @@ pub(crate) struct Job<'a> {
     pub(crate) key: Option<u64>,
     /// The request in the protocols of backends that do not speak the caller's.
     pub(crate) translated: Translations,
+    /// What it counts in, if it does.
+    pub(crate) plan: Option<Plan>,
     /// Set where it is no call of a model.
     pub(crate) passing: Option<&'a Passing<'a>>,
 }
 
 impl Job<'_> {
+    /// The same request with another body.
+    pub(crate) fn with<'a>(&'a self, rule: &Rule, body: &'a Bytes, call: &'a Call<'a>) -> Job<'a> {
+        let plan = self.plan.as_ref();
+        Job {
+            worker: self.worker,
+            id: self.id.clone(),
+            started: self.started,
+            api: self.api,
+            below: self.below,
+            headers: self.headers,
+            region: self.region,
+            body,
+            call,
+            blocks: wish::blocks(rule, call),
+            key: wish::key(rule, self.headers, call),
+            translated: Translations::default(),
+            plan: plan.map(|plan| plan.with(self.api, call, body)),
+            passing: self.passing,
+        }
+    }
+
     pub(crate) fn wish<'a>(&'a self, now: Instant, unfit: &'a Unfit) -> Wish<'a> {
         Wish {
             now_ms: self.worker.process.ms(now),

@@ -51,9 +51,9 @@ pub(crate) struct Jobs {
 
 impl Jobs {
     /// Jobs in `store`.
-    pub(crate) fn new(store: Option<Store>, metrics: Metrics) -> Self {
+    pub(crate) fn new(store: Option<Arc<Store>>, metrics: Metrics) -> Self {
         Self {
-            store: store.map(Arc::new),
+            store,
             rooms: room::Rooms::default(),
             came: Notify::new(),
             metrics,

@@ -90,7 +90,8 @@ impl Drop for Lead<'_> {
 /// Answers the request together with others, if its rule says so and there are any. `None`: it is to be made alone.
 pub(crate) async fn answer(job: &Job<'_>, record: &mut Record, rule: &Rule) -> Option<Answer> {
     let join = rule.join.as_ref()?;
-    if job.api != Api::Embeddings {
+    // What each takes must be known where budgets count.
+    if job.api != Api::Embeddings || job.plan.is_some() {
         return None;
     }
     let part = Part::of(job.body).filter(|part| part.bytes() <= MAX_BYTES)?;
@@ -211,6 +212,7 @@ async fn lead(
         blocks: Vec::new(),
         key: job.key,
         translated: Translations::default(),
+        plan: None,
         passing: None,
     };
     // As large as the attempts of a request of its own, and rare.

@@ -64,6 +64,7 @@ mod attempt;
 mod begin;
 mod behalf;
 mod body;
+mod budgets;
 mod certificates;
 mod classifier;
 mod decisions;

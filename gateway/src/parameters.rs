@@ -10,7 +10,7 @@ use crate::openai::{Api, CallError};
 use crate::reject::Reject;
 
 /// What a text completion has at most where its request says nothing, by its protocol.
-const COMPLETION_TOKENS: u32 = 16;
+pub const COMPLETION_TOKENS: u32 = 16;
 
 /// The members that may be limited. Two of one name are refused, because parsers disagree on which one counts.
 #[derive(Deserialize)]

@@ -51,6 +51,21 @@ impl Principal {
         self.policies.is_empty() || self.policies.contains(policy)
     }
 
+    /// One that may do everything.
+    #[cfg(test)]
+    pub(crate) fn named(id: Id, team: &str, user: Option<&str>) -> Self {
+        Self {
+            id,
+            team: team.to_owned(),
+            user: user.map(str::to_owned),
+            attributes: BTreeMap::new(),
+            models: Vec::new(),
+            policies: BTreeSet::new(),
+            expires_s: None,
+            is_suspended: false,
+        }
+    }
+
     fn check(&self, now_s: u64) -> Result<(), Reject> {
         if self.is_suspended {
             return Err(Reject::KeySuspended);

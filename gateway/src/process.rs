@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::prefix_affinity::PrefixIndex;
+use crate::budgets::books::Books;
 use crate::classifier::Desk;
 use crate::jobs::Jobs;
 use crate::join::Batches;
@@ -46,6 +47,8 @@ pub(crate) struct Process {
     /// Whom backends are believed to be by.
     trust: Trust,
     pub(crate) jobs: Jobs,
+    /// What this gateway has of budgets.
+    pub(crate) books: Arc<Books>,
     /// Who wants to know what a text is about asks there.
     pub(crate) desk: Desk,
     /// Streams that callers may come back to.
@@ -70,6 +73,7 @@ impl Process {
         metrics: Metrics,
         trust: Trust,
         jobs: Jobs,
+        books: Books,
         streams: Streams,
     ) -> Arc<Self> {
         let via_token = format!(
@@ -86,6 +90,7 @@ impl Process {
             metrics,
             trust,
             jobs,
+            books: Arc::new(books),
             desk: Desk::default(),
             streams: Arc::new(streams),
             draining: AtomicBool::new(false),

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use penstock_core::config::{FanOutMode, Urgency};
 
 use crate::balance::adaptive::Foreseen;
+use crate::budgets::reservation::Reservation;
 use crate::choose::{Pass, Tried};
 use crate::decisions::Decisions;
 use crate::guard::Watch;
@@ -107,6 +108,8 @@ pub(crate) struct Record {
     /// What an earlier attempt took whose answer was gone on with elsewhere; `usage` is the later one's then.
     pub(crate) earlier: Option<Usage>,
     rescued: Option<Rescued>,
+    /// What the last attempt that answered has of budgets.
+    pub(crate) reservation: Option<Reservation>,
 }
 
 impl Record {
@@ -150,6 +153,7 @@ impl Record {
             usage: None,
             earlier: None,
             rescued: None,
+            reservation: None,
         }
     }
 
@@ -372,6 +376,25 @@ impl Record {
         text
     }
 
+    /// The attempt that answers is over: budgets learn what it took.
+    pub(crate) fn settle(&mut self) {
+        let Some(reservation) = self.reservation.take() else {
+            return;
+        };
+        if self.status >= 400 && self.first_token.is_none() {
+            return reservation.refused();
+        }
+        let is_whole = self.outcome == OK || self.outcome == DETACHED;
+        let delivered = match (self.first_token, self.usage) {
+            (_, Some(_)) if is_whole => None,
+            (Some(_), _) => Some(self.tokens),
+            // Its answer is no stream, and came as a whole, or not at all.
+            (None, _) if is_whole => None,
+            (None, _) => Some(0),
+        };
+        reservation.ended(self.usage, delivered);
+    }
+
     /// Tokens that backends counted for it, those of all attempts that gave a part of the answer.
     fn taken(&self) -> Option<Usage> {
         match (self.earlier, self.usage) {
@@ -530,6 +553,7 @@ impl Drop for Record {
             self.outcome = STOPPING;
         }
         self.count(now);
+        self.settle();
         if self.logged {
             self.log(now);
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use penstock_core::config::Unit;
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
@@ -20,6 +21,17 @@ mod shape;
 pub use broken::{Broken, error_event};
 
 const REASON: HeaderName = HeaderName::from_static(REASON_HEADER);
+/// Limit, remaining, reset (<https://platform.openai.com/docs/guides/rate-limits>).
+static RATE_OF_REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+static RATE_OF_TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
 
 /// Why a request is not answered by a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +126,43 @@ pub enum Reject {
     },
     /// The key is not for the rules of the policy that takes the request.
     PolicyNotAllowed,
+    /// A budget has not enough left.
+    BudgetExceeded {
+        /// `TokenBudget/limit`.
+        budget: String,
+        /// What is counted.
+        unit: Unit,
+        /// The most of it.
+        max: u64,
+        /// What is left of that.
+        left: u64,
+        /// When there may be enough, in ms; `None`: not by waiting.
+        retry_ms: Option<u64>,
+        /// How long an answer may be for which there is enough, in tokens.
+        fits_tokens: Option<u32>,
+    },
+    /// A budget must not be exceeded, and the store does not say what is left.
+    BudgetUnavailable {
+        /// See above.
+        budget: String,
+    },
+    /// A budget must not be exceeded, and the store may forget what was spent.
+    BudgetNotDurable {
+        /// See above.
+        budget: String,
+    },
+    /// A budget must not be exceeded, and nothing bounds what the request takes.
+    BudgetUnbounded {
+        /// See above.
+        budget: String,
+        /// What has no bound.
+        why: &'static str,
+    },
+    /// A budget counts money, and the backends that could answer have no price.
+    BudgetUnpriced {
+        /// See above.
+        budget: String,
+    },
     /// The request went through this gateway before.
     LoopDetected,
     /// Too many requests or request bytes at one time.
@@ -229,6 +278,7 @@ impl Reject {
         {
             headers.insert(RETRY_AFTER, value.clone());
         }
+        self.limits(&mut headers);
         if let Self::MethodNotAllowed { allowed } = self {
             headers.insert(http::header::ALLOW, HeaderValue::from_static(allowed));
         }
@@ -238,6 +288,34 @@ impl Reject {
         }
         let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
         (status, headers, body.to_string().into_bytes())
+    }
+}
+
+impl Reject {
+    /// What a limit allows, in the headers by which OpenAI says it.
+    fn limits(&self, headers: &mut HeaderMap) {
+        let Self::BudgetExceeded {
+            unit,
+            max,
+            left,
+            retry_ms,
+            ..
+        } = self
+        else {
+            return;
+        };
+        let names = match unit {
+            Unit::Requests | Unit::Concurrency => &RATE_OF_REQUESTS,
+            Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => &RATE_OF_TOKENS,
+            Unit::MicroUsd => return,
+        };
+        let [limit, remaining, reset] = names;
+        headers.insert(limit, HeaderValue::from(*max));
+        headers.insert(remaining, HeaderValue::from(*left));
+        let seconds = retry_ms.map(|ms| format!("{}s", ms.div_ceil(1000)));
+        if let Some(reset_in) = seconds.and_then(|text| HeaderValue::from_str(&text).ok()) {
+            headers.insert(reset, reset_in);
+        }
     }
 }
 
@@ -274,6 +352,27 @@ mod tests {
                 model: "chat".to_owned(),
             },
             Reject::PolicyNotAllowed,
+            Reject::BudgetExceeded {
+                budget: "search/monthly".to_owned(),
+                unit: Unit::Tokens,
+                max: 1_000,
+                left: 7,
+                retry_ms: Some(1_500),
+                fits_tokens: None,
+            },
+            Reject::BudgetUnavailable {
+                budget: "search/monthly".to_owned(),
+            },
+            Reject::BudgetNotDurable {
+                budget: "search/monthly".to_owned(),
+            },
+            Reject::BudgetUnbounded {
+                budget: "search/monthly".to_owned(),
+                why: "it does not say how long its answer may be",
+            },
+            Reject::BudgetUnpriced {
+                budget: "search/monthly".to_owned(),
+            },
         ]
     }
 

@@ -17,11 +17,12 @@ use http::{HeaderMap, HeaderValue};
 use penstock_core::config::Protocol;
 
 use crate::attempt::{self, Answer, candidate_of};
+use crate::budgets::reservation::Plan;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::decisions::{Made, Purpose};
 use crate::failure::Failure;
 use crate::fallback::Failed;
-use crate::hedge::{self, Lane};
+use crate::hedge::{self, Answered, Lane};
 use crate::job::Job;
 use crate::metrics::Rescued;
 use crate::openai::{Api, Call, Encoding};
@@ -132,8 +133,10 @@ impl Rescue {
         let asked = ready!(Pin::as_mut(asked).poll(cx));
         self.0 = State::Unfit;
         Poll::Ready(match asked.result {
-            Ok(Answer::Stream { begun, .. }) if begun.events.is_some() => {
+            Ok((Answer::Stream { begun, .. }, reservation)) if begun.events.is_some() => {
                 record.rescued(Rescued::Joined);
+                record.settle();
+                record.reservation = reservation;
                 record.usage = None;
                 self.0 = State::Joined(asked.joint);
                 Some(begun)
@@ -162,6 +165,8 @@ struct Kept {
     body: Bytes,
     /// About how many its prompt has.
     prompt_tokens: u32,
+    /// What it counts in, if it does.
+    plan: Option<Plan>,
 }
 
 impl Kept {
@@ -180,6 +185,10 @@ impl Kept {
             blocks: wish::blocks(rule, call),
             key: wish::key(rule, &self.headers, call),
             translated: Translations::default(),
+            plan: self
+                .plan
+                .as_ref()
+                .map(|plan| plan.with(self.api, call, body)),
             passing: None,
         }
     }
@@ -214,6 +223,7 @@ impl Watching {
                 region: job.region.map(str::to_owned),
                 body: job.body.clone(),
                 prompt_tokens: job.prompt_tokens(),
+                plan: job.plan.clone(),
             },
             delivered: Delivered::default(),
             lease: None,
@@ -365,16 +375,16 @@ struct Asked {
     rule: Arc<Rule>,
     lane: Lane,
     joint: Joint,
-    result: Result<Answer, Failure>,
+    result: Result<Answered, Failure>,
 }
 
 /// Sends the request that goes on, and reads until its answer has begun.
-async fn ask(kept: &Kept, rule: &Rule, lane: &Lane, body: &Bytes) -> Result<Answer, Failure> {
+async fn ask(kept: &Kept, rule: &Rule, lane: &Lane, body: &Bytes) -> Result<Answered, Failure> {
     // It was read before.
     let call = Call::parse(body).map_err(|_| Failure::Broken)?;
     let job = kept.job(rule, body, &call);
     let result = hedge::attempt(&job, rule, &lane.choice).await;
-    if let Ok(answer) = &result {
+    if let Ok((answer, _)) = &result {
         outcome::answered(&job, rule, lane, answer);
     }
     result

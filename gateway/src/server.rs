@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use penstock_core::config::Enforcement;
 use penstock_core::ids::BackendId;
 use penstock_shell::admin::{self, Readiness};
 use prometheus_client::registry::Registry;
@@ -15,6 +16,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::budgets;
+use crate::budgets::books::Books;
 use crate::certificates::Certificates;
 use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
@@ -79,10 +82,12 @@ pub async fn run(
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
-    let store = open_store(&settings)?;
+    let store = open_store(&settings)?.map(Arc::new);
+    let budgets = budgets::metrics::Metrics::register(&mut registry);
+    let books = Books::new(store.clone(), &settings.replica, budgets);
     let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
     let streams = Streams::register(&mut registry);
-    let process = Process::new(settings, metrics, trust, jobs, streams);
+    let process = Process::new(settings, metrics, trust, jobs, books, streams);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),
@@ -110,20 +115,7 @@ pub async fn run(
         readiness.clone(),
         shutdown.clone(),
     ));
-    tasks.spawn({
-        let process = Arc::clone(&process);
-        async move {
-            scrape::run(process).await;
-            Ok(())
-        }
-    });
-    tasks.spawn({
-        let process = Arc::clone(&process);
-        async move {
-            probe::run(process).await;
-            Ok(())
-        }
-    });
+    look_around(&process, &mut tasks);
     let accepting = CancellationToken::new();
     let (http, https) = (listeners.http, listeners.https);
     open(&process, http, https, handed, &accepting, &mut tasks);
@@ -144,7 +136,33 @@ pub async fn run(
     stopped.cancel();
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
+    process.books.close().await;
     failed.map_or(Ok(()), Err)
+}
+
+/// What goes on beside requests.
+fn look_around(process: &Arc<Process>, tasks: &mut JoinSet<Result<(), Error>>) {
+    tasks.spawn({
+        let process = Arc::clone(process);
+        async move {
+            scrape::run(process).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let process = Arc::clone(process);
+        async move {
+            probe::run(process).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let books = Arc::clone(&process.books);
+        async move {
+            books.run().await;
+            Ok(())
+        }
+    });
 }
 
 fn open_store(settings: &Settings) -> Result<Option<Store>, Error> {
@@ -338,6 +356,7 @@ async fn follow(
 ) -> Result<(), Error> {
     let mut open = (true, true, true);
     let mut stopping = false;
+    let mut durability = process.books.durability();
     loop {
         apply(&process, &mut sources);
         // Endpoints still come and go while requests finish; only readiness stays off.
@@ -347,6 +366,7 @@ async fn follow(
             changed = sources.config.changed(), if open.0 => open.0 = changed.is_ok(),
             changed = sources.endpoints.changed(), if open.1 => open.1 = changed.is_ok(),
             changed = sources.credentials.changed(), if open.2 => open.2 = changed.is_ok(),
+            Ok(()) = durability.changed() => {}
             () = shutdown.cancelled(), if !stopping => stopping = true,
             else => std::future::pending().await,
         }
@@ -370,7 +390,7 @@ fn apply(process: &Process, sources: &mut Sources) {
             }
         },
     };
-    let next = Snapshot::build(
+    let mut next = Snapshot::build(
         config,
         digest,
         &endpoints,
@@ -378,6 +398,13 @@ fn apply(process: &Process, sources: &mut Sources) {
         previous.as_deref(),
         process.parts(),
     );
+    let (has_store, is_durable) = (process.jobs.has_store(), process.books.is_durable());
+    let budgets = next.config.budgets.iter().filter(|(_, budget)| {
+        // Without a store nobody knows what others spent, nor what was before a restart.
+        !has_store || !is_durable && budget.enforcement == Enforcement::Hard
+    });
+    let rejected: Vec<String> = budgets.map(|(id, _)| format!("TokenBudget/{id}")).collect();
+    next.rejected.extend(rejected);
     let next = Arc::new(next);
     tell_unsecured(process, &next, previous.as_deref());
     resume::tell_unkept(process, &next, previous.as_deref());
@@ -392,6 +419,7 @@ fn apply(process: &Process, sources: &mut Sources) {
             .ledger
             .retain(|id| next.config.backends.contains_key(id));
         process.metrics.retain(&next.known());
+        process.books.metrics.keep(&next.budgets);
         tracing::info!(
             config.digest = %next.digest,
             rules = next.config.rules.len(),

@@ -14,6 +14,7 @@ use penstock_core::config::{CallerCredentials, Repeat};
 use crate::answers;
 use crate::attempt::{self, Answer};
 use crate::body::{self, Source};
+use crate::budgets::reservation::Plan;
 use crate::conditions::Asked;
 use crate::failure::Failure;
 use crate::guard::Watch;
@@ -98,9 +99,16 @@ pub(crate) async fn serve(
         blocks: Vec::new(),
         key: wish::key(&rule, &head.headers, &Call::NONE),
         translated: Translations::default(),
+        plan: plan(process, &record.who),
         passing: Some(&passing),
     };
     attempt::run(&job, record).await
+}
+
+/// What a request counts in that is no call of a model.
+fn plan(process: &Process, who: &Who) -> Option<Plan> {
+    let snapshot = process.snapshot.load();
+    Plan::of_passing(&snapshot.as_ref()?.budgets, who.principal())
 }
 
 /// The rule that takes a request which is no call of a model.

@@ -23,6 +23,7 @@ use penstock_core::ids::{BackendId, Id};
 use crate::balance::adaptive::Adaptive;
 use crate::balance::peak_ewma::PeakEwma;
 use crate::balance::prefix_affinity::{Owner, PrefixIndex};
+use crate::budgets::Budgets;
 use crate::cache::exact::ExactCache;
 use crate::conditions::{Asked, Conditions, Held};
 use crate::engine_load::EngineLoad;
@@ -90,6 +91,8 @@ pub struct Snapshot {
     pub models: Models,
     /// Who may call; `None`: anybody.
     pub principals: Option<Principals>,
+    /// How much callers may take.
+    pub(crate) budgets: Budgets,
     rules: Vec<Arc<Rule>>,
     /// Model → rules with that exact name, in order.
     exact: ExactRules,
@@ -696,6 +699,7 @@ pub(crate) mod tests {
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
             callers: None,
+            budgets: BTreeMap::new(),
             rules,
         }
     }

@@ -177,6 +177,11 @@ impl Store {
         either!(self, store => store.get(key).await)
     }
 
+    /// Reads a value, and what the store's clock says, in Unix ms.
+    pub async fn get_at(&self, key: &Key) -> Result<(Option<Versioned>, u64), Error> {
+        either!(self, store => store.get_at(key).await)
+    }
+
     /// Writes a value that is forgotten after `ttl`; returns its new version, or `None` if `expect` does not hold.
     pub async fn put(
         &self,

@@ -16,7 +16,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::events::{Events, Passed};
 use crate::heartbeat::Beating;
-use crate::meter::{Cut, Meter};
+use crate::meter::{Cut, Meter, Usage};
 use crate::openai::{Api, DONE, Wire};
 use crate::outbound;
 use crate::principal::Who;
@@ -202,9 +202,10 @@ impl Fill {
         }
     }
 
-    fn store(self, now_ms: u64) {
+    fn store(self, usage: Option<Usage>, now_ms: u64) {
         if !self.too_large {
             let entry = Entry {
+                usage,
                 body: Bytes::from(self.bytes),
                 ..self.entry
             };
@@ -560,7 +561,7 @@ impl Stream {
         }
         self.record.completed(self.events.is_some(), now);
         if let Some(fill) = self.fill.take() {
-            fill.store(self.worker.process.ms(now));
+            fill.store(self.record.usage, self.worker.process.ms(now));
         }
         self.end(OK);
     }

@@ -12,6 +12,7 @@ use penstock_core::ids::BackendId;
 use sha2::{Digest as _, Sha256};
 
 use super::canonical::canonical;
+use crate::meter::Usage;
 
 /// Larger requests are not looked up: hashing them costs more than it brings, and they hardly repeat.
 pub const MAX_KEYED_BYTES: usize = 1 << 20;
@@ -50,6 +51,8 @@ pub struct Entry {
     pub maker: Maker,
     /// Headers that belong to the body.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What it took then, if its backend counted.
+    pub usage: Option<Usage>,
     /// The bytes as they came.
     pub body: Bytes,
 }
@@ -171,6 +174,7 @@ mod tests {
             backend: BackendId::new("a", "b"),
             maker: [1; 32],
             headers: Vec::new(),
+            usage: None,
             body: Bytes::from(vec![b'x'; size]),
         }
     }

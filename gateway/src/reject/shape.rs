@@ -1,5 +1,7 @@
 //! What callers see of each reason: one table. Pure.
 
+use penstock_core::config::Unit;
+
 use super::Reject;
 use crate::openai::MAX_DEPTH;
 
@@ -21,6 +23,18 @@ pub(super) const SERVER: &str = "server_error";
 const LIMIT: &str = "rate_limit_error";
 const AUTHENTICATION: &str = "authentication_error";
 const PERMISSION: &str = "permission_error";
+
+/// What callers call a unit.
+fn counted(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Requests => "requests",
+        Unit::Tokens => "tokens",
+        Unit::InputTokens => "tokens of prompts",
+        Unit::OutputTokens => "tokens of answers",
+        Unit::MicroUsd => "micro-USD",
+        Unit::Concurrency => "requests at one time",
+    }
+}
 
 /// What callers see of a name that they sent.
 fn shown(model: &str) -> String {
@@ -219,6 +233,59 @@ impl Reject {
                 "policy_not_allowed",
                 PERMISSION,
                 "This key is not for what would answer this request.",
+            ),
+            Self::BudgetExceeded {
+                budget,
+                unit,
+                max,
+                left,
+                retry_ms,
+                ..
+            } => Shape {
+                retry_after_s: retry_ms
+                    .map(|ms| u32::try_from(ms.div_ceil(1000).max(1)).unwrap_or(u32::MAX)),
+                ..shape(
+                    429,
+                    "budget_exceeded",
+                    LIMIT,
+                    &format!(
+                        "The budget '{budget}' has {left} of {max} {} left, and this request may take more.",
+                        counted(*unit)
+                    ),
+                )
+            },
+            Self::BudgetUnavailable { budget } => Shape {
+                retry_after_s: Some(1),
+                ..shape(
+                    503,
+                    "budget_unavailable",
+                    SERVER,
+                    &format!("What the budget '{budget}' has left cannot be told now."),
+                )
+            },
+            Self::BudgetNotDurable { budget } => shape(
+                503,
+                "budget_not_durable",
+                SERVER,
+                &format!(
+                    "The budget '{budget}' is hard, and the gateway's store may forget what was spent: it must write a log to its disk."
+                ),
+            ),
+            Self::BudgetUnbounded { budget, why } => shape(
+                400,
+                "budget_unbounded",
+                INVALID,
+                &format!(
+                    "The budget '{budget}' is hard, and nothing bounds what this request takes: {why}."
+                ),
+            ),
+            Self::BudgetUnpriced { budget } => shape(
+                403,
+                "budget_unpriced",
+                PERMISSION,
+                &format!(
+                    "The budget '{budget}' counts money, and no backend for this request has a price."
+                ),
             ),
             Self::LoopDetected => shape(
                 508,

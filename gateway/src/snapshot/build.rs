@@ -20,6 +20,7 @@ use super::{
     Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
     Model, Parts, Rule, Snapshot, Tier, Version, tier,
 };
+use crate::budgets::Budgets;
 use crate::cache::exact::{ExactCache, Maker};
 use crate::conditions::Conditions;
 use crate::models::Models;
@@ -96,12 +97,14 @@ impl Snapshot {
         let models = Models::new(&config);
         let callers = config.callers.as_ref();
         let principals = callers.map(|callers| Principals::new(callers, credentials));
+        let budgets = Budgets::new(&config.budgets);
         Self {
             config,
             digest,
             rejected,
             models,
             principals,
+            budgets,
             rules,
             exact,
             prefixes,

@@ -127,6 +127,11 @@ impl Embedded {
             .await
     }
 
+    pub(super) async fn get_at(&self, key: &Key) -> Result<(Option<Versioned>, u64), Error> {
+        let value = self.get(key).await?;
+        Ok((value, penstock_shell::clock::unix_ms()))
+    }
+
     pub(super) async fn put(
         &self,
         key: &Key,

@@ -141,6 +141,20 @@ impl Redis {
         }))
     }
 
+    pub(super) async fn get_at(&self, key: &Key) -> Result<(Option<Versioned>, u64), Error> {
+        type Found = (Option<u64>, Option<Vec<u8>>);
+        let mut pipeline = redis::pipe();
+        let read = pipeline.cmd("HMGET").arg(self.key(key));
+        read.arg("version").arg("value").cmd("TIME");
+        let ((version, value), (s, us)): (Found, (u64, u64)) =
+            self.connection.ask(Ask::Pipeline(&pipeline)).await?;
+        let found = version.zip(value).map(|(version, value)| Versioned {
+            version,
+            value: Bytes::from(value),
+        });
+        Ok((found, s * 1_000 + us / 1_000))
+    }
+
     pub(super) async fn put(
         &self,
         key: &Key,

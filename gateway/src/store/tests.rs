@@ -53,6 +53,18 @@ async fn values_have_versions(store: &Store) {
         .unwrap();
     assert_eq!(stale, None, "another one wrote in between");
     assert_eq!(store.get(&key).await.unwrap().unwrap().value, "b\0\u{ff}");
+    let (found, at_ms) = store.get_at(&key).await.unwrap();
+    assert_eq!(found, store.get(&key).await.unwrap());
+    assert!(at_ms.abs_diff(penstock_shell::clock::unix_ms()) < 60_000);
+    let new = Key::new("job-2", "state");
+    let put = async |value| {
+        store
+            .put(&new, bytes(value), Expect::Version(0), HOUR)
+            .await
+    };
+    assert!(put("a").await.unwrap().is_some(), "it is not there");
+    assert_eq!(put("b").await.unwrap(), None, "it is");
+    store.remove("job-2", &["state"]).await.unwrap();
     let large = Bytes::from(vec![0; MAX_VALUE_BYTES + 1]);
     let refused = store.put(&key, large, Expect::Any, HOUR).await;
     assert!(matches!(refused, Err(Error::TooLarge)));

@@ -4,6 +4,7 @@
 mod answers;
 mod balance;
 mod batches;
+mod budgets;
 mod buffered;
 mod cache;
 mod callers_tls;

@@ -76,6 +76,7 @@ impl Plan {
             prompts: BTreeMap::new(),
             tasks: BTreeMap::new(),
             callers: None,
+            budgets: BTreeMap::new(),
             rules: vec![rule],
         };
         Self {

@@ -1,0 +1,373 @@
+//! How much an answer may take at most: that is what a hard limit reserves. Pure.
+//!
+//! A token of a prompt is at least one byte of it (byte-level BPE, and every other tokenizer of today's models), and
+//! what templates put around messages is less than their names in JSON.
+
+use bytes::Bytes;
+use penstock_core::config::{Bounds, OnExceed, Parameters};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::value::RawValue;
+
+use super::Took;
+use crate::edits::{Edits, given};
+use crate::openai::{Api, Call, Encoding};
+use crate::parameters;
+use crate::reject::Reject;
+use crate::wish;
+
+/// What templates put before a conversation: today's date, what the model is called. The longest that we know, of
+/// gpt-oss, has about 90 tokens.
+const TEMPLATE_TOKENS: u64 = 256;
+/// What a picture, a sound or a file may have where its bytes do not tell. Qwen2.5-VL has up to 16,384 for a picture;
+/// OpenAI and Anthropic less than 2,000.
+const MEDIA_TOKENS: u64 = 16_384;
+/// What parts of a message say that are no text.
+const MEDIA: [&[u8]; 10] = [
+    b"\"image_url\"",
+    b"\"input_image\"",
+    b"\"image\"",
+    b"\"input_audio\"",
+    b"\"audio_url\"",
+    b"\"video_url\"",
+    b"\"input_file\"",
+    b"\"file\"",
+    b"\"document\"",
+    b"\"file_id\"",
+];
+/// Shorter answers are not worth being sent for.
+pub(crate) const LEAST_OUTPUT_TOKENS: u32 = 16;
+
+/// How much a request may take, and is likely to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) most: Took,
+    pub(crate) likely: Took,
+    /// Answers to it, each as long as it may be.
+    pub(crate) answers: u64,
+}
+
+/// Why nothing can be said of how much a request may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Unbounded(pub(crate) &'static str);
+
+#[derive(Deserialize)]
+struct View<'a> {
+    #[serde(borrow, default, deserialize_with = "given")]
+    max_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    max_completion_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    max_output_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    n: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    best_of: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    previous_response_id: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    conversation: Option<&'a RawValue>,
+    /// What `documents` or `text_2` are compared with.
+    #[serde(borrow, default, deserialize_with = "given")]
+    query: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    text_1: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    documents: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    text_2: Option<&'a RawValue>,
+}
+
+/// Whether its answer is a text that can be told how long it may be.
+fn makes_text(api: Api) -> bool {
+    matches!(
+        api,
+        Api::Chat | Api::Completions | Api::Responses | Api::Messages
+    )
+}
+
+/// A body that is not as it was, and which members are not.
+pub(crate) type Edited = (Bytes, Vec<String>);
+
+/// Gives a request that does not bound its answer a bound of `most` tokens; `None` where it has one.
+pub(crate) fn fill(
+    api: Api,
+    call: &Call<'_>,
+    body: &[u8],
+    most: u32,
+) -> Result<Option<Edited>, Reject> {
+    if !makes_text(api) || call.encoding != Encoding::Json || call.max_tokens.is_some() {
+        return Ok(None);
+    }
+    // What completions have that say nothing is their protocol's.
+    let default = if api == Api::Completions {
+        most.min(parameters::COMPLETION_TOKENS)
+    } else {
+        most
+    };
+    let bounds = Bounds {
+        default: Some(default),
+        ..Bounds::default()
+    };
+    edited(api, body, bounds)
+}
+
+/// The request with an answer of `most` tokens at most.
+pub(crate) fn shorten(api: Api, body: &[u8], most: u32) -> Result<Option<Edited>, Reject> {
+    let bounds = Bounds {
+        max: Some(most),
+        default: Some(most),
+        ..Bounds::default()
+    };
+    edited(api, body, bounds)
+}
+
+fn edited(api: Api, body: &[u8], bounds: Bounds) -> Result<Option<Edited>, Reject> {
+    let parameters = Parameters {
+        max_output_tokens: bounds,
+        on_exceed: OnExceed::Clamp,
+        ..Parameters::default()
+    };
+    let (mut edits, mut changed) = (Edits::default(), Vec::new());
+    parameters::limit(api, &parameters, body, &mut edits, &mut changed)?;
+    Ok((!edits.is_empty()).then(|| (edits.apply(body), changed)))
+}
+
+/// How much `call`, whose text is `body`, may take.
+pub(crate) fn of(api: Api, call: &Call<'_>, body: &[u8]) -> Result<Bound, Unbounded> {
+    let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
+    let likely = u64::from(call.prompt_tokens());
+    if matches!(api, Api::CountTokens) {
+        return Ok(without_answer(0, 0));
+    }
+    if call.encoding == Encoding::Form || matches!(api, Api::Speech | Api::Http) {
+        return Err(Unbounded("what this call makes has no bound in tokens"));
+    }
+    let view: View<'_> =
+        serde_json::from_slice(body).map_err(|_| Unbounded("its body cannot be read"))?;
+    match api {
+        Api::Embeddings => Ok(without_answer(bytes, likely)),
+        Api::Rerank | Api::Score => {
+            let compared = pairs(&view);
+            Ok(without_answer(bytes.saturating_add(compared), likely))
+        }
+        _ if makes_text(api) => text(api, call, &view, bytes, likely),
+        _ => Err(Unbounded("what this call makes has no bound in tokens")),
+    }
+}
+
+fn without_answer(most: u64, likely: u64) -> Bound {
+    let input = |input| Took {
+        input,
+        ..Took::default()
+    };
+    Bound {
+        most: input(most),
+        likely: input(likely),
+        answers: 1,
+    }
+}
+
+/// What is compared with each of several texts is read with each of them.
+fn pairs(view: &View<'_>) -> u64 {
+    let length = |raw: Option<&RawValue>| {
+        u64::try_from(raw.map_or(0, |raw| raw.get().len())).unwrap_or(u64::MAX)
+    };
+    let one = length(view.query).max(length(view.text_1));
+    let others = items(view.documents).max(items(view.text_2));
+    one.saturating_mul(others)
+        .saturating_add(TEMPLATE_TOKENS.saturating_mul(others))
+}
+
+/// How many a list has; one for what is no list.
+fn items(raw: Option<&RawValue>) -> u64 {
+    let list = raw.and_then(|raw| serde_json::from_str::<Vec<IgnoredAny>>(raw.get()).ok());
+    list.map_or(1, |list| u64::try_from(list.len()).unwrap_or(u64::MAX))
+}
+
+fn text(
+    api: Api,
+    call: &Call<'_>,
+    view: &View<'_>,
+    bytes: u64,
+    likely: u64,
+) -> Result<Bound, Unbounded> {
+    let is_said = |raw: Option<&RawValue>| raw.is_some_and(|raw| raw.get() != "null");
+    if is_said(view.previous_response_id) || is_said(view.conversation) {
+        return Err(Unbounded(
+            "it goes on with what its backend keeps, which is not known here",
+        ));
+    }
+    let said = [
+        view.max_completion_tokens,
+        view.max_output_tokens,
+        view.max_tokens,
+    ];
+    // Backends may take either of two.
+    let said = said.into_iter().flatten().filter(|raw| raw.get() != "null");
+    let mut longest = None;
+    for raw in said {
+        let value: Result<u64, _> = raw.get().parse();
+        let value = value.map_err(|_| Unbounded("its limit of tokens is not a whole number"))?;
+        longest = Some(longest.unwrap_or(0).max(value));
+    }
+    let output = longest.ok_or(Unbounded("it does not say how long its answer may be"))?;
+    let several = |raw: Option<&RawValue>| {
+        let raw = raw.filter(|raw| raw.get() != "null");
+        raw.map_or(Ok(1), |raw| raw.get().parse::<u64>())
+            .map_err(|_| Unbounded("'n' or 'best_of' is not a whole number"))
+    };
+    let mut answers = several(view.n)?.max(several(view.best_of)?).max(1);
+    if api == Api::Completions {
+        answers = answers.saturating_mul(prompts(call.prompt));
+    }
+    let media = u64::try_from(media(call.prompt)).unwrap_or(u64::MAX);
+    let input = bytes
+        .saturating_add(TEMPLATE_TOKENS)
+        .saturating_add(media.saturating_mul(MEDIA_TOKENS));
+    Ok(Bound {
+        most: Took {
+            input,
+            cached: 0,
+            output: output.saturating_mul(answers),
+        },
+        likely: Took {
+            input: likely,
+            cached: 0,
+            output: u64::from(wish::answer_tokens(call)).saturating_mul(answers),
+        },
+        answers,
+    })
+}
+
+/// A list of texts, or of lists of tokens, is a prompt each; a list of tokens is one.
+fn prompts(prompt: &[u8]) -> u64 {
+    let list: Result<Vec<&RawValue>, _> = serde_json::from_slice(prompt);
+    let Ok(list) = list else { return 1 };
+    let is_prompt = |raw: &&RawValue| raw.get().starts_with(['"', '[', '{']);
+    let several = list.into_iter().filter(is_prompt).count();
+    u64::try_from(several).unwrap_or(u64::MAX).max(1)
+}
+
+fn media(prompt: &[u8]) -> usize {
+    let kinds = MEDIA.iter();
+    kinds
+        .map(|kind| memchr::memmem::find_iter(prompt, kind).count())
+        .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(api: Api, body: &str) -> Result<Bound, Unbounded> {
+        of(api, &Call::parse(body.as_bytes()).unwrap(), body.as_bytes())
+    }
+
+    fn output(api: Api, body: &str) -> u64 {
+        bound(api, body).unwrap().most.output
+    }
+
+    #[test]
+    fn an_answer_is_as_long_as_any_of_its_bounds_lets_it_be() {
+        for (api, body, tokens) in [
+            (Api::Chat, r#"{"model":"m","max_tokens":7}"#, 7),
+            (
+                Api::Chat,
+                r#"{"model":"m","max_tokens":7,"max_completion_tokens":9}"#,
+                9,
+            ),
+            (Api::Chat, r#"{"model":"m","max_tokens":7,"n":3}"#, 21),
+            (Api::Responses, r#"{"model":"m","max_output_tokens":7}"#, 7),
+            (Api::Messages, r#"{"model":"m","max_tokens":7}"#, 7),
+            (
+                Api::Completions,
+                r#"{"model":"m","max_tokens":7,"n":2,"best_of":3}"#,
+                21,
+            ),
+            (
+                Api::Completions,
+                r#"{"model":"m","max_tokens":7,"prompt":["a","b"],"n":2}"#,
+                28,
+            ),
+            (
+                Api::Completions,
+                r#"{"model":"m","max_tokens":7,"prompt":[1,2,3]}"#,
+                7,
+            ),
+            (
+                Api::Completions,
+                r#"{"model":"m","max_tokens":7,"prompt":[[1,2],[3]]}"#,
+                14,
+            ),
+            (Api::Embeddings, r#"{"model":"m","input":"text"}"#, 0),
+            (Api::CountTokens, r#"{"model":"m","messages":[]}"#, 0),
+        ] {
+            assert_eq!(output(api, body), tokens, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_bound_is_told() {
+        for (api, body) in [
+            (Api::Chat, r#"{"model":"m"}"#),
+            (Api::Chat, r#"{"model":"m","max_tokens":null}"#),
+            (Api::Chat, r#"{"model":"m","max_tokens":-1}"#),
+            (Api::Chat, r#"{"model":"m","max_tokens":"7"}"#),
+            (Api::Chat, r#"{"model":"m","max_tokens":7,"n":1.5}"#),
+            (
+                Api::Responses,
+                r#"{"model":"m","max_output_tokens":7,"previous_response_id":"r"}"#,
+            ),
+            (Api::Speech, r#"{"model":"m","input":"x"}"#),
+            (Api::ImageGeneration, r#"{"model":"m","prompt":"x"}"#),
+        ] {
+            assert!(bound(api, body).is_err(), "{body}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_has_no_more_tokens_than_bytes_unless_it_shows_something() {
+        let body = r#"{"model":"m","max_tokens":7,"messages":[{"role":"user","content":"Hello"}]}"#;
+        let plain = bound(Api::Chat, body).unwrap();
+        assert_eq!(plain.most.input, body.len() as u64 + TEMPLATE_TOKENS);
+        assert!(plain.likely.input < plain.most.input);
+        let shows = r#"{"model":"m","max_tokens":7,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#;
+        assert!(bound(Api::Chat, shows).unwrap().most.input > MEDIA_TOKENS);
+        // The query is read with each document.
+        let query = "q".repeat(100);
+        let body = format!(r#"{{"model":"m","query":"{query}","documents":["a","b","c"]}}"#);
+        assert!(bound(Api::Rerank, &body).unwrap().most.input > 300);
+    }
+
+    #[test]
+    fn an_answer_without_a_bound_gets_one() {
+        let filled = |api, body: &str| {
+            let call = Call::parse(body.as_bytes()).unwrap();
+            let filled = fill(api, &call, body.as_bytes(), 100).unwrap();
+            filled.map(|(body, _)| String::from_utf8(body.to_vec()).unwrap())
+        };
+        for (api, member, tokens) in [
+            (Api::Chat, "max_completion_tokens", 100),
+            (Api::Responses, "max_output_tokens", 100),
+            (Api::Messages, "max_tokens", 100),
+            (Api::Completions, "max_tokens", 16),
+        ] {
+            let body = filled(api, r#"{"model":"m"}"#).unwrap();
+            assert_eq!(body, format!(r#"{{"{member}":{tokens},"model":"m"}}"#));
+            assert_eq!(output(api, &body), tokens);
+        }
+        assert_eq!(filled(Api::Chat, r#"{"model":"m","max_tokens":7}"#), None);
+        assert_eq!(filled(Api::Embeddings, r#"{"model":"m"}"#), None);
+    }
+
+    #[test]
+    fn an_answer_can_be_made_shorter() {
+        let body = br#"{"model":"m","max_tokens":700,"max_completion_tokens":20}"#;
+        let (shorter, changed) = shorten(Api::Chat, body, 50).unwrap().unwrap();
+        assert_eq!(changed, ["max_tokens"]);
+        let expected = br#"{"model":"m","max_tokens":50,"max_completion_tokens":20}"#;
+        assert_eq!(&shorter[..], expected);
+        assert_eq!(shorten(Api::Chat, &shorter, 50).unwrap(), None);
+    }
+}
