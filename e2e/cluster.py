@@ -33,6 +33,7 @@ class Cluster:
 
     def __init__(self):
         self.kind = os.environ.get("PENSTOCK_KIND")
+        self.store = os.environ.get("PENSTOCK_STORE", "")
         repository, _, tag = os.environ["PENSTOCK_IMAGE"].rpartition(":")
         self.image = {"repository": repository, "tag": tag}
 
@@ -45,6 +46,7 @@ class Cluster:
             "--set", f"image.repository={self.image['repository']}",
             "--set-string", f"image.tag={self.image['tag']}",
             "--set", f"image.pullPolicy={policy}",
+            "--set", f"gateway.store.url={self.store}",
             timeout_s=240,
         )  # fmt: skip
         # Helm leaves CRDs alone once they are there: a changed one is applied by hand.

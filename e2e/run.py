@@ -11,7 +11,7 @@ import traceback
 from client import Failed
 from cluster import Cluster, Skipped
 
-DEFAULT = ["walk", "scale", "foreign", "failover", "keys", "absence", "bad_input"]
+DEFAULT = ["walk", "scale", "foreign", "failover", "keys", "budget", "absence", "bad_input"]
 PROOFS = ["at_rest", "real_engine", "rolling_restart"]
 
 

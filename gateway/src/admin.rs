@@ -72,7 +72,7 @@ async fn budgets(State(process): State<Arc<Process>>) -> Response {
     let mut standings = process.books.standings();
     standings.sort_by_key(|standing| std::cmp::Reverse(standing.used_permille()));
     standings.truncate(MAX_STANDINGS);
-    let standings: Vec<_> = standings.iter().map(Standing::told).collect();
+    let standings: Vec<_> = standings.iter().map(Standing::report).collect();
     let body = json!({ "data": standings });
     (
         [(header::CONTENT_TYPE, "application/json")],

@@ -36,6 +36,8 @@ use crate::worker::{self, Arrival, Signals};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Callers who come before the first config wait for it, for so long: a gateway that starts again has it in an instant.
 const FIRST_CONFIG: Duration = Duration::from_secs(2);
+/// Between two reports of how limits stand, which become a write of each replica and one of the operator.
+const REPORT_EVERY: Duration = Duration::from_mins(1);
 /// After an accept that failed, for instance for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -357,8 +359,12 @@ async fn follow(
     let mut open = (true, true, true);
     let mut stopping = false;
     let mut durability = process.books.durability();
+    let mut reports = tokio::time::interval(REPORT_EVERY);
+    let mut is_new = true;
     loop {
-        apply(&process, &mut sources);
+        if std::mem::replace(&mut is_new, true) {
+            apply(&process, &mut sources);
+        }
         // Endpoints still come and go while requests finish; only readiness stays off.
         readiness.set(!stopping && process.snapshot.load().is_some());
         // A source that is gone leaves what it said last.
@@ -367,6 +373,10 @@ async fn follow(
             changed = sources.endpoints.changed(), if open.1 => open.1 = changed.is_ok(),
             changed = sources.credentials.changed(), if open.2 => open.2 = changed.is_ok(),
             Ok(()) = durability.changed() => {}
+            _ = reports.tick() => {
+                report(&process, &sources);
+                is_new = false;
+            }
             () = shutdown.cancelled(), if !stopping => stopping = true,
             else => std::future::pending().await,
         }
@@ -427,13 +437,26 @@ fn apply(process: &Process, sources: &mut Sources) {
             "config applied"
         );
     }
-    let applied = Applied {
-        digest: next.digest.clone(),
-        rejected: next.rejected.clone(),
-    };
     sources.applied.send_if_modified(|before| {
+        let limits = before.as_ref().map(|before| before.limits.clone());
+        let applied = Applied {
+            digest: next.digest.clone(),
+            rejected: next.rejected.clone(),
+            limits: limits.unwrap_or_default(),
+        };
         let changed = before.as_ref() != Some(&applied);
         *before = Some(applied);
+        changed
+    });
+}
+
+/// Says how limits stand.
+fn report(process: &Process, sources: &Sources) {
+    let limits = process.books.report();
+    sources.applied.send_if_modified(|applied| {
+        let Some(applied) = applied else { return false };
+        let changed = applied.limits != limits;
+        applied.limits = limits;
         changed
     });
 }

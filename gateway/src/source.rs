@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use penstock_core::acks::LimitStand;
 use penstock_core::config::{GatewayConfig, sha256_hex};
 use penstock_core::endpoints::Endpoints;
 use tokio::sync::watch;
@@ -75,6 +76,8 @@ pub struct Applied {
     pub digest: String,
     /// Objects (`kind/namespace/name`) that are served in an older form, or not at all.
     pub rejected: Vec<String>,
+    /// How limits stand that callers asked for.
+    pub limits: Vec<LimitStand>,
 }
 
 /// The gateway's end.

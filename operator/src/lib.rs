@@ -10,6 +10,7 @@ pub mod run;
 mod acks;
 mod apply;
 mod autoscaler;
+mod budgets;
 mod compare;
 mod conditions;
 mod events;

@@ -178,6 +178,7 @@ mod tests {
             digest: digest.into(),
             process_start,
             rejected: Vec::new(),
+            limits: Vec::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! (IO) Writes conditions, and only those that changed. The API server is asked as field manager `penstock-status`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -8,7 +9,6 @@ use kube::api::{Patch, PatchParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
 use penstock_core::ids::Id;
-use penstock_crds::condition::Condition;
 use penstock_crds::{
     Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey,
 };
@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::apply::{WriteError, Writer, within_deadline};
+use crate::budgets;
 use crate::conditions::{conditions, differ};
 use crate::events::Events;
 use crate::findings::Found;
@@ -25,6 +26,8 @@ use crate::world::{Readable, lock, put_own};
 
 /// Field manager of conditions.
 const STATUS: &str = "penstock-status";
+/// Between two writes of how limits stand.
+const LIMITS_EVERY: Duration = Duration::from_secs(55);
 /// Unreadable objects that are remembered as reported; beyond that each is reported once more.
 const MAX_REPORTED: usize = 1024;
 
@@ -50,10 +53,16 @@ impl Writer {
             if unreadable && self.was_reported(found) {
                 continue;
             }
-            if !differ(previous, &wanted) {
+            let limits = budgets::limits_of(observed, &found.object);
+            let is_same = !differ(previous, &wanted);
+            if is_same && !limits.as_ref().is_some_and(|_| self.may_tell(found)) {
                 continue;
             }
-            match self.patch_conditions(&found.object, &wanted).await {
+            let mut status = json!({ "conditions": wanted });
+            if let Some(limits) = limits.or_else(|| budgets::told(observed, &found.object)) {
+                status["limits"] = json!(limits);
+            }
+            match self.patch_status_of(&found.object, status).await {
                 Ok(()) => {
                     if unreadable {
                         self.note_reported(found);
@@ -76,6 +85,21 @@ impl Writer {
         Ok(failed)
     }
 
+    /// Whether it is long enough ago that a status was written for no other reason than its limits.
+    fn may_tell(&self, found: &Found<'_>) -> bool {
+        let now = penstock_shell::clock::now();
+        let mut told = lock(&self.world.limits_told);
+        let last = told.get(&found.uid);
+        if last.is_some_and(|last| now.saturating_duration_since(*last) < LIMITS_EVERY) {
+            return false;
+        }
+        if told.len() >= MAX_REPORTED {
+            told.clear();
+        }
+        told.insert(found.uid.clone(), now);
+        true
+    }
+
     /// The conditions of an object that cannot be read cannot be read either, so what was said is remembered.
     fn was_reported(&self, found: &Found<'_>) -> bool {
         lock(&self.world.unreadable_reported).contains(&(found.uid.clone(), found.generation))
@@ -89,11 +113,7 @@ impl Writer {
         reported.insert((found.uid.clone(), found.generation));
     }
 
-    async fn patch_conditions(
-        &self,
-        object: &ObjectRef,
-        wanted: &[Condition],
-    ) -> Result<(), WriteError> {
+    async fn patch_status_of(&self, object: &ObjectRef, wanted: Value) -> Result<(), WriteError> {
         if !self.leadership.may_write() {
             return Err(WriteError::NotLeader);
         }
@@ -125,7 +145,7 @@ impl Writer {
     async fn patch_status<K>(
         &self,
         object: &ObjectRef,
-        wanted: &[Condition],
+        wanted: Value,
         index: &std::sync::Mutex<Index<Readable<K>>>,
     ) -> Result<(), WriteError>
     where
@@ -140,7 +160,7 @@ impl Writer {
             "apiVersion": K::api_version(&()),
             "kind": K::kind(&()),
             "metadata": { "name": name, "namespace": namespace },
-            "status": { "conditions": wanted },
+            "status": wanted,
         });
         self.metrics.wrote(object.kind.name(), "status");
         let api: Api<K> = Api::namespaced(self.client.clone(), namespace);

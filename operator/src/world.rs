@@ -39,6 +39,8 @@ pub(crate) struct World {
     pub(crate) scaler: Mutex<Index<bool>>,
     pub(crate) secrets: Mutex<ValueCache>,
     pub(crate) config_maps: Mutex<ValueCache>,
+    /// When the limits of which budget were written, by uid.
+    pub(crate) limits_told: Mutex<BTreeMap<String, Instant>>,
     /// Uid and generation of unreadable objects whose conditions were written.
     pub(crate) unreadable_reported: Mutex<BTreeSet<(String, Option<i64>)>>,
     /// Whether KEDA is installed; `None` until somebody looked.
@@ -82,6 +84,7 @@ impl World {
             scaler: Mutex::default(),
             secrets: Mutex::default(),
             config_maps: Mutex::default(),
+            limits_told: Mutex::default(),
             unreadable_reported: Mutex::default(),
             keda: Mutex::default(),
             children: ChildKind::ALL

@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use penstock_core::acks::LimitStand;
 use tokio::sync::oneshot;
 
 use super::Limit;
-use crate::ledger::clock::Seen;
 use crate::ledger::holder::{Answered, Holder, Taken};
 use crate::ledger::record::{Ask, MAX_NEEDS, Record, Stand, Told};
 use crate::ledger::span::Span;
@@ -18,6 +18,8 @@ use crate::store::{Durability, Error, Expect, Key, Store};
 const MAX_WAITING: usize = 1024;
 /// Writes of one record in a row that others were before in.
 const MAX_RACES: usize = 32;
+/// An answer that takes longer does not tell when the store's clock was read.
+const EXACT_MS: u64 = 1_000;
 /// A gateway that nobody has asked for so long wants nothing to lie idle.
 const QUIET_MS: u64 = 5_000;
 /// After which it gives back what lies idle.
@@ -100,31 +102,30 @@ impl Standing {
         u64::try_from(permille).unwrap_or(u64::MAX)
     }
 
-    /// As JSON.
-    pub(crate) fn told(&self) -> serde_json::Value {
+    /// For who collects it.
+    pub(crate) fn report(&self) -> LimitStand {
         let Limit {
             budget,
             name,
-            unit,
             terms,
             ..
         } = &*self.limit;
-        let Stand {
-            now_ms,
-            spent,
-            leased,
-            orphaned,
-            ..
-        } = self.stand;
-        let ends_ms = match terms.span.window(now_ms) {
-            Window::Fixed { ends_ms, .. } if now_ms > 0 => Some(ends_ms),
+        let stand = self.stand;
+        let ends_ms = match terms.span.window(stand.now_ms) {
+            Window::Fixed { ends_ms, .. } if stand.now_ms > 0 => Some(ends_ms),
             _ => None,
         };
-        serde_json::json!({
-            "budget": budget, "limit": name, "of": self.of, "unit": unit, "max": terms.cap, "spent": spent,
-            "reserved": leased, "remaining": left(terms.cap, self.stand), "estimated": orphaned, "resetsAtMs": ends_ms,
-            "atMs": now_ms,
-        })
+        LimitStand {
+            budget: budget.clone(),
+            limit: name.clone(),
+            of: self.of.clone(),
+            order: (stand.lineage, stand.epoch),
+            spent: stand.spent,
+            reserved: stand.leased,
+            remaining: left(terms.cap, stand),
+            estimated: stand.orphaned,
+            ends_ms,
+        }
     }
 }
 
@@ -241,8 +242,8 @@ impl Account {
             let result = self.ask_once(asking, &now).await;
             let mut state = self.state();
             match result {
-                Ok((told, store_ms, durability)) => {
-                    let answered = state.holder.told(&told, store_ms);
+                Ok((told, read, durability)) => {
+                    let answered = state.holder.told(&told, read);
                     let is_kept = durability == Durability::Durable || !state.limit.is_hard;
                     state.tell(answered, is_kept, now());
                     if state.waiting.is_empty() {
@@ -273,17 +274,20 @@ impl Account {
         &self,
         asking: &Asking<'_>,
         now: &impl Fn() -> u64,
-    ) -> Result<(Told, u64, Durability), Error> {
-        let (limit, ask, seen) = {
+    ) -> Result<(Told, Option<(u64, u64)>, Durability), Error> {
+        let (limit, ask) = {
             let mut state = self.state();
-            let now_ms = now();
-            let (ask, seen) = state.question(now_ms);
-            (Arc::clone(&state.limit), ask, seen)
+            let ask = state.question(now());
+            (Arc::clone(&state.limit), ask)
         };
         for _ in 0..MAX_RACES {
+            let before_ms = now();
             let (found, store_ms) = asking.store.get_at(&self.key).await?;
+            let read_ms = now();
+            let is_exact = read_ms.saturating_sub(before_ms) <= EXACT_MS;
             let version = found.as_ref().map_or(0, |found| found.version);
             let mut record = found.map_or_else(Record::default, |found| read(&found.value));
+            let seen = self.state().holder.seen(read_ms);
             let told = record.ask(&limit.terms, asking.holder, &ask, store_ms, seen);
             // Integers, and maps with text keys, always have a JSON form.
             let value = serde_json::to_vec(&record).unwrap_or_default();
@@ -294,7 +298,8 @@ impl Account {
                 .await?;
             if put.is_some() {
                 let durability = asking.store.settle().await?;
-                return Ok((told, store_ms, durability));
+                let read = is_exact.then_some((read_ms, store_ms));
+                return Ok((told, read, durability));
             }
         }
         Err(Error::Busy)
@@ -315,7 +320,7 @@ fn left(cap: u64, stand: Stand) -> u64 {
 
 impl State {
     /// The question to ask now, for those who wait first.
-    fn question(&mut self, now_ms: u64) -> (Ask, Option<Seen>) {
+    fn question(&mut self, now_ms: u64) -> Ask {
         let is_new = !self.holder.is_asking();
         let mut needs = Vec::new();
         for waiter in self.waiting.iter_mut().take(MAX_NEEDS) {
@@ -324,8 +329,7 @@ impl State {
         }
         let quiet_ms = now_ms.saturating_sub(self.used_ms);
         let want = if quiet_ms < QUIET_MS { u64::MAX } else { 0 };
-        let ask = self.holder.ask(&needs, want, now_ms).clone();
-        (ask, self.holder.seen(now_ms))
+        self.holder.ask(&needs, want, now_ms).clone()
     }
 
     /// Tells those who wait, in their order, what they get.

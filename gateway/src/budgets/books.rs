@@ -1,12 +1,15 @@
 //! (IO) `Books`: the accounts of a gateway. Once a second what requests took is told to the store, and leases are
 //! renewed; while the store is away nobody waits for it.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
+use penstock_core::acks::LimitStand;
+use penstock_core::ids::Id;
 use tokio::sync::{Notify, watch};
 
 use super::account::{Account, Asking, Denied, Reserved, Standing};
@@ -28,6 +31,9 @@ const AT_ONCE: usize = 64;
 const AWAY_MS: u64 = 1_000;
 /// Between two looks at whether the store keeps what it is told.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
+/// Those of one limit that are reported; and of all: a ConfigMap has room for 1 MiB of all replicas.
+const MAX_OF_LIMIT: usize = 8;
+const MAX_REPORTED: usize = 128;
 /// At the end the store is told everything within this time.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
@@ -241,6 +247,22 @@ impl Books {
     fn all(&self) -> Vec<Arc<Account>> {
         let accounts = self.accounts.read().unwrap_or_else(PoisonError::into_inner);
         accounts.values().map(Arc::clone).collect()
+    }
+
+    /// How limits stand whose record was read, of each those who have used most.
+    pub(crate) fn report(&self) -> Vec<LimitStand> {
+        let mut standings = self.standings();
+        standings.retain(|standing| standing.stand.now_ms > 0);
+        standings.sort_by_key(|standing| Reverse(standing.used_permille()));
+        let mut seen: HashMap<(Id, String), usize> = HashMap::new();
+        standings.retain(|Standing { limit, .. }| {
+            let name = (limit.budget.clone(), limit.name.clone());
+            let count = seen.entry(name).or_default();
+            *count += 1;
+            *count <= MAX_OF_LIMIT
+        });
+        standings.truncate(MAX_REPORTED);
+        standings.iter().map(Standing::report).collect()
     }
 
     /// How the accounts stand.

@@ -48,19 +48,37 @@ pub fn now(
     {
         let expected_ms = seen.store_ms.saturating_add(seen.elapsed_ms);
         let tolerance_ms = TOLERANCE_MS.saturating_add(seen.elapsed_ms / DRIFT);
-        if expected_ms.abs_diff(store_ms) > tolerance_ms {
-            let step_ms = difference(store_ms, expected_ms);
-            correction.offset_ms = correction.offset_ms.saturating_sub(step_ms);
-            correction.steps = correction.steps.wrapping_add(1);
+        let expected_now_ms = expected_ms.saturating_add_signed(correction.offset_ms);
+        // Others who remembered nothing have gone along with it: there is no way back.
+        let is_taken = last_ms > expected_now_ms.saturating_add(tolerance_ms);
+        if expected_ms.abs_diff(store_ms) > tolerance_ms && !is_taken {
+            correction.step(difference(expected_ms, store_ms));
         }
+    }
+    let told_ms = store_ms.saturating_add_signed(correction.offset_ms);
+    if told_ms.saturating_add(TOLERANCE_MS) < last_ms {
+        // It was set back, and nobody remembers by how much: time goes on from where it was.
+        correction.step(difference(last_ms, told_ms));
     }
     let now_ms = store_ms
         .saturating_add_signed(correction.offset_ms)
         .max(last_ms);
-    let passed_ms = now_ms.saturating_sub(last_ms) / SLEW;
+    // A record that is new has no last time.
+    let passed_ms = if last_ms == 0 {
+        0
+    } else {
+        now_ms.saturating_sub(last_ms) / SLEW
+    };
     let back_ms = i64::try_from(passed_ms.min(correction.offset_ms.unsigned_abs())).unwrap_or(0);
     correction.offset_ms -= back_ms * correction.offset_ms.signum();
     (now_ms, correction)
+}
+
+impl Correction {
+    fn step(&mut self, by_ms: i64) {
+        self.offset_ms = self.offset_ms.saturating_add(by_ms);
+        self.steps = self.steps.wrapping_add(1);
+    }
 }
 
 fn difference(a: u64, b: u64) -> i64 {
@@ -110,6 +128,25 @@ mod tests {
             );
             assert!(next_ms.abs_diff(NOON + 2_000) <= 20, "{next_ms}");
         }
+    }
+
+    #[test]
+    fn time_goes_on_where_nobody_remembers_what_it_was() {
+        let none = Correction::default();
+        // Forward: nobody can tell. Who remembers, and comes later, changes nothing.
+        let (now_ms, after) = now(none, NOON, NOON + HOUR, None);
+        let late = Some(seen(NOON, 5_000, none));
+        let (later_ms, after) = now(after, now_ms, NOON + HOUR + 5_000, late);
+        assert_eq!((later_ms, after), (NOON + HOUR + 5_000, none));
+        // A new record keeps what is known of the clock.
+        let (first_ms, after) = now(none, 0, NOON + HOUR, Some(seen(NOON, 0, none)));
+        let (next_ms, _) = now(after, first_ms, NOON + HOUR + 1_000, None);
+        assert_eq!((first_ms, next_ms), (NOON, NOON + 1_000));
+        // Back: it neither goes back nor stands still.
+        let (now_ms, after) = now(none, NOON, NOON - HOUR, None);
+        assert_eq!(now_ms, NOON);
+        let (now_ms, _) = now(after, now_ms, NOON - HOUR + 60_000, None);
+        assert!(now_ms.abs_diff(NOON + 60_000) < 1_000, "{now_ms}");
     }
 
     #[test]

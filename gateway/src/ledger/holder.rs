@@ -27,7 +27,8 @@ pub struct Holder {
     asking: Option<(Ask, u64)>,
     /// When the last answer's question was asked.
     told_ms: u64,
-    store_ms: u64,
+    /// When the store's clock was read last, by the own one, and what it said.
+    read: Option<(u64, u64)>,
     stand: Stand,
 }
 
@@ -147,15 +148,17 @@ impl Holder {
 
     /// What the record's clock is compared with.
     pub fn seen(&self, now_ms: u64) -> Option<Seen> {
-        (self.store_ms > 0).then(|| Seen {
-            store_ms: self.store_ms,
-            elapsed_ms: now_ms.saturating_sub(self.told_ms),
+        let (read_ms, store_ms) = self.read?;
+        Some(Seen {
+            store_ms,
+            elapsed_ms: now_ms.saturating_sub(read_ms),
             correction: self.stand.correction,
         })
     }
 
-    /// The record's answer. `store_ms` is what the store's clock said.
-    pub fn told(&mut self, told: &Told, store_ms: u64) -> Answered {
+    /// The record's answer. `read` is when the store's clock was read, by the own one, and what it said; `None` if that
+    /// took too long to tell.
+    pub fn told(&mut self, told: &Told, read: Option<(u64, u64)>) -> Answered {
         let answered = Answered {
             granted: told.granted,
             retry_ms: told.retry_ms,
@@ -164,7 +167,7 @@ impl Holder {
             return answered;
         };
         self.told_ms = asked_ms;
-        self.store_ms = store_ms;
+        self.read = read;
         self.stand = told.stand;
         self.most_idle = told.most_idle;
         if told.lost || self.generation != told.generation {
@@ -215,7 +218,7 @@ mod tests {
     ) -> Answered {
         let question = holder.ask(needs, want, now_ms).clone();
         let told = record.ask(&TERMS, "a", &question, now_ms, holder.seen(now_ms));
-        holder.told(&told, now_ms)
+        holder.told(&told, Some((now_ms, now_ms)))
     }
 
     #[test]

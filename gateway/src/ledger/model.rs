@@ -41,10 +41,24 @@ enum Event {
     Tell(usize),
     Die(usize),
     Time,
+    /// The store has no record any more.
+    Lose,
 }
 
-fn events(amounts: &[u64]) -> Vec<Event> {
+/// What happens besides requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// Gateways die.
+    Deaths,
+    /// The store forgets. What a gateway alone knew that dies then is lost, so none does.
+    Losses,
+}
+
+fn events(amounts: &[u64], trouble: Trouble) -> Vec<Event> {
     let mut events = vec![Event::Time];
+    if trouble == Trouble::Losses {
+        events.push(Event::Lose);
+    }
     for gateway in 0..2 {
         for amount in amounts {
             events.push(Event::Request(gateway, *amount));
@@ -54,8 +68,10 @@ fn events(amounts: &[u64]) -> Vec<Event> {
             Event::End(gateway, true),
             Event::End(gateway, false),
             Event::Tell(gateway),
-            Event::Die(gateway),
         ]);
+        if trouble == Trouble::Deaths {
+            events.push(Event::Die(gateway));
+        }
     }
     events
 }
@@ -78,7 +94,7 @@ impl State {
         let ask = gateway.holder.ask(needs, 1, now_ms).clone();
         let told = self.record.ask(terms, &name, &ask, now_ms, seen);
         if is_answered {
-            gateway.holder.told(&told, now_ms);
+            gateway.holder.told(&told, Some((now_ms, now_ms)));
         }
     }
 
@@ -131,6 +147,14 @@ impl State {
                 gateway.lives += 1;
             }
             Event::Time => self.now_ms += STEP_MS,
+            // Who remembers nothing cannot know that there was something.
+            Event::Lose => {
+                let knows = |gateway: &Gateway| gateway.holder.stand().lineage > 0;
+                if self.gateways.iter().all(knows) {
+                    self.now_ms += 1;
+                    self.record = Record::default();
+                }
+            }
         }
     }
 
@@ -176,8 +200,8 @@ fn parts(taken: Taken) -> (u64, u64) {
     (taken.amount(), taken.generation())
 }
 
-fn explore(terms: &Terms, amounts: &[u64], depth: usize) -> usize {
-    let events = events(amounts);
+fn explore(terms: &Terms, amounts: &[u64], trouble: Trouble, depth: usize) -> usize {
+    let events = events(amounts, trouble);
     let mut level = vec![State::new()];
     let mut known: HashSet<State> = level.iter().cloned().collect();
     for _ in 0..depth {
@@ -201,6 +225,14 @@ fn explore(terms: &Terms, amounts: &[u64], depth: usize) -> usize {
 #[test]
 fn whatever_happens_no_more_than_the_cap_is_taken_and_nothing_is_lost() {
     // A small cap, of which 2 % are nothing; and one of which they are a request.
-    let states = explore(&terms(3), &[1, 2], 5) + explore(&terms(100), &[1, 60], 5);
+    let deaths = Trouble::Deaths;
+    let states = explore(&terms(3), &[1, 2], deaths, 5) + explore(&terms(100), &[1, 60], deaths, 5);
     assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn a_store_that_forgets_gives_nothing_out_twice() {
+    let losses = Trouble::Losses;
+    let states = explore(&terms(3), &[2], losses, 6) + explore(&terms(100), &[60], losses, 6);
+    assert!(states > 5_000, "{states}");
 }

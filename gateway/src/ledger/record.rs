@@ -43,7 +43,7 @@ struct Limit {
 pub struct Record {
     /// Rises with each change. One that is lower than it was has been lost and found.
     epoch: u64,
-    /// Another one after each loss.
+    /// A greater one after each loss.
     lineage: u64,
     /// After a loss: nothing is given out until then, so that all gateways can say what they remember.
     closed_until_ms: u64,
@@ -152,7 +152,7 @@ impl Record {
             cap: terms.cap,
             window: terms.span.window(now_ms),
         };
-        self.remember(limit.window, &ask.stand, now_ms);
+        self.remember(limit.window, holder, ask, now_ms);
         self.epoch += 1;
         self.spent.roll(limit.window, now_ms);
         self.end_leases(limit.window, now_ms);
@@ -169,15 +169,18 @@ impl Record {
     /// A gateway that saw this record later than it is now knows that it was lost, or replaced by an older one. Then
     /// what was leased is taken to be spent, of everything that gateways remember the most counts, and nothing is given
     /// out for the time of a lease: until then every gateway that lives has asked.
-    fn remember(&mut self, window: Window, stand: &Stand, now_ms: u64) {
+    fn remember(&mut self, window: Window, holder: &str, ask: &Ask, now_ms: u64) {
+        let stand = &ask.stand;
         let is_new = self.epoch == 0;
         if is_new {
             self.lineage = now_ms.max(1);
         }
-        if stand.lineage == 0 || stand.lineage == self.lineage && stand.epoch <= self.epoch {
+        let is_older = (stand.lineage, stand.epoch) > (self.lineage, self.epoch);
+        let is_lost = is_new || is_older || self.lacks(holder, ask, now_ms);
+        if stand.lineage == 0 || stand.lineage == self.lineage && !is_lost {
             return;
         }
-        if is_new || stand.lineage == self.lineage {
+        if is_lost {
             let holders: Vec<String> = self.leases.keys().cloned().collect();
             for holder in holders {
                 self.charge(window, &holder, now_ms);
@@ -196,14 +199,23 @@ impl Record {
         };
         if !is_over {
             let then = stand.spent.saturating_add(stand.leased);
+            let more = then.saturating_sub(self.remembered);
             self.spent.roll(window, now_ms);
-            self.spent
-                .add(window, now_ms, then.saturating_sub(self.remembered));
-            self.orphaned = self
-                .orphaned
-                .max(stand.orphaned.saturating_add(stand.leased));
+            self.spent.add(window, now_ms, more);
+            // What was leased may not have been used.
+            let estimated = more.min(stand.leased);
+            self.orphaned = self.orphaned.max(stand.orphaned).saturating_add(estimated);
             self.remembered = self.remembered.max(then);
         }
+    }
+
+    /// Whether the lease of a gateway is not as the gateway was told, though its time is not over.
+    fn lacks(&self, holder: &str, ask: &Ask, now_ms: u64) -> bool {
+        let ends_ms = ask.stand.now_ms.saturating_add(LEASE_MS);
+        let known = self.leases.get(holder).map(|lease| lease.question);
+        let is_told = known.is_some_and(|question| question.saturating_add(1) >= ask.question);
+        let is_same = ask.stand.lineage == self.lineage;
+        is_same && ask.generation.is_some() && now_ms < ends_ms && !is_told
     }
 
     /// Leases whose time is over are charged whole.

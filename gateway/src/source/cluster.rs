@@ -380,7 +380,12 @@ async fn acknowledge(
     }
     let process_start = penstock_shell::clock::since_epoch().as_secs();
     loop {
-        let Some(Applied { digest, rejected }) = applied.borrow_and_update().clone() else {
+        let Some(Applied {
+            digest,
+            rejected,
+            limits,
+        }) = applied.borrow_and_update().clone()
+        else {
             if applied.changed().await.is_err() {
                 return std::future::pending().await;
             }
@@ -390,6 +395,7 @@ async fn acknowledge(
             digest,
             process_start,
             rejected,
+            limits,
         };
         let jitter = ACK_JITTER.mul_f64(rand::rng().random_range(0.0..1.0));
         tokio::time::sleep(jitter).await;

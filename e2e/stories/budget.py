@@ -1,0 +1,99 @@
+"""Two budgets and a key: spent to the limit through two gateways, and not beyond; the window rolls over."""
+
+import concurrent.futures
+import time
+
+import openai
+
+from client import PENSTOCK, check, sdk, wait_until
+from cluster import Skipped, command, policy, pool, rule
+
+REQUESTS, WINDOW_S = 20, 12
+
+
+def run(story):
+    if not story.cluster.store:
+        raise Skipped("PENSTOCK_STORE names no Redis that gateways can reach")
+    story.apply(
+        pool("chat"),
+        policy("default", rule("chat", "chat"), rule("other", "chat")),
+        budget(
+            "calls",
+            {"name": "hour", "unit": "Requests", "max": REQUESTS, "window": {"rolling": "1h"}},
+            per="Key",
+            selector={"models": ["chat"]},
+        ),
+        budget(
+            "words",
+            {"name": "short", "unit": "OutputTokens", "max": 64, "window": {"rolling": f"{WINDOW_S}s"}},
+            {"name": "month", "unit": "Tokens", "max": 10**9, "window": {"calendar": "Month", "timeZone": "Europe/Berlin"}},
+            selector={"models": ["other"]},
+        ),
+    )
+
+    def key(*words):
+        return command(PENSTOCK, "key", "--namespace", story.namespace, *words).strip()
+
+    alice, bob = key("create", "alice", "--team=search"), key("create", "bob", "--team=search")
+    story.wait_ready(("llmbackend", "chat"), ("routingpolicy", "default"), ("tokenbudget", "calls"), ("tokenbudget", "words"))
+    story.wait_ready(("virtualkey", "alice"), ("virtualkey", "bob"))
+    url = story.gateway_url()
+    wait_until("the gateway's NodePort", lambda: sdk(url, key=alice).models.list().data, 30)
+
+    # Each call has a connection of its own, so both replicas have a part in it; far more ask than may.
+    with concurrent.futures.ThreadPoolExecutor(16) as pool_of_callers:
+        answers = list(pool_of_callers.map(lambda _: call(url, alice, "chat", 4), range(3 * REQUESTS)))
+    served = sum(answer is None for answer in answers)
+    check(served == REQUESTS, f"{served} of {len(answers)} requests were answered, and {REQUESTS} may be")
+    refused = next(answer for answer in answers if answer is not None)
+    told = {name: refused.headers.get(name) for name in ("retry-after", "x-ratelimit-limit-requests", "x-penstock-reason")}
+    check(told["x-ratelimit-limit-requests"] == str(REQUESTS), f"headers of a refusal: {told}")
+    check(3400 < int(told["retry-after"]) <= 3660, f"headers of a refusal: {told}")
+    check(told["x-penstock-reason"] == "budget_exceeded", f"headers of a refusal: {told}")
+    check(call(url, bob, "chat", 4) is None, "a key is refused for what another one took")
+
+    # What is left bounds the answer; and when the window is over there is all of it again.
+    check(call(url, bob, "other", 4096) is None, "an answer was not made as short as what was left")
+    refused = wait_until("the limit is reached", lambda: call(url, bob, "other", 4096), 10)
+    wait_s = int(refused.headers["retry-after"])
+    check(1 <= wait_s <= WINDOW_S + 1, f"Retry-After: {wait_s}")
+    check(refused.headers["x-ratelimit-limit-tokens"] == "64", f"headers of a refusal: {refused.headers}")
+    time.sleep(wait_s)
+    check(call(url, bob, "other", 4096) is None, "the window is over, and a request is refused")
+
+    limits = wait_until("the status tells how the limit stands", lambda: standing(story, f"{story.namespace}/alice"), 90)
+    check(limits["spent"] == REQUESTS and limits["remaining"] == 0, f"status: {limits}")
+
+    key("revoke", "alice")
+    wait_until("the key is refused", lambda: call(url, alice, "chat", 4, openai.AuthenticationError), 10)
+    for _ in range(8):
+        check(call(url, alice, "chat", 4, openai.AuthenticationError), "a gateway takes a key that was taken back")
+
+
+def budget(name, *limits, **spec):
+    return {
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "TokenBudget",
+        "metadata": {"name": name},
+        "spec": {**spec, "limits": list(limits)},
+    }
+
+
+def call(url, key, model, tokens, expected=openai.RateLimitError):
+    """The answer with which a call is refused; None if it is answered."""
+    client = sdk(url, key=key)
+    try:
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "Hello."}], max_tokens=tokens)
+    except expected as error:
+        return error.response
+    finally:
+        client.close()
+    return None
+
+
+def standing(story, of):
+    """How the status of the TokenBudget `calls` says that a key's limit stands."""
+    for limit in story.get("tokenbudget", "calls").get("status", {}).get("limits", []):
+        if limit.get("of") == of and limit["spent"]:
+            return limit
+    return None
