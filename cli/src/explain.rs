@@ -2,21 +2,15 @@
 
 use std::io::{Read as _, Write as _};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http_body_util::Full;
 use serde_json::Value;
 
-/// A gateway answers from memory: one that takes longer is not there.
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// A thousand candidates stay below it.
-const MAX_ANSWER_BYTES: usize = 8 << 20;
+use crate::admin;
+use crate::table::aligned;
 
 /// Asks a gateway where a request would go, and why. The request is not sent to any backend.
 #[derive(Clone, Debug, clap::Args)]
@@ -52,22 +46,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         "--path '{}' is not a path such as /v1/chat/completions",
         args.path
     );
-    let admin = args.admin.trim_end_matches('/');
-    let uri: Uri = format!("{admin}/explain?path={}", args.path)
-        .parse()
-        .with_context(|| format!("--admin '{admin}' is not a URL"))?;
-    ensure!(
-        uri.scheme_str() == Some("http"),
-        "--admin '{admin}' needs http:// and a host"
-    );
+    let uri = admin::address(&args.admin, &format!("/explain?path={}", args.path))?;
     let headers: anyhow::Result<Vec<_>> = args.header.iter().map(|text| header(text)).collect();
     let headers = HeaderMap::from_iter(headers?);
-    let answer = tokio::time::timeout(TIMEOUT, ask(uri, headers, body))
-        .await
-        .with_context(|| format!("{admin} did not answer within {} s", TIMEOUT.as_secs()))?
-        .with_context(|| {
-            format!("ask {admin}: is it the admin address of a running gateway? (--admin)")
-        })?;
+    let mut request = Request::post(uri).body(Full::new(Bytes::from(body)))?;
+    *request.headers_mut() = headers;
+    let (_, answer) = admin::ask(&args.admin, request).await?;
     let value: Value = serde_json::from_slice(&answer).context("read the gateway's answer")?;
     if let Some(message) = value.pointer("/error/message").and_then(Value::as_str) {
         bail!("the gateway would refuse the request: {message}");
@@ -88,19 +72,6 @@ fn header(text: &str) -> anyhow::Result<(HeaderName, HeaderValue)> {
     let name = HeaderName::try_from(name.trim()).with_context(wrong)?;
     let value = HeaderValue::try_from(value.trim()).with_context(wrong)?;
     Ok((name, value))
-}
-
-async fn ask(uri: Uri, headers: HeaderMap, body: Vec<u8>) -> anyhow::Result<Bytes> {
-    let client: Client<HttpConnector, Full<Bytes>> =
-        Client::builder(TokioExecutor::new()).build_http();
-    let mut request = Request::post(uri).body(Full::new(Bytes::from(body)))?;
-    *request.headers_mut() = headers;
-    let answer = client.request(request).await?;
-    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
-    match body.collect().await {
-        Ok(whole) => Ok(whole.to_bytes()),
-        Err(err) => bail!("{err}"),
-    }
 }
 
 const HEADINGS: [&str; 10] = [
@@ -165,7 +136,7 @@ fn table(answer: &Value) -> String {
     for candidate in answer["candidates"].as_array().into_iter().flatten() {
         rows.extend(rows_of(candidate));
     }
-    lines.extend(aligned(&rows));
+    lines.extend(aligned(&rows, Some(DROPPED)));
     lines.join("\n") + "\n"
 }
 
@@ -201,25 +172,6 @@ fn rows_of(candidate: &Value) -> Vec<Vec<String>> {
             ])
         })
         .collect()
-}
-
-/// Columns as wide as their widest entry.
-fn aligned(rows: &[Vec<String>]) -> Vec<String> {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column));
-        let fits = cells.filter(|cell| !cell.starts_with(DROPPED));
-        fits.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..HEADINGS.len()).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:width$}"))
-            .collect();
-        cells.join("  ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

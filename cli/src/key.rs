@@ -1,6 +1,5 @@
 //! (IO) `penstock key`: keys of callers, as VirtualKey objects of a cluster.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -12,6 +11,8 @@ use penstock_core::names::{SECRET_KEY, SECRET_REVISION};
 use penstock_crds::key::RotationSpec;
 use penstock_crds::{VirtualKey, VirtualKeySpec};
 use serde_json::json;
+
+use crate::table::aligned;
 
 /// An operator makes a key within a second; one that takes longer does not run, or may not.
 const MADE_WITHIN: Duration = Duration::from_secs(30);
@@ -174,10 +175,10 @@ impl Keys {
     async fn list(&self) -> anyhow::Result<()> {
         let all = self.objects.list(&ListParams::default()).await;
         let all = all.context("list VirtualKeys")?;
-        let mut rows = vec![HEAD.map(str::to_owned)];
+        let mut rows = vec![HEAD.map(str::to_owned).to_vec()];
         rows.extend(all.items.iter().map(row));
         let mut out = std::io::stdout().lock();
-        for line in table(&rows) {
+        for line in aligned(&rows, None) {
             writeln!(out, "{line}")?;
         }
         Ok(())
@@ -238,13 +239,13 @@ const HEAD: [&str; 7] = [
     "NAME", "TEAM", "USER", "MODELS", "EXPIRES", "READY", "REASON",
 ];
 
-fn row(object: &VirtualKey) -> [String; 7] {
+fn row(object: &VirtualKey) -> Vec<String> {
     let spec = &object.spec;
     let status = object.status.as_ref();
     let mut conditions = status.into_iter().flat_map(|status| &status.conditions);
     let ready = conditions.find(|condition| condition.type_ == "Ready");
     let or = |text: Option<&String>, other: &str| text.cloned().unwrap_or_else(|| other.to_owned());
-    [
+    vec![
         object.name_any(),
         spec.team.clone(),
         or(spec.user.as_ref(), "-"),
@@ -259,21 +260,6 @@ fn row(object: &VirtualKey) -> [String; 7] {
     ]
 }
 
-/// Lines with columns as wide as what is in them.
-fn table<const N: usize>(rows: &[[String; N]]) -> Vec<String> {
-    let mut widths = BTreeMap::new();
-    for (column, cell) in rows.iter().flat_map(|row| row.iter().enumerate()) {
-        let width = widths.entry(column).or_insert(0);
-        *width = cell.chars().count().max(*width);
-    }
-    let line = |row: &[String; N]| {
-        let cells = row.iter().enumerate();
-        let cells = cells.map(|(column, cell)| format!("{cell:<width$}", width = widths[&column]));
-        cells.collect::<Vec<_>>().join("   ").trim_end().to_owned()
-    };
-    rows.iter().map(line).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -285,12 +271,12 @@ mod tests {
             "spec": {"team": "search", "models": ["chat", "gpt-*"]},
         }))
         .unwrap();
-        let lines = table(&[HEAD.map(str::to_owned), row(&object)]);
+        let lines = aligned(&[HEAD.map(str::to_owned).to_vec(), row(&object)], None);
         assert_eq!(
             lines,
             [
-                "NAME    TEAM     USER   MODELS       EXPIRES   READY     REASON",
-                "alice   search   -      chat,gpt-*   never     Unknown   -",
+                "NAME   TEAM    USER  MODELS      EXPIRES  READY    REASON",
+                "alice  search  -     chat,gpt-*  never    Unknown  -",
             ]
         );
     }

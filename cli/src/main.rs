@@ -1,12 +1,15 @@
 //! `penstock`: the one binary. Each subcommand is a library's `run`, or a tool for people.
 
+mod admin;
 mod check;
 mod crds;
 mod explain;
 mod key;
 mod load;
 mod process;
+mod table;
 mod up;
+mod usage;
 
 use std::process::ExitCode;
 
@@ -50,6 +53,8 @@ enum Command {
     Load(Box<load::Args>),
     /// Make, change and take back keys of a gateway's callers.
     Key(key::Args),
+    /// Sum up what callers took: requests, tokens and money.
+    Usage(usage::Args),
     /// Print or write the CustomResourceDefinitions.
     Crds(crds::Args),
     /// Run the operator (in a cluster, or with a kubeconfig).
@@ -95,6 +100,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => process::run(|_stop| explain::run(args)),
         Command::Key(args) => process::run(|_stop| key::run(args)),
         Command::Load(args) => process::run(|stop| load::run(*args, stop)),
+        Command::Usage(args) => process::run(|_stop| usage::run(args)),
         Command::Up(args) => process::run(|stop| up::run(*args, stop)),
         Command::Operator(args) => process::run(|stop| process::operator(*args, stop)),
         Command::Gateway(args) => process::run(|stop| process::gateway(*args, stop)),

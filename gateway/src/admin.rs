@@ -1,6 +1,6 @@
 //! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /budgets` how much of the
-//! budgets is left that this replica has asked for, `GET /load` tells the scaler
-//! what every backend has to do, `POST /explain` where a request would go and why.
+//! budgets is left that this replica has asked for, `GET /usage` what callers of all replicas took, `GET /load` tells
+//! the scaler what every backend has to do, `POST /explain` where a request would go and why.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -13,8 +13,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use jiff::ToSpan as _;
+use jiff::civil::{Date, date};
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -30,6 +32,7 @@ use crate::process::Process;
 use crate::reject::Reject;
 use crate::reshape::reshape;
 use crate::tasks::TaskSet;
+use crate::usage::MAX_DAYS;
 
 /// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
@@ -39,11 +42,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// line takes time from requests.
 const APART: Duration = Duration::from_millis(250);
 
-/// `/config`, `/budgets`, `/load` and `/explain`.
+/// `/config`, `/budgets`, `/usage`, `/load` and `/explain`.
 pub(crate) fn routes(process: &Arc<Process>) -> Router {
     Router::new()
         .route("/config", get(config))
         .route("/budgets", get(budgets))
+        .route("/usage", get(usage))
         .route("/load", get(load))
         .route("/explain", post(explain))
         .with_state(Arc::clone(process))
@@ -79,6 +83,64 @@ async fn budgets(State(process): State<Arc<Process>>) -> Response {
         format!("{body}\n"),
     )
         .into_response()
+}
+
+/// Days, such as `2026-11-23`.
+#[derive(Deserialize)]
+struct Days {
+    from: Date,
+    to: Date,
+}
+
+/// What was taken on these days, in UTC.
+async fn usage(State(process): State<Arc<Process>>, Query(days): Query<Days>) -> Response {
+    let refuse = |status: StatusCode, text: &str| (status, format!("{text}\n")).into_response();
+    let (Some(from), Some(to)) = (number_of(days.from), number_of(days.to)) else {
+        return refuse(StatusCode::BAD_REQUEST, "days begin with 1970-01-01");
+    };
+    if to < from || to - from >= MAX_DAYS {
+        let text = format!("to must not be before from, and {MAX_DAYS} days are told at once");
+        return refuse(StatusCode::BAD_REQUEST, &text);
+    }
+    if !process.usage.is_kept() {
+        return refuse(
+            StatusCode::NOT_FOUND,
+            "this gateway has no store: nothing is summed up",
+        );
+    }
+    let Ok(found) = process.usage.of(from, to).await else {
+        return refuse(StatusCode::SERVICE_UNAVAILABLE, "the store does not answer");
+    };
+    let mut data = Vec::new();
+    for (number, day) in found {
+        let date = i32::try_from(number - from).ok();
+        let date = date.and_then(|since| days.from.checked_add(since.days()).ok());
+        let date = date.map(|date| date.to_string());
+        for (row, sums) in day.into_rows() {
+            let mut line = json!({ "day": date });
+            merge(&mut line, json!(row));
+            merge(&mut line, json!(sums));
+            data.push(line);
+        }
+    }
+    let body = json!({ "data": data });
+    (
+        [(header::CONTENT_TYPE, "application/json")],
+        format!("{body}\n"),
+    )
+        .into_response()
+}
+
+/// Days since 1970.
+fn number_of(day: Date) -> Option<u32> {
+    let since = day.since(date(1970, 1, 1)).ok()?;
+    u32::try_from(since.get_days()).ok()
+}
+
+fn merge(line: &mut Value, more: Value) {
+    if let (Value::Object(line), Value::Object(more)) = (line, more) {
+        line.extend(more);
+    }
 }
 
 /// Where the body of `POST /explain` would be sent; its headers are taken to be the request's.

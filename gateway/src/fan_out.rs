@@ -23,7 +23,7 @@ use crate::hedge::{Beside, Lane, attempt};
 use crate::job::Job;
 use crate::meter::Usage;
 use crate::outcome;
-use crate::record::{OK, Record, count_usage};
+use crate::record::{OK, Record, count_usage, sums};
 use crate::reject::Reject;
 use crate::snapshot::Rule;
 use crate::upstream::Exchange;
@@ -147,7 +147,7 @@ pub(crate) async fn all(
     for (index, (lane, end)) in lanes.iter().zip(&ends).enumerate() {
         // The record counts that one.
         if index != main {
-            count(job, rule, lane, end.as_ref());
+            count(job, rule, lane, end.as_ref(), record);
         }
     }
     let usage = match &ends[main] {
@@ -210,7 +210,7 @@ async fn rest(first: Bytes, mut exchange: Exchange) -> Option<Bytes> {
 }
 
 /// Counts an answer beside the one that the record counts.
-fn count(job: &Job<'_>, rule: &Rule, lane: &Lane, end: Option<&End>) {
+fn count(job: &Job<'_>, rule: &Rule, lane: &Lane, end: Option<&End>, record: &Record) {
     let (Some(candidate), Some(End::Answered { usage, took, .. })) =
         (candidate_of(rule, &lane.choice), end)
     else {
@@ -222,6 +222,9 @@ fn count(job: &Job<'_>, rule: &Rule, lane: &Lane, end: Option<&End>) {
     call.duration.observe(took.as_secs_f64());
     if let Some(usage) = usage {
         count_usage(metrics, candidate, job.api, *usage);
+        let (who, model) = (record.who.principal(), &job.call.model);
+        let took = sums(candidate, *usage);
+        job.worker.process.usage.note(who, model, candidate, took);
     }
 }
 

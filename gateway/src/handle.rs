@@ -43,6 +43,8 @@ use crate::wish;
 
 /// Longer request ids of callers are replaced.
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// An answer is made shorter for one limit after the other, so often.
+const MAX_SHORTER: usize = 4;
 const HIT: &str = "hit";
 const MISS: &str = "miss";
 const BYPASS: &str = "bypass";
@@ -400,17 +402,21 @@ async fn sent(
     if let Some(answer) = join::answer(job, record, rule).await {
         return Ok(Done::Answer(answer, store));
     }
-    match attempt::run(job, record).await {
-        Err(reject) => match budgets::fits(&reject, record) {
-            // Who asks the same when there is more left may have all of it: nothing is stored.
-            Some(most) => {
-                let answer = Box::pin(shorter(job, rule, most, record)).await;
-                Ok(Done::Answer(answer?.ok_or(reject)?, None))
-            }
-            None => Err(reject),
-        },
-        Ok(answer) => Ok(Done::Answer(answer, store)),
+    let mut answer = attempt::run(job, record).await;
+    let (mut store, mut longest) = (store, u32::MAX);
+    for _ in 0..MAX_SHORTER {
+        let Err(reject) = &answer else { break };
+        let most = budgets::fits(reject, record).filter(|most| *most < longest);
+        let Some(most) = most else { break };
+        // Who asks the same when there is more left may have all of it.
+        (store, longest) = (None, most);
+        match Box::pin(shorter(job, rule, most, record)).await {
+            Ok(None) => break,
+            Ok(Some(shorter)) => answer = Ok(shorter),
+            Err(reject) => answer = Err(reject),
+        }
     }
+    Ok(Done::Answer(answer?, store))
 }
 
 /// The same for an answer of `most` tokens; `None` if it was no longer before.

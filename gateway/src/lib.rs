@@ -103,6 +103,7 @@ mod stream_usage;
 mod trust;
 mod unread;
 mod upstream;
+mod usage;
 mod worker;
 
 pub use args::{Args, GatewayArgs};

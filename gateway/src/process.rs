@@ -24,6 +24,7 @@ use crate::snapshot::{Parts, Snapshot};
 use crate::suspects::Suspects;
 use crate::trust::Trust;
 use crate::upstream::Tasks;
+use crate::usage::Usage;
 
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
 /// `total_body_bytes`, so that usual requests touch no shared counter.
@@ -49,6 +50,8 @@ pub(crate) struct Process {
     pub(crate) jobs: Jobs,
     /// What this gateway has of budgets.
     pub(crate) books: Arc<Books>,
+    /// What callers took.
+    pub(crate) usage: Arc<Usage>,
     /// Who wants to know what a text is about asks there.
     pub(crate) desk: Desk,
     /// Streams that callers may come back to.
@@ -74,6 +77,7 @@ impl Process {
         trust: Trust,
         jobs: Jobs,
         books: Books,
+        usage: Usage,
         streams: Streams,
     ) -> Arc<Self> {
         let via_token = format!(
@@ -91,6 +95,7 @@ impl Process {
             trust,
             jobs,
             books: Arc::new(books),
+            usage: Arc::new(usage),
             desk: Desk::default(),
             streams: Arc::new(streams),
             draining: AtomicBool::new(false),

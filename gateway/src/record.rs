@@ -22,6 +22,7 @@ use crate::principal::Who;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Rule};
+use crate::usage::sums::Sums;
 use crate::vitals::Sample;
 
 /// Every value of the `outcome` label that a request with a backend may have.
@@ -170,7 +171,7 @@ impl Record {
     }
 
     pub(crate) fn set_model(&mut self, model: &str) {
-        if self.logged {
+        if self.logged || self.worker.process.usage.is_kept() {
             model.clone_into(&mut self.model);
         }
     }
@@ -450,6 +451,25 @@ impl Record {
         );
     }
 
+    /// Adds what the request took to the sums of the day.
+    fn sum_up(&self, candidate: &Candidate) {
+        let is_answered = self.status < 400 && self.status > 0 || self.first_token.is_some();
+        if !is_answered {
+            return;
+        }
+        let counted = self.taken();
+        let usage = counted.unwrap_or(Usage {
+            completion_tokens: self.tokens,
+            ..Usage::default()
+        });
+        let took = Sums {
+            estimated: u64::from(counted.is_none()),
+            ..sums(candidate, usage)
+        };
+        let usage = &self.worker.process.usage;
+        usage.note(self.who.principal(), &self.model, candidate, took);
+    }
+
     /// A caller who left while waiting for the beginning of an answer shows how long callers wait.
     fn departed(&self, now: Instant) {
         if let (CLIENT_GONE, 0, Some(rule)) = (self.outcome, self.status, &self.rule) {
@@ -505,12 +525,25 @@ impl Record {
             for usage in self.earlier.into_iter().chain(self.usage) {
                 count_usage(metrics, candidate, api, usage);
             }
+            self.sum_up(candidate);
         }
         if self.attempts > 1 {
             metrics
                 .retries
                 .inc_by(u64::try_from(self.attempts - 1).unwrap_or(0));
         }
+    }
+}
+
+/// What an answer takes that `candidate` gave.
+pub(crate) fn sums(candidate: &Candidate, usage: Usage) -> Sums {
+    Sums {
+        requests: 1,
+        estimated: 0,
+        input_tokens: usage.prompt_tokens,
+        cached_tokens: usage.cached_tokens,
+        output_tokens: usage.completion_tokens,
+        pico_usd: cost(candidate, usage).map_or(0, |pico| u64::try_from(pico).unwrap_or(u64::MAX)),
     }
 }
 

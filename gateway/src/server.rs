@@ -30,6 +30,7 @@ use crate::snapshot::Snapshot;
 use crate::source::{Applied, Sources};
 use crate::store::{OpenError, Store};
 use crate::trust::{TlsError, Trust, Unsecured};
+use crate::usage::Usage;
 use crate::worker::{self, Arrival, Signals};
 
 /// After the limit of a drain streams have this long to tell their callers that they end.
@@ -87,9 +88,10 @@ pub async fn run(
     let store = open_store(&settings)?.map(Arc::new);
     let budgets = budgets::metrics::Metrics::register(&mut registry);
     let books = Books::new(store.clone(), &settings.replica, budgets);
+    let usage = Usage::new(store.clone());
     let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
     let streams = Streams::register(&mut registry);
-    let process = Process::new(settings, metrics, trust, jobs, books, streams);
+    let process = Process::new(settings, metrics, trust, jobs, books, usage, streams);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),
@@ -139,6 +141,7 @@ pub async fn run(
     tasks.abort_all();
     while tasks.join_next().await.is_some() {}
     process.books.close().await;
+    process.usage.close().await;
     failed.map_or(Ok(()), Err)
 }
 
@@ -162,6 +165,13 @@ fn look_around(process: &Arc<Process>, tasks: &mut JoinSet<Result<(), Error>>) {
         let books = Arc::clone(&process.books);
         async move {
             books.run().await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let usage = Arc::clone(&process.usage);
+        async move {
+            usage.run().await;
             Ok(())
         }
     });

@@ -34,6 +34,8 @@ pub(crate) enum Wanted {
     },
     /// A key after another one.
     Next {
+        /// Uid of the VirtualKey.
+        uid: String,
         /// The Secret's name.
         secret: String,
         /// Which of its keys.
@@ -80,7 +82,9 @@ pub(crate) fn wanted(observed: &Observed) -> Vec<Wanted> {
                 // With an overlap that cannot be read, which `compile` says, the key before would end at once.
                 let overlap = rotation.and_then(|rotation| rotation.overlap.parse().ok());
                 let is_older = KeyFacts::revision(values).is_some_and(|made| made < revision);
+                let uid = object.metadata.uid.clone().unwrap_or_default();
                 wanted.extend(overlap.filter(|_| is_older).map(|overlap| Wanted::Next {
+                    uid,
                     secret: name,
                     revision,
                     overlap,
@@ -181,6 +185,7 @@ mod tests {
         let rotated = json!({"team": "a", "rotation": {"revision": 3, "overlap": "2h"}});
         let before = observed(rotated.clone(), &[("key", FIRST), ("revision", "2")]);
         let next = Wanted::Next {
+            uid: "u".to_owned(),
             secret: "alice-key".to_owned(),
             revision: 3,
             overlap: Duration::from_hours(2),

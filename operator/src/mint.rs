@@ -92,6 +92,7 @@ impl Writer {
                 (name.clone(), create(&secrets, body).await)
             }
             Wanted::Next {
+                uid,
                 secret: name,
                 revision,
                 overlap,
@@ -100,7 +101,7 @@ impl Writer {
                     .0
                     .as_second()
                     .saturating_add_unsigned(overlap.as_secs());
-                let made = next(&secrets, name, *revision, until_s).await;
+                let made = next(&secrets, (name, uid), *revision, until_s).await;
                 (name.clone(), made)
             }
         }
@@ -140,14 +141,22 @@ async fn create(secrets: &Api<Secret>, body: Value) -> Result<(), CallError> {
     Ok(())
 }
 
-/// Puts a new key in the place of the one that is there.
+/// Puts a new key in the place of the one that is there, unless that is another VirtualKey's than the one with `uid`.
 async fn next(
     secrets: &Api<Secret>,
-    name: &str,
+    (name, uid): (&str, &str),
     revision: i32,
     until_s: i64,
 ) -> Result<(), CallError> {
     let before = within_deadline(secrets.get(name)).await?;
+    let owners = before.metadata.owner_references.as_deref().unwrap_or(&[]);
+    if !owners.is_empty() && owners.iter().all(|owner| owner.uid != uid) {
+        tracing::warn!(
+            secret = name,
+            "a VirtualKey wants to rotate the key of another one: give it a Secret of its own (secretName)"
+        );
+        return Ok(());
+    }
     let data = before.data.unwrap_or_default();
     let values = data
         .iter()

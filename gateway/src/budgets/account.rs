@@ -212,9 +212,11 @@ impl Account {
         is_due
     }
 
-    /// Nobody is to come any more.
+    /// Nobody is to come any more, and nobody asks.
     pub(super) fn rest(&self) {
-        self.state().holder.rest();
+        let mut state = self.state();
+        state.is_asking = false;
+        state.holder.rest();
     }
 
     /// Whether it can be forgotten.

@@ -215,14 +215,19 @@ fn refusal(
     denied: Denied,
 ) -> Reject {
     match denied {
-        Denied::Spent { retry_ms, left } => Reject::BudgetExceeded {
-            budget: budget_name(limit),
-            unit: limit.unit,
-            max: limit.terms.cap,
-            left,
-            retry_ms,
-            fits_tokens: plan.shorter(budget, limit, price, left),
-        },
+        Denied::Spent { retry_ms, left } => {
+            let max = limit.terms.cap;
+            // What is more than all of it was not asked for: as much as all may be there.
+            let room = if retry_ms.is_none() { max } else { left };
+            Reject::BudgetExceeded {
+                budget: budget_name(limit),
+                unit: limit.unit,
+                max,
+                left,
+                retry_ms,
+                fits_tokens: plan.shorter(budget, limit, price, room),
+            }
+        }
         Denied::Away => Reject::BudgetUnavailable {
             budget: budget_name(limit),
         },

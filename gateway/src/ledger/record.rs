@@ -313,6 +313,11 @@ impl Record {
         amounts.fold(0, u64::saturating_add)
     }
 
+    fn idle(&self) -> u64 {
+        let amounts = self.leases.values().map(|lease| lease.idle);
+        amounts.fold(0, u64::saturating_add)
+    }
+
     /// What may lie idle at each gateway, with `more` that have no lease yet.
     fn most_idle(&self, limit: Limit, more: usize) -> u64 {
         let holders = u64::try_from(self.leases.len() + more).unwrap_or(u64::MAX);
@@ -326,7 +331,12 @@ impl Record {
         let need = ask.needs.get(granted).copied().unwrap_or(0);
         let short = need.saturating_sub(self.free(limit, stand.now_ms));
         let gone_ms = match self.closed_until_ms.saturating_sub(stand.now_ms) {
-            0 => self.spent.gone_in(limit.window, stand.now_ms, short),
+            // Requests under way may give back enough at any time.
+            0 if self.leased().saturating_sub(self.idle()) >= short => None,
+            0 => {
+                let short = short.min(self.spent.sum());
+                self.spent.gone_in(limit.window, stand.now_ms, short)
+            }
             left_ms => Some(left_ms),
         };
         Told {

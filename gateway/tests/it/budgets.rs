@@ -151,13 +151,39 @@ async fn an_answer_without_a_bound_gets_the_budgets() {
 #[tokio::test]
 async fn an_answer_is_as_long_as_what_is_left_allows() {
     let upstream = Upstream::always(|| json_answer("x")).await;
+    let answers = budget(&[
+        limit("day", Unit::OutputTokens, 1_000),
+        limit("hour", Unit::OutputTokens, 100),
+    ]);
+    let plan = with(Plan::chain(&[upstream.address]), "b", answers);
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan).await;
+    // An answer takes two, and two may lie idle.
+    for (wanted, sent) in [(5_000, 100), (5_000, 96), (50, 50)] {
+        assert_eq!(gateway.post(&bounded(wanted)).await.status, 200);
+        let request = upstream.requests().pop().unwrap();
+        let body: Value = serde_json::from_str(&request.body).unwrap();
+        assert_eq!(body["max_tokens"], sent);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_was_made_shorter_is_refused_with_the_time_when_it_may_come() {
+    let upstream =
+        Upstream::always(|| Reply::Json(200, completion("x").replace(":2}", ":90}"))).await;
     let answers = budget(&[limit("hour", Unit::OutputTokens, 100)]);
     let plan = with(Plan::chain(&[upstream.address]), "b", answers);
     let kept = Kept::file();
     let gateway = kept.gateway(&plan).await;
     assert_eq!(gateway.post(&bounded(5_000)).await.status, 200);
-    let sent: Value = serde_json::from_str(&upstream.requests()[0].body).unwrap();
-    assert_eq!(sent["max_tokens"], 100);
+    let refused = gateway.post(&bounded(5_000)).await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (429, "budget_exceeded")
+    );
+    let seconds: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((3_500..=3_660).contains(&seconds), "{seconds}");
+    assert_eq!(refused.header("x-ratelimit-remaining-tokens"), "8");
 }
 
 #[tokio::test]
@@ -388,4 +414,39 @@ async fn stored_answers_count_as_much_as_is_said() {
     // Half of seven.
     gateway.spent(TOOK + 4).await;
     assert_eq!(gateway.post(&chat(false)).await.status, 429);
+}
+
+/// All at one time, spread over gateways.
+async fn of_five_hundred_ten_are_answered(kept: &[Spec]) {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let plan = requests(Plan::chain(&[upstream.address]), 10);
+    let mut gateways = Vec::new();
+    for spec in kept {
+        let mut settings = settings();
+        settings.store = Some(spec.clone());
+        gateways.push(Gateway::start_with(&plan, settings).await);
+    }
+    let body = bounded(8);
+    let posts = (0..500).map(|number| gateways[number % gateways.len()].post(&body));
+    let answers = futures::future::join_all(posts).await;
+    let count = |status| {
+        answers
+            .iter()
+            .filter(|answer| answer.status == status)
+            .count()
+    };
+    assert_eq!((count(200), count(429), upstream.count()), (10, 490, 10));
+}
+
+#[tokio::test]
+async fn of_five_hundred_requests_at_once_a_gateway_answers_ten() {
+    let kept = Kept::file();
+    of_five_hundred_ten_are_answered(&[kept.settings().store.unwrap()]).await;
+}
+
+#[tokio::test]
+async fn of_five_hundred_requests_at_once_three_gateways_answer_ten() {
+    let Some(kept) = Kept::redis() else { return };
+    let spec = kept.settings().store.unwrap();
+    of_five_hundred_ten_are_answered(&[spec.clone(), spec.clone(), spec]).await;
 }

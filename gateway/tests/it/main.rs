@@ -49,4 +49,5 @@ mod stream;
 mod tasks;
 mod tls;
 mod tls_backends;
+mod usage;
 mod workers;

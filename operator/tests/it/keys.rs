@@ -218,3 +218,30 @@ async fn what_keeps_a_key_from_being_used_is_said() {
     assert!(message.contains("dinner"), "{message}");
     operator.stop().await;
 }
+
+#[tokio::test]
+async fn a_key_of_another_one_is_not_rotated() {
+    let Some(world) = World::new(cluster(), "others").await else {
+        return;
+    };
+    world.own("LLMBackend", "soup", simulated()).await;
+    world
+        .own("RoutingPolicy", "lunch", policy("counter", "soup"))
+        .await;
+    let operator = world.operator("one").await;
+    let spec = json!({"gateway": "counter", "team": "kitchen"});
+    world.own("VirtualKey", "alice", spec).await;
+    let first = value(&world.secret("alice-key").await, "key").unwrap();
+    let spec = json!({
+        "gateway": "counter", "team": "thieves", "secretName": "alice-key", "rotation": {"revision": 7},
+    });
+    world.own("VirtualKey", "bob", spec).await;
+    // It is also told that the key is somebody else's.
+    let message = world
+        .condition_is("VirtualKey", "bob", "Accepted", "False", "InvalidValue")
+        .await;
+    assert!(message.contains("give it one of its own"), "{message}");
+    let secret = world.secret("alice-key").await;
+    assert_eq!(value(&secret, "key").unwrap(), first);
+    operator.stop().await;
+}

@@ -2,6 +2,7 @@
 //! world, not at calls: objects, conditions, owners of fields, and the audit log.
 #![cfg(test)]
 
+mod budgets;
 mod children;
 mod cluster;
 mod gateways;

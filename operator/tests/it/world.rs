@@ -411,8 +411,15 @@ impl World {
 
     /// Plays a gateway replica: acks the current config, with the rights of the gateway's own account.
     pub(crate) async fn ack(&self, gateway: &str, uid: &str) {
+        self.ack_with(gateway, uid, json!({})).await;
+    }
+
+    /// The same, saying more.
+    pub(crate) async fn ack_with(&self, gateway: &str, uid: &str, more: Value) {
         let digest = self.digest(gateway).await;
-        let ack = json!({"digest": digest, "processStart": 1_577_836_801_u64});
+        let mut ack = json!({"digest": digest, "processStart": 1_577_836_801_u64});
+        let more = more.as_object().cloned().unwrap_or_default();
+        ack.as_object_mut().unwrap().extend(more);
         let patch = json!({"data": {uid: ack.to_string()}});
         let api: Api<ConfigMap> = Api::namespaced(self.admin.clone(), &self.namespace);
         let name = format!("{gateway}-acks");

@@ -1,0 +1,114 @@
+//! What callers took, summed up in the store.
+
+use penstock_core::config::Price;
+use serde_json::{Value, json};
+
+use crate::harness::*;
+use crate::jobs::{Kept, value};
+
+impl Gateway {
+    async fn usage(&self) -> Vec<Value> {
+        let day = k8s_openapi::jiff::Timestamp::now().to_string();
+        let day = &day[..10];
+        let told = value(&self.admin_get(&format!("/usage?from={day}&to={day}")).await);
+        told["data"].as_array().unwrap().clone()
+    }
+}
+
+fn priced(upstream: &Upstream) -> Plan {
+    let mut plan = Plan::chain(&[upstream.address]);
+    for backend in plan.config.backends.values_mut() {
+        backend.profile.price = Some(Price {
+            input: 1_000_000,
+            cached_input: 1_000_000,
+            output: 2_000_000,
+        });
+    }
+    plan
+}
+
+async fn replicas_sum_up_together(kept: Kept) {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let plan = priced(&upstream);
+    let mut gateway = kept.gateway(&plan).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    let row = json!({
+        "team": "", "user": "", "key": "", "model": "chat", "backend": "ns/a", "requests": 3, "estimated": 0,
+        "inputTokens": 15, "cachedTokens": 0, "outputTokens": 6, "picoUsd": 27_000_000,
+    });
+    let told = |mut line: Value| {
+        line.as_object_mut().unwrap().remove("day");
+        line
+    };
+    assert_eq!(told(gateway.usage().await.remove(0)), row);
+    // A later process goes on with the same sums.
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    gateway.shutdown.cancel();
+    gateway.ended().await.unwrap();
+    let gateway = kept.gateway(&plan).await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    let lines = gateway.usage().await;
+    assert_eq!((lines.len(), &lines[0]["requests"]), (1, &json!(5)));
+}
+
+#[tokio::test]
+async fn processes_sum_up_together_in_a_file() {
+    replicas_sum_up_together(Kept::file()).await;
+}
+
+#[tokio::test]
+async fn processes_sum_up_together_in_redis() {
+    if let Some(kept) = Kept::redis() {
+        replicas_sum_up_together(kept).await;
+    }
+}
+
+#[tokio::test]
+async fn what_no_backend_counted_is_estimated_and_refusals_are_nothing() {
+    let (steps, reply) = driven();
+    let reply = std::sync::Mutex::new(Some(reply));
+    let upstream = Upstream::start(move |_, _| {
+        let first = reply.lock().unwrap().take();
+        first.unwrap_or_else(|| Reply::Json(400, shaped_error("no")))
+    })
+    .await;
+    let kept = Kept::file();
+    let gateway = kept.gateway(&priced(&upstream)).await;
+    drop(gateway.begun(&steps).await);
+    assert_eq!(gateway.post(&chat(false)).await.status, 400);
+    let wait = async {
+        while gateway.usage().await.is_empty() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    within("it is counted", wait).await;
+    let lines = gateway.usage().await;
+    let counts = ["requests", "estimated", "outputTokens"].map(|name| lines[0][name].as_u64());
+    assert_eq!((lines.len(), counts), (1, [Some(1), Some(1), Some(1)]));
+}
+
+#[tokio::test]
+async fn days_that_cannot_be_told_are_refused() {
+    let plan = Plan::chain(&[nobody()]);
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan).await;
+    for days in [
+        "from=2026-01-02&to=2026-01-01",
+        "from=2026-01-01&to=2026-12-31",
+        "from=x&to=y",
+        "",
+    ] {
+        assert_eq!(
+            gateway.admin_get(&format!("/usage?{days}")).await.status,
+            400,
+            "{days}"
+        );
+    }
+    let gateway = Gateway::start(&plan).await;
+    let answer = gateway
+        .admin_get("/usage?from=2026-01-01&to=2026-01-01")
+        .await;
+    assert_eq!(answer.status, 404);
+}
