@@ -6,7 +6,7 @@ HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 PENSTOCK := target/$(HOST)/debug/penstock
 export PENSTOCK_BIN := $(CURDIR)/$(PENSTOCK)
 
-.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy bench-balance faults ledger crds fmt lint
+.PHONY: help up build test smoke e2e prove kind kind-down bench-proxy bench-balance faults ledger bench-ledger crds fmt lint
 
 help: ## This list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,9 +48,15 @@ bench-balance: build ## Balancing strategies side by side: time to first token a
 	@tools/need python3
 	@bench/balance/run
 
-ledger: ## Simulated runs of budgets, with deaths, losses and clocks that are set (a minute; RUNS=10000)
-	@tools/need cargo cc
-	@RUNS=$${RUNS:-10000} $(CARGO) test -q -p penstock-gateway --test ledger -- --nocapture | grep '^ledger: '
+ledger: build ## Budgets under deaths, losses and clocks that are set: 10,000 simulated runs, 1,000 real ones (70 min)
+	@tools/need cargo cc python3
+	@tools/redis
+	@bench/ledger/prove
+
+bench-ledger: ## What keys and hard budgets cost a request, and what their store does to the slowest (6 min)
+	@tools/need cargo cc python3
+	@tools/redis
+	@bench/ledger/run
 
 faults: build ## Faults and abuse, graded, beside LiteLLM, Portkey, vllm-router and Envoy (under 40 min; CASE=… and SUBJECTS=… narrow it)
 	@tools/need python3

@@ -101,9 +101,7 @@ def penstock_all_on(place):
     objects = os.path.join(place.folder, "objects")
     os.makedirs(objects)
     texts = [
-        "apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {name: mock}\n"
-        f'spec: {{external: {{url: "http://127.0.0.1:{place.upstream}/v1"}}, '
-        "price: {perMillionTokens: {inputMicroUsd: 1000000, outputMicroUsd: 3000000}}}\n",
+        backend(place),
         "apiVersion: penstock.dev/v1alpha1\nkind: SemanticCache\nmetadata: {name: answers}\n"
         "spec: {exact: {ttl: 5m, maxSizeMib: 16}}\n",
     ]
@@ -118,7 +116,27 @@ def penstock_all_on(place):
             f"apiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\nmetadata: {{name: rules-{number}}}\n"
             "spec:\n  rules:\n" + "".join(rules[number : number + 50])
         )
-    for number in range(ALL_ON_KEYS):
+    texts += keys(ALL_ON_KEYS)
+    texts += budgets(BUDGETS)
+    with open(os.path.join(objects, "objects.yaml"), "w", encoding="utf-8") as file:
+        file.write("---\n".join(texts))
+    command, environment = penstock(place, log="warn,access=info")
+    return [*command, "--store", f"file:{place.folder}/store.redb"], environment
+
+
+def backend(place):
+    """The mock, with a price."""
+    return (
+        "apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {name: mock}\n"
+        f'spec: {{external: {{url: "http://127.0.0.1:{place.upstream}/v1"}}, '
+        "price: {perMillionTokens: {inputMicroUsd: 1000000, outputMicroUsd: 3000000}}}\n"
+    )
+
+
+def keys(count):
+    """Callers and their keys."""
+    texts = []
+    for number in range(count):
         texts.append(
             f"apiVersion: penstock.dev/v1alpha1\nkind: VirtualKey\nmetadata: {{name: caller-{number}}}\n"
             f"spec: {{team: team-{number % 10}, models: ['mo*']}}\n"
@@ -127,15 +145,16 @@ def penstock_all_on(place):
             f"apiVersion: v1\nkind: Secret\nmetadata: {{name: caller-{number}-key}}\n"
             f"stringData: {{key: {key_of(number)}}}\n"
         )
-    texts += [
+    return texts
+
+
+def budgets(rows, most=1000000000000):
+    """Hard ones, from rows like those of BUDGETS."""
+    return [
         "apiVersion: penstock.dev/v1alpha1\nkind: TokenBudget\nmetadata: {name: %s}\n"
-        "spec: {per: %s, limits: [{name: limit, unit: %s, max: 1000000000000, window: {%s}}]}\n" % budget
-        for budget in BUDGETS
+        "spec: {per: %s, limits: [{name: limit, unit: %s, max: %d, window: {%s}}]}\n" % (*row[:3], most, row[3])
+        for row in rows
     ]
-    with open(os.path.join(objects, "objects.yaml"), "w", encoding="utf-8") as file:
-        file.write("---\n".join(texts))
-    command, environment = penstock(place, log="warn,access=info")
-    return [*command, "--store", f"file:{place.folder}/store.redb"], environment
 
 
 def key_of(number):
