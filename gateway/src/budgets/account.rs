@@ -20,6 +20,8 @@ const MAX_WAITING: usize = 1024;
 const MAX_RACES: usize = 32;
 /// An answer that takes longer does not tell when the store's clock was read.
 const EXACT_MS: u64 = 1_000;
+/// Requests that are likely to come where one did.
+const LIKELY_REQUESTS: u64 = 8;
 /// A gateway that nobody has asked for so long wants nothing to lie idle.
 const QUIET_MS: u64 = 5_000;
 /// After which it gives back what lies idle.
@@ -58,6 +60,9 @@ struct State {
     waiting: VecDeque<Waiter>,
     is_asking: bool,
     used_ms: u64,
+    /// What requests took since the last question, and the most that one of them did.
+    taken: u64,
+    largest: u64,
 }
 
 struct Waiter {
@@ -140,6 +145,8 @@ impl Account {
                 waiting: VecDeque::new(),
                 is_asking: false,
                 used_ms: now_ms,
+                taken: 0,
+                largest: 0,
             }),
         }
     }
@@ -161,6 +168,8 @@ impl Account {
         if !Arc::ptr_eq(&state.limit, limit) {
             state.limit = Arc::clone(limit);
         }
+        state.taken = state.taken.saturating_add(need);
+        state.largest = state.largest.max(need);
         if let Some(taken) = state.holder.take(need, now_ms) {
             return Reserved::Taken(taken);
         }
@@ -216,6 +225,8 @@ impl Account {
     pub(super) fn rest(&self) {
         let mut state = self.state();
         state.is_asking = false;
+        // Or more would be leased for who asks next.
+        (state.taken, state.largest) = (0, 0);
         state.holder.rest();
     }
 
@@ -330,7 +341,16 @@ impl State {
             needs.push(waiter.need);
         }
         let quiet_ms = now_ms.saturating_sub(self.used_ms);
-        let want = if quiet_ms < QUIET_MS { u64::MAX } else { 0 };
+        // As much as until the next question, twice; but a lease that is large for nothing keeps others from theirs.
+        let want = if quiet_ms < QUIET_MS {
+            let few = self.largest.saturating_mul(LIKELY_REQUESTS);
+            self.taken.saturating_mul(2).max(few)
+        } else {
+            0
+        };
+        if is_new {
+            self.taken = 0;
+        }
         self.holder.ask(&needs, want, now_ms).clone()
     }
 
