@@ -12,8 +12,6 @@ use hyper_util::rt::TokioExecutor;
 
 /// A gateway answers from memory or its store: one that takes longer is not there.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// A thousand candidates, or a quarter of a year's sums of some hundred callers, stay below it.
-const MAX_ANSWER_BYTES: usize = 64 << 20;
 
 /// The address of `path` at `admin`.
 pub(crate) fn address(admin: &str, path: &str) -> anyhow::Result<Uri> {
@@ -28,12 +26,13 @@ pub(crate) fn address(admin: &str, path: &str) -> anyhow::Result<Uri> {
     Ok(uri)
 }
 
-/// Status and body of the answer.
+/// Status and body of the answer, which has `most` bytes at most.
 pub(crate) async fn ask(
     admin: &str,
     request: Request<Full<Bytes>>,
+    most: usize,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    tokio::time::timeout(TIMEOUT, answer(request))
+    tokio::time::timeout(TIMEOUT, answer(request, most))
         .await
         .with_context(|| format!("{admin} did not answer within {} s", TIMEOUT.as_secs()))?
         .with_context(|| {
@@ -41,12 +40,12 @@ pub(crate) async fn ask(
         })
 }
 
-async fn answer(request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn answer(request: Request<Full<Bytes>>, most: usize) -> anyhow::Result<(StatusCode, Bytes)> {
     let client: Client<HttpConnector, Full<Bytes>> =
         Client::builder(TokioExecutor::new()).build_http();
     let answer = client.request(request).await?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES);
+    let body = Limited::new(answer.into_body(), most);
     match body.collect().await {
         Ok(whole) => Ok((status, whole.to_bytes())),
         Err(err) => bail!("{err}"),

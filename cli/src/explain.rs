@@ -12,6 +12,9 @@ use serde_json::Value;
 use crate::admin;
 use crate::table::aligned;
 
+/// A thousand candidates stay below it.
+const MAX_ANSWER_BYTES: usize = 8 << 20;
+
 /// Asks a gateway where a request would go, and why. The request is not sent to any backend.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
@@ -51,7 +54,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let headers = HeaderMap::from_iter(headers?);
     let mut request = Request::post(uri).body(Full::new(Bytes::from(body)))?;
     *request.headers_mut() = headers;
-    let (_, answer) = admin::ask(&args.admin, request).await?;
+    let (_, answer) = admin::ask(&args.admin, request, MAX_ANSWER_BYTES).await?;
     let value: Value = serde_json::from_slice(&answer).context("read the gateway's answer")?;
     if let Some(message) = value.pointer("/error/message").and_then(Value::as_str) {
         bail!("the gateway would refuse the request: {message}");

@@ -15,6 +15,9 @@ use serde_json::Value;
 use crate::admin;
 use crate::table::aligned;
 
+/// A quarter of a year's sums of some hundred callers stay below it.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
 /// Sums up what callers of a gateway took: requests, tokens and money. Days are those of UTC; the newest requests are
 /// counted within seconds.
 #[derive(Clone, Debug, clap::Args)]
@@ -71,7 +74,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let to = args.to.unwrap_or(today);
     let uri = admin::address(&args.admin, &format!("/usage?from={from}&to={to}"))?;
     let request = Request::get(uri).body(Full::new(Bytes::new()))?;
-    let (status, answer) = admin::ask(&args.admin, request).await?;
+    let (status, answer) = admin::ask(&args.admin, request, MAX_ANSWER_BYTES).await?;
     if !status.is_success() {
         bail!("{}", String::from_utf8_lossy(&answer).trim());
     }

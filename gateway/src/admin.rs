@@ -15,8 +15,8 @@ use axum::routing::{get, post};
 use bytes::Bytes;
 use jiff::ToSpan as _;
 use jiff::civil::{Date, date};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -33,6 +33,7 @@ use crate::reject::Reject;
 use crate::reshape::reshape;
 use crate::tasks::TaskSet;
 use crate::usage::MAX_DAYS;
+use crate::usage::sums::{Row, Sums};
 
 /// Scalers that listen at one time: two replicas, a rollout's worth more, and a person or two.
 pub(crate) const MAX_LOAD_LISTENERS: usize = 16;
@@ -92,6 +93,17 @@ struct Days {
     to: Date,
 }
 
+/// What one caller took of one model of one backend on one day.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Line {
+    day: Option<String>,
+    #[serde(flatten)]
+    row: Row,
+    #[serde(flatten)]
+    sums: Sums,
+}
+
 /// What was taken on these days, in UTC.
 async fn usage(State(process): State<Arc<Process>>, Query(days): Query<Days>) -> Response {
     let refuse = |status: StatusCode, text: &str| (status, format!("{text}\n")).into_response();
@@ -117,10 +129,8 @@ async fn usage(State(process): State<Arc<Process>>, Query(days): Query<Days>) ->
         let date = date.and_then(|since| days.from.checked_add(since.days()).ok());
         let date = date.map(|date| date.to_string());
         for (row, sums) in day.into_rows() {
-            let mut line = json!({ "day": date });
-            merge(&mut line, json!(row));
-            merge(&mut line, json!(sums));
-            data.push(line);
+            let day = date.clone();
+            data.push(Line { day, row, sums });
         }
     }
     let body = json!({ "data": data });
@@ -135,12 +145,6 @@ async fn usage(State(process): State<Arc<Process>>, Query(days): Query<Days>) ->
 fn number_of(day: Date) -> Option<u32> {
     let since = day.since(date(1970, 1, 1)).ok()?;
     u32::try_from(since.get_days()).ok()
-}
-
-fn merge(line: &mut Value, more: Value) {
-    if let (Value::Object(line), Value::Object(more)) = (line, more) {
-        line.extend(more);
-    }
 }
 
 /// Where the body of `POST /explain` would be sent; its headers are taken to be the request's.

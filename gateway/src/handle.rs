@@ -15,6 +15,7 @@ use crate::answers::{Close, Done, Store};
 use crate::attempt::{self, Answer};
 use crate::behalf::{self, Behalf};
 use crate::body::{self, Source};
+use crate::budgets::reservation::Plan;
 use crate::budgets::{bound, call as budgets};
 use crate::cache::exact::{self, Entry};
 use crate::classifier;
@@ -358,7 +359,7 @@ async fn routed(
         None => (body, call),
     };
     let path = head.uri.path();
-    let (plan, bounded) = budgets::plan(process, &record.who, api, &call, body)?;
+    let (shares, bounded) = budgets::shares(process, &record.who, api, &call, body)?;
     let (body, call) = match &bounded {
         Some((bounded, changes)) => {
             record.changes.extend_from_slice(changes);
@@ -366,6 +367,7 @@ async fn routed(
         }
         None => (body, call),
     };
+    let plan = Plan::of_call(shares, api, &call, body);
     let store = match look_up(process, &rule, path, &head.headers, body, record) {
         Lookup::Stored(entry) => {
             budgets::count_hit(worker, plan.as_ref(), &rule, &entry).await?;

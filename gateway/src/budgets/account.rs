@@ -22,9 +22,7 @@ const MAX_RACES: usize = 32;
 const EXACT_MS: u64 = 1_000;
 /// Requests that are likely to come where one did.
 const LIKELY_REQUESTS: u64 = 8;
-/// A gateway that nobody has asked for so long wants nothing to lie idle.
-const QUIET_MS: u64 = 5_000;
-/// After which it gives back what lies idle.
+/// A gateway that nobody has asked for so long gives back what lies idle.
 const REST_MS: u64 = 30_000;
 /// After which it is forgotten.
 const FORGOTTEN_MS: u64 = 600_000;
@@ -60,7 +58,7 @@ struct State {
     waiting: VecDeque<Waiter>,
     is_asking: bool,
     used_ms: u64,
-    /// What requests took since the last question, and the most that one of them did.
+    /// What requests needed since the last question, and the most that one of them did.
     taken: u64,
     largest: u64,
 }
@@ -340,16 +338,11 @@ impl State {
             waiter.is_asked = is_new;
             needs.push(waiter.need);
         }
-        let quiet_ms = now_ms.saturating_sub(self.used_ms);
         // As much as until the next question, twice; but a lease that is large for nothing keeps others from theirs.
-        let want = if quiet_ms < QUIET_MS {
-            let few = self.largest.saturating_mul(LIKELY_REQUESTS);
-            self.taken.saturating_mul(2).max(few)
-        } else {
-            0
-        };
+        let few = self.largest.saturating_mul(LIKELY_REQUESTS);
+        let want = self.taken.saturating_mul(2).max(few);
         if is_new {
-            self.taken = 0;
+            (self.taken, self.largest) = (0, 0);
         }
         self.holder.ask(&needs, want, now_ms).clone()
     }

@@ -1,5 +1,6 @@
 //! Budgets of calls of models: what a call counts in, and what becomes of one for which there is not enough left.
 
+use crate::budgets::Share;
 use crate::budgets::bound::{self, Edited};
 use crate::budgets::reservation::{self, Plan};
 use crate::cache::exact::Entry;
@@ -28,29 +29,25 @@ pub(crate) async fn count_hit(
 }
 
 /// What a call counts in, and its body, where a budget needs a bound for the answer that the call does not have.
-pub(crate) fn plan(
+pub(crate) fn shares(
     process: &Process,
     who: &Who,
     api: Api,
     call: &Call<'_>,
     body: &[u8],
-) -> Result<(Option<Plan>, Option<Edited>), Reject> {
+) -> Result<(Vec<Share>, Option<Edited>), Reject> {
     let snapshot = process.snapshot.load();
-    let budgets = snapshot.as_ref().map(|snapshot| &snapshot.budgets);
-    let of = |call: &Call<'_>, body: &[u8]| {
-        budgets.and_then(|budgets| Plan::of_call(budgets, who.principal(), api, call, body))
-    };
-    let plan = of(call, body);
-    let most = plan.as_ref().and_then(Plan::max_output_tokens);
+    let shares = snapshot.as_ref().map_or_else(Vec::new, |snapshot| {
+        snapshot.budgets.of(who.principal(), Some(&call.model))
+    });
+    let bounding = shares.iter().map(|share| &share.budget);
+    let bounding = bounding.filter(|budget| budget.bounds_answers());
+    let most = bounding.map(|budget| budget.max_output_tokens).min();
     let bounded = match most {
         Some(most) => bound::fill(api, call, body, most)?,
         None => None,
     };
-    let plan = match (plan, &bounded) {
-        (Some(plan), Some((bounded, _))) => Some(plan.with(api, &Call::parse(bounded)?, bounded)),
-        (plan, _) => plan,
-    };
-    Ok((plan, bounded))
+    Ok((shares, bounded))
 }
 
 /// How long an answer may be for which there is not enough left, where nothing else speaks against it.

@@ -31,13 +31,11 @@ pub(crate) struct Plan {
 impl Plan {
     /// Of a call of a model; `None` where it counts in nothing.
     pub(crate) fn of_call(
-        budgets: &Budgets,
-        principal: Option<&Principal>,
+        shares: Vec<Share>,
         api: Api,
         call: &Call<'_>,
         body: &[u8],
     ) -> Option<Self> {
-        let shares = budgets.of(principal, Some(&call.model));
         (!shares.is_empty()).then(|| Self {
             shares: shares.into(),
             bound: Some(bound::of(api, call, body)),
@@ -66,13 +64,6 @@ impl Plan {
         let backend = &candidate.backend.id;
         let shares = self.shares.iter();
         shares.filter(move |share| share.budget.selects_backend(backend))
-    }
-
-    /// How long its answer is let be where it does not say so.
-    pub(crate) fn max_output_tokens(&self) -> Option<u32> {
-        let budgets = self.shares.iter().map(|share| &share.budget);
-        let bounding = budgets.filter(|budget| budget.bounds_answers());
-        bounding.map(|budget| budget.max_output_tokens).min()
     }
 
     /// What an attempt at `candidate` needs of a limit; `None` if it does not count there.
