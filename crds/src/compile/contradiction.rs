@@ -19,6 +19,14 @@ const OF_USERS: [&str; 5] = [
 /// Those among them that are answered, so that the answer takes a part of the context.
 const ANSWERED: &[&str] = OF_USERS.split_at(4).0;
 
+/// Calls whose bodies are forms, of which nothing is read but the model.
+const FORMS: [&str; 4] = [
+    "/v1/audio/transcriptions",
+    "/v1/audio/translations",
+    "/v1/images/edits",
+    "/v1/images/variations",
+];
+
 /// Says where a rule for models, or one for HTTP backends, asks for what there is not.
 pub(super) fn check(spec: &MatchSpec, is_service: bool, scope: &mut Scope<'_>) {
     let paths = spec.paths.iter().enumerate();
@@ -45,30 +53,12 @@ pub(super) fn check(spec: &MatchSpec, is_service: bool, scope: &mut Scope<'_>) {
         return;
     }
     if paths.iter().any(|(_, path)| leads_to_a_call(path)) {
-        let leads_to = |calls: &[&str]| {
-            let mut matched = paths
-                .iter()
-                .flat_map(|(_, path)| calls.iter().map(move |call| path.matches(call)));
-            matched.any(|matched| matched)
-        };
-        let offers_tools = [NeedSpec::Tools, NeedSpec::JsonSchema];
-        for (field, is_set, calls) in [
-            ("task", spec.task.is_some(), &OF_USERS[..]),
-            (
-                "needs",
-                offers_tools.iter().any(|need| spec.needs.contains(need)),
-                &OF_USERS[..],
-            ),
-            ("contextTokens", spec.context_tokens.is_some(), ANSWERED),
-        ] {
-            if is_set && !leads_to(calls) {
-                let message = format!(
-                    "no call to match.paths has what this looks at: only those to {} do",
-                    calls.join(", ")
-                );
-                refuse(&format!(".match.{field}"), &message, scope);
-            }
-        }
+        check_paths(spec, &paths, scope);
+    }
+    let has_media = [NeedSpec::Vision, NeedSpec::Audio];
+    if spec.context_tokens.is_some() && has_media.iter().any(|need| spec.needs.contains(need)) {
+        let message = "how much of a context pictures and sound take is not known: leave it out, or match.needs";
+        refuse(".match.contextTokens", message, scope);
     }
     let least = spec.prompt_tokens.as_ref().and_then(|range| range.min);
     let most = spec.context_tokens.as_ref().and_then(|range| range.max);
@@ -78,6 +68,47 @@ pub(super) fn check(spec: &MatchSpec, is_service: bool, scope: &mut Scope<'_>) {
              match.promptTokens.min"
         );
         refuse(".match.contextTokens", &message, scope);
+    }
+}
+
+/// Says where a rule asks for what the calls to its paths do not have.
+fn check_paths(spec: &MatchSpec, paths: &[(usize, NameMatch)], scope: &mut Scope<'_>) {
+    let leads_to = |calls: &[&str]| {
+        let mut matched = paths
+            .iter()
+            .flat_map(|(_, path)| calls.iter().map(move |call| path.matches(call)));
+        matched.any(|matched| matched)
+    };
+    let offers_tools = [NeedSpec::Tools, NeedSpec::JsonSchema];
+    let shows_media = [NeedSpec::Vision, NeedSpec::Audio];
+    let has_prompt = spec.prompt_tokens.as_ref().and_then(|range| range.min);
+    let read: Vec<&str> = CALL_PATHS
+        .into_iter()
+        .filter(|call| !FORMS.contains(call))
+        .collect();
+    for (field, is_set, calls) in [
+        ("task", spec.task.is_some(), &OF_USERS[..]),
+        (
+            "needs",
+            offers_tools.iter().any(|need| spec.needs.contains(need)),
+            &OF_USERS[..],
+        ),
+        (
+            "needs",
+            shows_media.iter().any(|need| spec.needs.contains(need)),
+            &read,
+        ),
+        ("text", spec.text.is_some(), &read),
+        ("promptTokens", has_prompt.is_some_and(|min| min > 0), &read),
+        ("contextTokens", spec.context_tokens.is_some(), ANSWERED),
+    ] {
+        if is_set && !leads_to(calls) {
+            let message = format!(
+                "no call to match.paths has what this looks at: only those to {} do",
+                calls.join(", ")
+            );
+            refuse(&format!(".match.{field}"), &message, scope);
+        }
     }
 }
 

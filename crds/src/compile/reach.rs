@@ -64,22 +64,55 @@ pub(super) fn drop_unreachable(
     rules
 }
 
-/// The last of the earlier rules that together take every request for which `conditions` hold: streams and others may
-/// be taken by two of them.
+/// The last of the earlier rules that together take every request for which `conditions` hold: streams and others,
+/// and prompts of different lengths, may be taken by several of them.
 fn takes_all<'a>(before: &'a [Taken], conditions: &[Condition]) -> Option<&'a Taken> {
     let mut last = None;
-    for stream in [true, false] {
-        if conditions.contains(&Condition::Stream(!stream)) {
-            continue;
+    for lengths in lengths(before, conditions) {
+        for stream in [true, false] {
+            if conditions.contains(&Condition::Stream(!stream)) {
+                continue;
+            }
+            let case = [Condition::Stream(stream), lengths.clone()];
+            let with = [conditions, &case].concat();
+            let by = before.iter().position(|taken| {
+                let mut needed = taken.conditions.iter();
+                needed.all(|needed| with.iter().any(|has| implies(has, needed)))
+            });
+            last = last.max(Some(by?));
         }
-        let with = [conditions, &[Condition::Stream(stream)]].concat();
-        let by = before.iter().position(|taken| {
-            let mut needed = taken.conditions.iter();
-            needed.all(|needed| with.iter().any(|has| implies(has, needed)))
-        });
-        last = last.max(Some(by?));
     }
     before.get(last?)
+}
+
+/// The lengths of prompts for which `conditions` may hold, in parts that no earlier rule divides.
+fn lengths(before: &[Taken], conditions: &[Condition]) -> Vec<Condition> {
+    let ranges = |conditions: &[Condition]| -> Vec<(u32, u32)> {
+        let ranges = conditions.iter().filter_map(|condition| match condition {
+            Condition::PromptTokens { min, max } => Some((min.unwrap_or(0), max.unwrap_or(MANY))),
+            _ => None,
+        });
+        ranges.collect()
+    };
+    let own = ranges(conditions);
+    let least = own.iter().map(|(min, _)| *min).max().unwrap_or(0);
+    let most = own.iter().map(|(_, max)| *max).min().unwrap_or(MANY);
+    let of_others = before.iter().flat_map(|taken| ranges(&taken.conditions));
+    let mut begins: Vec<u32> = of_others
+        .flat_map(|(min, max)| [min, max.saturating_add(1)])
+        .filter(|begin| (least..=most).contains(begin))
+        .chain([least])
+        .collect();
+    begins.sort_unstable();
+    begins.dedup();
+    let ends = begins.iter().skip(1).map(|begin| begin - 1);
+    let ends: Vec<u32> = ends.chain([most]).collect();
+    let parts = begins.into_iter().zip(ends);
+    let parts = parts.map(|(min, max)| Condition::PromptTokens {
+        min: Some(min),
+        max: Some(max),
+    });
+    parts.collect()
 }
 
 /// Whether `needed` holds wherever `has` does.

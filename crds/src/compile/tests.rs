@@ -404,6 +404,27 @@ fn a_rule_behind_those_that_take_all_of_it_is_unreachable() {
 }
 
 #[test]
+fn rules_for_lengths_of_prompts_may_take_all_of_them_together() {
+    let short = matching("short", "promptTokens: {max: 99}");
+    let streams = matching("streams", "promptTokens: {min: 100}, stream: true");
+    let others = matching("others", "promptTokens: {min: 100}, stream: false");
+    let last = rule("last", "chat", "chat");
+    let all = [short.clone(), streams.clone(), others.clone(), last.clone()];
+    assert_eq!(
+        messages(&compile_rules(&all)),
+        ["RoutingPolicy/default/p spec.rules[3].match.models[0] UnreachableRule"]
+    );
+    let longer = matching("others", "promptTokens: {min: 101}, stream: false");
+    for rest in [
+        [short.clone(), streams.clone(), last.clone()],
+        [short.clone(), longer, last.clone()],
+        [streams, others, last],
+    ] {
+        assert_eq!(messages(&compile_rules(&rest)), [] as [&str; 0]);
+    }
+}
+
+#[test]
 fn a_rule_behind_those_that_leave_something_is_reached() {
     for (earlier, later) in [
         ("paths: ['/v1/chat/completions']", "paths: ['/v1/chat/*']"),

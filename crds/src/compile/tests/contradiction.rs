@@ -32,6 +32,26 @@ fn a_match_that_contradicts_itself_is_named() {
             "contextTokens",
             "a prompt of 10 or more",
         ),
+        (
+            of_models("needs: [Audio], contextTokens: {min: 10}"),
+            "contextTokens",
+            "pictures and sound",
+        ),
+        (
+            of_models("paths: [/v1/audio/transcriptions], needs: [Audio]"),
+            "needs",
+            list,
+        ),
+        (
+            of_models("paths: [/v1/images/edits], text: cat"),
+            "text",
+            list,
+        ),
+        (
+            of_models("paths: [/v1/images/variations], promptTokens: {min: 1}"),
+            "promptTokens",
+            list,
+        ),
         (of_services("/v1/responses"), "paths[0]", "match.models"),
         (of_services("/v1/models/*"), "paths[0]", "match.models"),
         (of_services("/v1/files"), "paths[0]", "match.models"),
@@ -54,6 +74,7 @@ fn a_match_that_holds_of_some_call_is_no_contradiction() {
         "paths: [/v1/embeddings], needs: [Vision]",
         "paths: [/v1/embeddings, /v1/responses], needs: [Tools], contextTokens: {min: 9}",
         "promptTokens: {min: 9}, contextTokens: {max: 9}",
+        "paths: [/v1/images/edits], promptTokens: {max: 9}",
     ] {
         let compiled = compile_rules(&[matching("a", matches)]);
         assert_eq!(messages(&compiled), [] as [&str; 0], "{matches}");
