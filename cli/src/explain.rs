@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request};
 use http_body_util::Full;
 use serde_json::Value;
 
@@ -18,12 +18,15 @@ const MAX_ANSWER_BYTES: usize = 8 << 20;
 /// Asks a gateway where a request would go, and why. The request is not sent to any backend.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// File with the request's JSON body; `-` for standard input.
+    /// File with the request's body; `-` for standard input. Requests to agents and tools may have none.
     #[arg(value_name = "FILE")]
-    request: PathBuf,
+    request: Option<PathBuf>,
     /// The path that the request would be sent to.
     #[arg(long, default_value = "/v1/chat/completions")]
     path: String,
+    /// The method that it would have.
+    #[arg(long, default_value_t = Method::POST)]
+    method: Method,
     /// A header that the request would have, `name: value`; may be given several times.
     #[arg(long, value_name = "HEADER")]
     header: Vec<String>,
@@ -38,18 +41,22 @@ pub(crate) struct Args {
 /// Asks, and prints the answer.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut body = Vec::new();
-    if args.request.as_os_str() == "-" {
-        std::io::stdin().read_to_end(&mut body)?;
-    } else {
-        body = std::fs::read(&args.request)
-            .with_context(|| format!("read {}", args.request.display()))?;
+    match &args.request {
+        None => {}
+        Some(file) if file.as_os_str() == "-" => {
+            std::io::stdin().read_to_end(&mut body)?;
+        }
+        Some(file) => {
+            body = std::fs::read(file).with_context(|| format!("read {}", file.display()))?;
+        }
     }
     ensure!(
         args.path.starts_with('/') && !args.path.contains(['?', '#', '&', ' ']),
         "--path '{}' is not a path such as /v1/chat/completions",
         args.path
     );
-    let uri = admin::address(&args.admin, &format!("/explain?path={}", args.path))?;
+    let target = format!("/explain?path={}&method={}", args.path, args.method);
+    let uri = admin::address(&args.admin, &target)?;
     let headers: anyhow::Result<Vec<_>> = args.header.iter().map(|text| header(text)).collect();
     let headers = HeaderMap::from_iter(headers?);
     let mut request = Request::post(uri).body(Full::new(Bytes::from(body)))?;

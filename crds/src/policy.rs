@@ -193,7 +193,8 @@ pub struct MatchSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub headers: Vec<HeaderMatchSpec>,
-    /// About how many tokens the prompt has, at 4 bytes a token.
+    /// About how many tokens a model reads: 4 bytes of text are one, a picture, sound or file in the body counts as
+    /// 765.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_tokens: Option<TokenRangeSpec>,
     /// About how much of a model's context the request takes: its prompt, at 4 bytes a token, and the most that its
@@ -341,8 +342,8 @@ pub enum StrategySpec {
     /// The nearest endpoint, seen from the caller's region: in the gateway's zone, then its region, then elsewhere. One
     /// that is farther is taken when it is expected to answer sooner by `regionPenalty`.
     Region,
-    /// The endpoint that the hash of `hashOn` falls to, however busy it is, for as long as it is there and works;
-    /// `PeakEwma` for requests without it.
+    /// The endpoint that the hash of `hashOn` falls to, however busy it is, as long as the same endpoints are there and
+    /// work; `PeakEwma` for requests without it.
     Sticky,
     /// The endpoint that is predicted to serve a stream best, by a small model that learns from each endpoint's
     /// streams what its queue, prompts, KV cache and known prefixes mean for the time to the first token and between

@@ -46,8 +46,8 @@ pub struct CapabilitiesSpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthCheckSpec {
-    /// Where a GET request is answered with a status from 200 to 399 by an endpoint that is well. Default `/health`, as
-    /// vLLM and SGLang have it.
+    /// Where a GET request is answered with a status from 200 to 399, or 429, by an endpoint that is well. Default
+    /// `/health`, as vLLM and SGLang have it.
     #[serde(default = "health")]
     #[schemars(length(min = 1, max = 256), regex(pattern = "^/"))]
     pub path: String,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use crate::budgets::account::Standing;
 use crate::classifier::match_told;
 use crate::conditions::Asked;
 use crate::explain;
-use crate::handle::match_rule;
+use crate::handle::{match_rule, read_call};
 use crate::load::Demand;
 use crate::openai::{Api, Call};
 use crate::process::Process;
@@ -152,6 +152,12 @@ fn number_of(day: Date) -> Option<u32> {
 struct Target {
     #[serde(default = "chat_completions")]
     path: String,
+    #[serde(default = "usual_method")]
+    method: String,
+}
+
+fn usual_method() -> String {
+    "POST".to_owned()
 }
 
 fn chat_completions() -> String {
@@ -165,7 +171,7 @@ async fn explain(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    match explained(&process, &target.path, &headers, &body).await {
+    match explained(&process, &target, &headers, &body).await {
         Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
         Err(reject) => {
             let (status, headers, body) = reject.parts(crate::openai::Dialect::OpenAi);
@@ -176,14 +182,11 @@ async fn explain(
 
 async fn explained(
     process: &Process,
-    path: &str,
+    Target { path, method }: &Target,
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<String, Reject> {
-    let beside = || Api::beside(path).map(|(api, _)| api);
-    let api = Api::of_path(path).or_else(beside);
-    let api = api.ok_or(Reject::PathNotFound)?;
-    let call = Call::parse(body).map_err(Reject::from)?;
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| Reject::PathNotFound)?;
     let snapshot = process.snapshot.load_full().ok_or(Reject::NotConfigured)?;
     // Who asks here stands for the proxy in front.
     let settings = &process.settings;
@@ -191,13 +194,33 @@ async fn explained(
     // Who shows no key is told of rules for anybody, whatever they want of callers.
     let (who, _) = behalf::shown(Some(&snapshot), headers)?;
     let asked = Asked {
-        method: &http::Method::POST,
+        method: &method,
         path,
         headers,
         region: region.or(settings.place.region.as_deref()),
         principal: who.principal(),
-        call: &call,
+        call: &Call::NONE,
         tasks: &[],
+    };
+    let api = Api::of_path(path);
+    if api.is_none()
+        && let Some(rule) = snapshot.service_for(&asked)
+    {
+        if who.principal().is_some() {
+            who.may_use(&rule.policy, rule.anonymous)?;
+        }
+        let explanation = explain::ask(process, rule, Api::Http, &asked, &[], &[]);
+        return Ok(format!("{}\n", json!(explanation)));
+    }
+    let beside = || Api::beside(path).map(|(api, _)| api);
+    let api = api.or_else(beside).ok_or(Reject::PathNotFound)?;
+    if method != Method::POST {
+        return Err(Reject::MethodNotAllowed { allowed: "POST" });
+    }
+    let call = read_call(headers, body)?;
+    let asked = Asked {
+        call: &call,
+        ..asked
     };
     let look = |asked: &Asked<'_>| match_rule(Some(&snapshot), asked);
     let prompt = call.prompt;
@@ -210,7 +233,7 @@ async fn explained(
     let (body, changes) = reshaped
         .as_ref()
         .map_or((body, &[][..]), |new| (&new.body, &new.changes));
-    let call = Call::parse(body).map_err(Reject::from)?;
+    let call = read_call(headers, body)?;
     let asked = Asked {
         call: &call,
         tasks: &tasks,

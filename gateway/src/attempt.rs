@@ -109,8 +109,8 @@ async fn next(
 pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Reject> {
     let mut last: Option<Failure> = None;
     let mut misfit: Option<Misfit> = None;
-    let mut unfit = job.unfit(record.rule.as_deref());
-    outcome::blamed(job)?;
+    let trial = outcome::tried(job, record.rule.as_deref())?;
+    let mut unfit = job.unfit(record.rule.as_deref(), trial);
     record.decisions = Decisions::sampled(&job.worker.process);
     loop {
         let Some(rule) = record.rule.clone() else {
@@ -123,7 +123,7 @@ pub(crate) async fn run(job: &Job<'_>, record: &mut Record) -> Result<Answer, Re
             Next::Attempt(choice) => choice,
             Next::LookAgain => {
                 if last.is_none() {
-                    unfit = job.unfit(record.rule.as_deref());
+                    unfit = job.unfit(record.rule.as_deref(), trial);
                 }
                 continue;
             }

@@ -6,15 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::CONTENT_TYPE;
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use crate::attempt::Answer;
 use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
-use crate::meter::{self, Cut};
+use crate::meter::{self, Cut, fault};
 use crate::openai::{self, DONE, Wire};
 use crate::process::Worker;
 use crate::provider::foreign::{About, Foreign, Vectors};
@@ -24,6 +25,7 @@ use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::stream::Begun;
 use crate::stream_usage;
 use crate::upstream::{self, BodyError, Conn, ConnectError, Exchange, RequestBody, SendError};
+use crate::wish;
 
 /// JSON answers up to this size are read whole before they go out; larger ones pass as they come.
 const MAX_WHOLE_BYTES: usize = 256 << 10;
@@ -36,6 +38,8 @@ const MAX_HELD_BYTES: usize = 16 << 10;
 const MAX_BUFFERED_BYTES: usize = 8 << 20;
 /// An error body beyond this is cut off: it is no error of any protocol.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+/// Its status has come already, and is what counts: what it says besides is not waited for.
+const ERROR_BODY_WAIT: Duration = Duration::from_secs(2);
 
 /// Connections of one endpoint that one attempt may find closed. Deploys of a backend close all that there are, one
 /// after another.
@@ -63,7 +67,7 @@ pub(crate) async fn begin(
     let model = candidate.model_name(&job.call.model);
     let limits = &endpoint.live.limits;
     let sent_ms = worker.process.ms(penstock_shell::clock::now());
-    let mark = limits.send(model, sent_ms, job.prompt_tokens());
+    let mark = limits.send(model, sent_ms, wish::limit_tokens(job.call));
     let (mut head, mut exchange) = send(job, rule, endpoint, last, make).await?;
     let about = About {
         created: penstock_shell::clock::since_epoch().as_secs(),
@@ -74,9 +78,8 @@ pub(crate) async fn begin(
     let reader = Reader {
         job,
         endpoint,
-        idle: rule.idle,
+        rule,
         last,
-        buffers: rule.buffers,
         route,
         about,
         include_usage: translated.is_some_and(|translated| translated.include_usage),
@@ -95,7 +98,7 @@ pub(crate) async fn begin(
         return reader.passed(head, exchange).await;
     }
     if !head.status().is_success() {
-        return reader.refusal(rule, head, exchange).await;
+        return reader.refusal(head, exchange).await;
     }
     let foreign = route.foreign;
     let chunks = foreign.and_then(|foreign| foreign.chunks(head.headers_mut(), &about));
@@ -206,6 +209,12 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
         .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
 }
 
+/// Whether a body is one that is read before it goes out. What does not say what it is, may be.
+fn is_text(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_none_or(|kind| kind.starts_with(b"text/") || memmem::find(kind, b"json").is_some())
+}
+
 /// Why a stream is none that ended with `cut` before it was an answer, or with what cannot be read.
 fn gave_up(cut: Option<Cut>, mut head: Response<()>) -> Failure {
     if cut != Some(Cut::Limit) {
@@ -228,11 +237,9 @@ fn status_of(cut: Cut) -> StatusCode {
 struct Reader<'a> {
     job: &'a Job<'a>,
     endpoint: &'a Endpoint,
-    idle: Duration,
+    rule: &'a Rule,
     /// When the limit of the whole request is reached.
     last: Instant,
-    /// Whether streams are held until they are whole.
-    buffers: bool,
     route: Route,
     about: About<'a>,
     include_usage: bool,
@@ -270,14 +277,22 @@ impl Reader<'_> {
     fn failure(&self, err: BodyError, first: bool) -> Failure {
         match err {
             BodyError::TimedOut if first => late(self.last, Failure::FirstTokenTimeout),
-            BodyError::TimedOut => late(self.last, Failure::Broken),
+            BodyError::TimedOut => late(self.last, Failure::Stalled),
             BodyError::Broken => Failure::Broken,
         }
     }
 
     /// From now on the limit between two pieces is in force.
     fn goes_on(&self, exchange: &mut Exchange, now: Instant) {
-        exchange.set_deadline(self.last.min(now + self.idle));
+        exchange.set_deadline(self.last.min(now + self.rule.idle));
+    }
+
+    /// From now on all that is left must come within [`ERROR_BODY_WAIT`].
+    fn hurries(&self, exchange: &mut Exchange) {
+        exchange.set_deadline(
+            self.last
+                .min(penstock_shell::clock::now() + ERROR_BODY_WAIT),
+        );
     }
 
     /// Gives the connection back.
@@ -305,11 +320,15 @@ impl Reader<'_> {
                 // Ended before it began, or before it was whole.
                 None => return Err(Failure::Broken),
             };
-            let passed = events.feed(bytes).map_err(|_| Failure::Broken)?;
+            let passed = events.feed(bytes).map_err(|_| Failure::GaveUp)?;
             let meter = events.meter();
             let has_gap = passed.ends || passed.left_out > 0;
-            if passed.lacks_beginning || has_gap && self.buffers {
-                return Err(gave_up(meter.cut(), head));
+            if passed.lacks_beginning || has_gap && self.rule.buffers {
+                let refused = self.refused(&head, &fault::body(meter.last_words()));
+                return match refused {
+                    Some(refused) => refused,
+                    None => Err(gave_up(meter.cut(), head)),
+                };
             }
             tokens += passed.tokens;
             let size = held.len() + passed.bytes.len();
@@ -317,7 +336,7 @@ impl Reader<'_> {
             if committed {
                 self.goes_on(&mut exchange, now);
             }
-            if self.buffers {
+            if self.rule.buffers {
                 drop(lease.take());
                 lease = self.job.worker.process.lease_body(size);
                 committed = meter.is_done() || lease.is_none() || size > MAX_BUFFERED_BYTES;
@@ -349,19 +368,11 @@ impl Reader<'_> {
         }
     }
 
-    /// Reads a JSON answer to its end, if it is not too large.
-    async fn whole(
-        &self,
-        mut head: Response<()>,
-        mut exchange: Exchange,
-    ) -> Result<Answer, Failure> {
+    /// Reads a JSON answer to its end, if it is not too large. Others go out as they come.
+    async fn whole(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
         let mut all: Option<Bytes> = None;
         let passes = self.route.is_straight();
-        let most = if passes {
-            MAX_WHOLE_BYTES
-        } else {
-            MAX_TRANSLATED_BYTES
-        };
+        let most = self.most_whole(head.headers());
         while !exchange.is_over() {
             let frame = self.frame(&mut exchange).await;
             let frame = frame.map_err(|err| self.failure(err, all.is_none()))?;
@@ -380,7 +391,7 @@ impl Reader<'_> {
                     return Err(Failure::GaveUp);
                 }
                 if !passes {
-                    return Err(Failure::Broken);
+                    return Err(Failure::GaveUp);
                 }
                 let begun = Begun::untouched(exchange, joined);
                 return Ok(Answer::Stream { head, begun });
@@ -395,34 +406,19 @@ impl Reader<'_> {
         }
         if let Some(foreign) = self.route.foreign {
             let answer = foreign.answer(&bytes, &self.about);
-            bytes = answer.ok_or(Failure::Broken)?;
+            bytes = answer.ok_or(Failure::GaveUp)?;
         }
         let (mut usage, cut) = meter::of_whole(&bytes);
         if self.route.foreign == Some(Foreign::GeminiEmbeddings) {
             // Zeros stand for a count that did not come.
             usage = usage.filter(|usage| usage.prompt_tokens > 0);
         }
-        match cut {
-            None => {}
-            Some(Cut::Abort) => return Err(Failure::GaveUp),
-            // Errors, whatever the status says.
-            Some(cut @ (Cut::Failure | Cut::Limit)) => {
-                *head.status_mut() = status_of(cut);
-                let bytes = self.told(bytes, head.status());
-                return Err(Failure::Status { head, bytes });
-            }
-            Some(Cut::Error) => {
-                let bytes = self.told(bytes, head.status());
-                return if bytes.is_empty() {
-                    Err(Failure::Broken)
-                } else {
-                    Ok(Answer::Refused { head, bytes })
-                };
-            }
+        if let Some(cut) = cut {
+            return self.given_up(cut, head, bytes);
         }
         if self.route.way != Way::Straight {
             let answer = self.route.way.answer(&bytes, self.about.created);
-            bytes = answer.ok_or(Failure::Broken)?;
+            bytes = answer.ok_or(Failure::GaveUp)?;
         }
         Ok(Answer::Whole { head, bytes, usage })
     }
@@ -433,6 +429,61 @@ impl Reader<'_> {
             Way::Straight => error,
             _ => provider::error(&error, status, self.job.api.dialect()),
         }
+    }
+
+    /// How much of an answer is read before it goes out.
+    fn most_whole(&self, headers: &HeaderMap) -> usize {
+        let is_media = matches!(self.job.api.wire(), Wire::Media | Wire::Plain);
+        if !self.route.is_straight() {
+            MAX_TRANSLATED_BYTES
+        } else if is_media && !is_text(headers) && !self.rule.buffers {
+            // Sounds play while they are made.
+            0
+        } else {
+            MAX_WHOLE_BYTES
+        }
+    }
+
+    /// What becomes of an answer that is an error, whatever its status says.
+    #[expect(clippy::result_large_err, reason = "as all here that are async")]
+    fn given_up(&self, cut: Cut, mut head: Response<()>, bytes: Bytes) -> Result<Answer, Failure> {
+        if cut == Cut::Abort {
+            return Err(Failure::GaveUp);
+        }
+        if cut == Cut::Error
+            && let Some(refused) = self.refused(&head, &bytes)
+        {
+            return refused;
+        }
+        if cut != Cut::Error {
+            *head.status_mut() = status_of(cut);
+        }
+        let bytes = self.told(bytes, head.status());
+        match cut {
+            Cut::Error if bytes.is_empty() => Err(Failure::GaveUp),
+            Cut::Error => Ok(Answer::Refused { head, bytes }),
+            _ => Err(Failure::Status { head, bytes }),
+        }
+    }
+
+    /// What becomes of an error with status 200 that is about the request: as if it had come with a status of its own.
+    /// `None`: it is not about the request.
+    fn refused(&self, head: &Response<()>, error: &Bytes) -> Option<Result<Answer, Failure>> {
+        let status = fault::of_request(error)?;
+        let class = failure::class_of_refusal(status, error);
+        let mut own = Response::new(());
+        *own.status_mut() = status;
+        *own.headers_mut() = head.headers().clone();
+        own.headers_mut().remove(CONTENT_LENGTH);
+        own.headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        let (head, bytes) = (own, self.told(error.clone(), status));
+        Some(match class {
+            Some(class) if self.rule.falls_back_on(class) => {
+                Err(Failure::Refused { class, head, bytes })
+            }
+            _ => Ok(Answer::Refused { head, bytes }),
+        })
     }
 
     /// Not so the page of a proxy that stands before the backend, with status 200.
@@ -453,19 +504,14 @@ impl Reader<'_> {
     }
 
     /// Reads an answer that is none.
-    async fn refusal(
-        &self,
-        rule: &Rule,
-        mut head: Response<()>,
-        exchange: Exchange,
-    ) -> Result<Answer, Failure> {
+    async fn refusal(&self, mut head: Response<()>, exchange: Exchange) -> Result<Answer, Failure> {
         let bytes = self.error(&mut head, exchange).await?;
         let status = head.status();
         if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
             return Err(Failure::Status { head, bytes });
         }
         match failure::class_of_refusal(status, &bytes) {
-            Some(class) if rule.falls_back_on(class) => {
+            Some(class) if self.rule.falls_back_on(class) => {
                 Err(Failure::Refused { class, head, bytes })
             }
             None if failure::is_backends_own(status, self.job.api, self.job.body, &bytes) => {
@@ -480,12 +526,17 @@ impl Reader<'_> {
     async fn passed(&self, head: Response<()>, mut exchange: Exchange) -> Result<Answer, Failure> {
         let mut first = BytesMut::new();
         if head.status().is_server_error() {
+            self.hurries(&mut exchange);
             while !exchange.is_over() && first.len() <= MAX_ERROR_BYTES {
-                let frame = self.frame(&mut exchange).await;
-                let frame = frame.map_err(|err| self.failure(err, false))?;
-                let Some((bytes, now)) = frame else { break };
-                self.goes_on(&mut exchange, now);
-                first.extend_from_slice(&bytes);
+                match self.frame(&mut exchange).await {
+                    Ok(Some((bytes, _))) => first.extend_from_slice(&bytes),
+                    Ok(None) => break,
+                    // The status has come: that is what counts.
+                    Err(_) => {
+                        let bytes = Bytes::new();
+                        return Err(Failure::Status { head, bytes });
+                    }
+                }
             }
             if first.len() <= MAX_ERROR_BYTES {
                 self.finish(exchange);
@@ -513,12 +564,10 @@ impl Reader<'_> {
         mut exchange: Exchange,
     ) -> Result<Bytes, Failure> {
         let mut all = BytesMut::new();
+        self.hurries(&mut exchange);
         while !exchange.is_over() {
             match self.frame(&mut exchange).await {
-                Ok(Some((bytes, now))) => {
-                    self.goes_on(&mut exchange, now);
-                    all.extend_from_slice(&bytes);
-                }
+                Ok(Some((bytes, _))) => all.extend_from_slice(&bytes),
                 Ok(None) => break,
                 // The status has come: that is what counts.
                 Err(_) => return Ok(Bytes::new()),

@@ -139,7 +139,7 @@ pub(crate) fn context_tokens(api: Api, call: &Call<'_>) -> Option<u32> {
             && memchr::memmem::find(call.prompt, b"\"document\"").is_none()
     };
     let answer = call.max_tokens.unwrap_or(0);
-    (is_one_text && is_text()).then(|| call.prompt_tokens().saturating_add(answer))
+    (is_one_text && is_text()).then(|| call.prompt_tokens.saturating_add(answer))
 }
 
 /// The member of a request by which it is known.

@@ -360,6 +360,7 @@ mod tests {
         models: Vec::new(),
         needed: Needed::NOTHING,
         only: None,
+        trial: None,
         failed: Failed::NOTHING,
     };
 
@@ -368,6 +369,7 @@ mod tests {
         stream: true,
         model: "m",
         prompt_tokens: 100,
+        limit_tokens: 100,
         answer_tokens: 100,
         blocks: &[],
         key: None,
@@ -477,6 +479,7 @@ mod tests {
         let wish = Wish {
             now_ms: 1,
             prompt_tokens: 300,
+            limit_tokens: 300,
             blocks: &blocks,
             ..WISH
         };

@@ -184,7 +184,7 @@ impl Test {
                 .iter()
                 .filter_map(|value| value.to_str().ok())
                 .any(|value| wanted.matches(value)),
-            Self::PromptTokens { min, max } => (*min..=*max).contains(&asked.call.prompt_tokens()),
+            Self::PromptTokens { min, max } => (*min..=*max).contains(&asked.call.prompt_tokens),
             Self::ContextTokens { min, max } => Api::of_path(asked.path)
                 .and_then(|api| capability::context_tokens(api, asked.call))
                 .is_some_and(|tokens| (*min..=*max).contains(&tokens)),
@@ -198,9 +198,17 @@ impl Test {
 }
 
 /// Types of parts with a picture: of chat completions, Messages and Responses.
-const PICTURES: [&str; 4] = ["image_url", "image", "input_image", "computer_screenshot"];
-/// Types of parts with sound.
-const SOUNDS: [&str; 1] = ["input_audio"];
+/// vLLM's videos and vectors of pictures are for the same models.
+const PICTURES: [&str; 6] = [
+    "image_url",
+    "image",
+    "input_image",
+    "computer_screenshot",
+    "video_url",
+    "image_embeds",
+];
+/// Types of parts with sound; `audio_url` is vLLM's.
+const SOUNDS: [&str; 2] = ["input_audio", "audio_url"];
 /// Messages, their parts, and the parts of a tool's answer: deeper there are no pictures.
 const PART_LEVELS: usize = 3;
 
@@ -255,7 +263,8 @@ fn is_or_has(raw: &RawValue, types: &[&str], levels: usize) -> bool {
     })
 }
 
-/// The text of the user's last message, or a prompt that is no list of messages.
+/// The text of the user's last message that has one, or a prompt that is no list of messages. What tools answer stands
+/// in messages of the user too, in Anthropic's protocol.
 pub(crate) fn last_text(prompt: &[u8]) -> Cow<'_, str> {
     #[derive(Deserialize)]
     struct Message<'a> {
@@ -268,14 +277,18 @@ pub(crate) fn last_text(prompt: &[u8]) -> Cow<'_, str> {
         return beginning(text.0);
     }
     let messages: Vec<Message<'_>> = serde_json::from_slice(prompt).unwrap_or_default();
-    let last = messages.iter().rfind(|message| message.role == "user");
-    let Some(content) = last.and_then(|message| message.content) else {
-        return Cow::Borrowed("");
-    };
-    match serde_json::from_str::<Text<'_>>(content.get()) {
-        Ok(text) => beginning(text.0),
-        Err(_) => beginning(Cow::Owned(texts(content))),
-    }
+    let of_user = messages
+        .iter()
+        .rev()
+        .filter(|message| message.role == "user");
+    let said = of_user
+        .filter_map(|message| message.content)
+        .map(|content| {
+            serde_json::from_str::<Text<'_>>(content.get())
+                .map_or_else(|_| Cow::Owned(texts(content)), |text| text.0)
+        });
+    let mut said = said.filter(|text| !text.is_empty());
+    beginning(said.next().unwrap_or_default())
 }
 
 #[derive(Deserialize)]
@@ -418,7 +431,14 @@ mod tests {
             [Need::Vision, Need::Audio].map(|need| is_needed(need, &call))
         };
         let said = |content: &str| format!(r#"[{{"role":"user","content":{content}}}]"#);
-        for word in ["image", "image_url", "input_image", "input_audio"] {
+        for word in [
+            "image",
+            "image_url",
+            "input_image",
+            "video_url",
+            "input_audio",
+            "audio_url",
+        ] {
             for content in [
                 format!(r#""{word}""#),
                 format!(r#"[{{"type":"text","text":"{word}"}}]"#),
@@ -439,7 +459,7 @@ mod tests {
                 format!(r#"[{{"type":"tool_result","tool_use_id":"1","content":{part}}}]"#);
             let output =
                 format!(r#"[{{"type":"function_call_output","call_id":"1","output":{part}}}]"#);
-            let is_sound = word == "input_audio";
+            let is_sound = word.contains("audio");
             for prompt in [said(&part), said(&answered), output, part] {
                 assert_eq!(has(&prompt), [!is_sound, is_sound], "{prompt}");
             }
@@ -454,6 +474,11 @@ mod tests {
         assert!(text(r"\bsql\b", chat) && text("please", chat));
         assert!(!text("earlier|said", chat));
         assert!(text("^prompt$", r#"{"model":"m","prompt":"prompt"}"#));
+        // What a tool answers is nothing that the user says.
+        let agent = r#"{"model":"m","messages":[{"role":"user","content":"Write SQL"},
+            {"role":"assistant","content":[{"type":"tool_use","id":"1","name":"f","input":{}}]},
+            {"role":"user","content":[{"type":"tool_result","tool_use_id":"1","content":"poem"}]}]}"#;
+        assert!(text("sql", agent) && !text("poem", agent));
         assert!(!text(".", r#"{"model":"m"}"#));
     }
 

@@ -179,6 +179,7 @@ mod tests {
             stream: true,
             model: "m",
             prompt_tokens: 100,
+            limit_tokens: 100,
             answer_tokens: 100,
             blocks: &[],
             key: None,

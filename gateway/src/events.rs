@@ -52,6 +52,8 @@ pub struct Passed {
     pub ends: bool,
     /// One of both was so before any part of an answer.
     pub lacks_beginning: bool,
+    /// There was more than signs that the connection is there.
+    pub is_progress: bool,
 }
 
 impl Events {
@@ -90,11 +92,13 @@ impl Events {
             return Ok(Passed {
                 bytes: frame,
                 tokens: seen.tokens,
+                is_progress: true,
                 ..Passed::default()
             });
         }
         let mut passed = Passed {
             tokens: seen.tokens,
+            is_progress: seen.is_progress,
             ..Passed::default()
         };
         let before = self.open.len();

@@ -31,6 +31,8 @@ pub(crate) enum Failure {
     NotTaken,
     /// The connection ended before an answer began.
     Broken,
+    /// An answer began and did not go on in time.
+    Stalled,
     /// No answer began in time.
     FirstTokenTimeout,
     /// The rule's limit for the whole request passed.
@@ -63,9 +65,11 @@ impl Failure {
             | Self::NotTaken
             | Self::Broken
             | Self::BodyBroken => FailureClass::Connection,
-            Self::ConnectTimeout | Self::FirstTokenTimeout | Self::Deadline | Self::BodyTimeout => {
-                FailureClass::Timeout
-            }
+            Self::ConnectTimeout
+            | Self::Stalled
+            | Self::FirstTokenTimeout
+            | Self::Deadline
+            | Self::BodyTimeout => FailureClass::Timeout,
             Self::Status { head, .. } if head.status() == StatusCode::TOO_MANY_REQUESTS => {
                 FailureClass::RateLimit
             }
@@ -82,6 +86,7 @@ impl Failure {
             Self::Handshake(failed) => failed.label(),
             Self::NotTaken => "not_taken",
             Self::Broken => "broken",
+            Self::Stalled => "stalled",
             Self::FirstTokenTimeout => "first_token_timeout",
             Self::Deadline => "deadline",
             Self::BodyBroken => "body_broken",
@@ -124,6 +129,7 @@ impl Failure {
             Self::Connect | Self::NotTaken | Self::Broken | Self::GaveUp => true,
             Self::ConnectTimeout
             | Self::Handshake(_)
+            | Self::Stalled
             | Self::FirstTokenTimeout
             | Self::Deadline
             | Self::BodyBroken
@@ -163,7 +169,7 @@ impl Failure {
             }
             Self::Budget(reject) => Err(*reject),
             Self::Broken | Self::GaveUp => Err(Reject::UpstreamBroken),
-            Self::FirstTokenTimeout => Err(Reject::UpstreamTimeout),
+            Self::FirstTokenTimeout | Self::Stalled => Err(Reject::UpstreamTimeout),
             Self::Deadline => Err(Reject::DeadlineExceeded),
             Self::BodyBroken => Err(Reject::BodyBroken),
             Self::BodyTimeout => Err(Reject::BodyTimeout),

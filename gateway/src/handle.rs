@@ -1,13 +1,14 @@
 //! (IO) The request, as a story: recognise it, admit it, read it, match its rule, look into the cache, find an
 //! endpoint that answers, pass the answer on. Each step is one call; each refusal is a [`Reject`].
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderValue, Method, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use penstock_core::config::Urgency;
 
@@ -358,7 +359,7 @@ async fn routed(
         }
         None => (body, call),
     };
-    let path = head.uri.path();
+    let below = below(api, &head.uri);
     let (shares, bounded) = budgets::shares(process, &record.who, api, &call, body)?;
     let (body, call) = match &bounded {
         Some((bounded, changes)) => {
@@ -368,7 +369,7 @@ async fn routed(
         None => (body, call),
     };
     let plan = Plan::of_call(shares, api, &call, body);
-    let store = match look_up(process, &rule, path, &head.headers, body, record) {
+    let store = match look_up(process, &rule, &head.uri, &head.headers, body, record) {
         Lookup::Stored(entry) => {
             budgets::count_hit(worker, plan.as_ref(), &rule, &entry).await?;
             return Ok(Done::Stored(entry));
@@ -380,7 +381,7 @@ async fn routed(
         id: record.id.clone(),
         started: record.started,
         api,
-        below: api.below(path),
+        below: &below,
         headers: &head.headers,
         region: process.elsewhere(region),
         body,
@@ -438,7 +439,16 @@ async fn shorter(
     Ok(Some(attempt::run(&job, record).await?))
 }
 
-fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject> {
+/// What follows a call's own path at the backend, with what its caller asks for besides; nothing for most.
+fn below(api: Api, uri: &Uri) -> Cow<'_, str> {
+    let rest = api.below(uri.path());
+    match uri.query() {
+        Some(query) if !rest.is_empty() => Cow::Owned(format!("{rest}?{query}")),
+        _ => Cow::Borrowed(rest),
+    }
+}
+
+pub(crate) fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject> {
     let content_type = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
@@ -536,7 +546,7 @@ enum Lookup {
 fn look_up(
     process: &Process,
     rule: &Arc<Rule>,
-    path: &str,
+    uri: &Uri,
     headers: &HeaderMap,
     body: &[u8],
     record: &mut Record,
@@ -555,11 +565,13 @@ fn look_up(
                     || directive.eq_ignore_ascii_case("no-cache")
             })
         });
-    let key = if bypasses {
+    // What else its caller asks for where the path is the backend's own.
+    let asks = Api::beside(uri.path()).and(uri.query()).is_some();
+    let key = if bypasses || asks {
         None
     } else {
         let team = record.who.principal().map_or("", |of| of.team.as_str());
-        exact::key(name, team, path, body)
+        exact::key(name, team, uri.path(), body)
     };
     let Some(key) = key else {
         record.set_cache(BYPASS);

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use penstock_core::config::Protocol;
 
+use crate::balance::prefix_affinity::Owner;
 use crate::budgets::reservation::Plan;
 use crate::capability::Needed;
 use crate::choose::Choice;
@@ -76,6 +77,7 @@ impl Job<'_> {
             stream: self.call.stream,
             model: &self.call.model,
             prompt_tokens: self.prompt_tokens(),
+            limit_tokens: wish::limit_tokens(self.call),
             answer_tokens: wish::answer_tokens(self.call),
             blocks: &self.blocks,
             key: self.key,
@@ -105,9 +107,10 @@ impl Job<'_> {
             .map_err(Clone::clone)
     }
 
-    /// Who cannot carry the request, as far as its rule's backends say.
-    pub(crate) fn unfit(&self, rule: Option<&Rule>) -> Unfit {
+    /// Who cannot carry the request, as far as its rule's backends say; `trial` is where alone it may go.
+    pub(crate) fn unfit(&self, rule: Option<&Rule>, trial: Option<Owner>) -> Unfit {
         Unfit {
+            trial,
             needed: rule.map_or(Needed::NOTHING, |rule| {
                 Needed::of(rule, self.api, self.call)
             }),
@@ -155,6 +158,6 @@ impl Job<'_> {
     }
 
     pub(crate) fn prompt_tokens(&self) -> u32 {
-        self.call.prompt_tokens()
+        self.call.prompt_tokens
     }
 }

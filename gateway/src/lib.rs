@@ -38,6 +38,7 @@ mod passage;
 pub mod patience;
 pub mod pick;
 pub mod principal;
+mod prompt_size;
 pub mod prompts;
 pub mod provider;
 pub mod pulse;

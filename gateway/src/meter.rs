@@ -117,6 +117,8 @@ impl Counts {
 pub struct Seen {
     /// Events that carried part of an answer.
     pub tokens: u32,
+    /// There was more than signs that the connection is there.
+    pub is_progress: bool,
     /// The offset of the event with which the answer begins, if it is here.
     pub starts_at: Option<usize>,
     /// The backend gave up; the offset behind the event that says so.
@@ -169,6 +171,8 @@ pub struct Meter {
     counts: Option<Counts>,
     done: bool,
     cut: Option<Cut>,
+    /// What the event said that cut it.
+    last_words: Vec<u8>,
     started: bool,
     /// The choices of which something came, and those that said why they ended; a bit for each index.
     opened: u128,
@@ -179,8 +183,7 @@ pub struct Meter {
 #[derive(Default)]
 struct Meaning {
     counts: Option<Counts>,
-    /// It carries part of an answer: text, thoughts, a call of a tool.
-    token: bool,
+    carries: Carries,
     /// It is more than an opening.
     starts: bool,
     /// The choices that it has, and those that it ends; a bit for each index.
@@ -189,6 +192,18 @@ struct Meaning {
     done: bool,
     cut: Option<Cut>,
     odd: Option<Odd>,
+}
+
+/// What an event is good for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Carries {
+    /// It says that the connection is there, and no more.
+    Nothing,
+    /// Something about the answer.
+    #[default]
+    Other,
+    /// A part of it: text, thoughts, a call of a tool.
+    Token,
 }
 
 #[derive(Deserialize)]
@@ -287,24 +302,29 @@ impl Meter {
             counts,
             done,
             cut,
+            last_words,
             started,
             opened,
             ended,
         } = self;
-        seen.open_at = decoder.feed(frame, |data, place| {
+        let end = decoder.feed(frame, |data, place| {
             let meaning = of_event(*wire, data, *started);
             let start = place.start;
             if let Some(now) = meaning.counts {
                 *counts = Some(now.over(counts.unwrap_or_default()));
             }
             if meaning.cut.is_some() {
+                if cut.is_none() {
+                    *last_words = data.to_vec();
+                }
                 *cut = cut.or(meaning.cut);
                 seen.cut_at = seen.cut_at.or(Some(place.end));
             }
             if let Some(odd) = meaning.odd {
                 seen.odd.push((place, odd));
             }
-            seen.tokens += u32::from(meaning.token);
+            seen.tokens += u32::from(meaning.carries == Carries::Token);
+            seen.is_progress |= meaning.carries != Carries::Nothing;
             if meaning.starts && !*started {
                 seen.starts_at = Some(start);
             }
@@ -313,6 +333,9 @@ impl Meter {
             *ended |= meaning.ends;
             *done |= meaning.done;
         })?;
+        seen.open_at = end;
+        // Of a large event each part counts; a comment is none.
+        seen.is_progress |= decoder.is_inside_event();
         Ok(seen)
     }
 
@@ -336,6 +359,11 @@ impl Meter {
     /// Whether and how the backend gave up.
     pub fn cut(&self) -> Option<Cut> {
         self.cut
+    }
+
+    /// What the event said with which the backend gave up; empty if it did not.
+    pub fn last_words(&self) -> &[u8] {
+        &self.last_words
     }
 
     /// The last usage that was reported.
@@ -386,7 +414,11 @@ fn of_other(wire: Wire, text: &str) -> Meaning {
     }
     let is_chunk = wire == Wire::Chunks;
     Meaning {
-        token: is_chunk,
+        carries: if is_chunk {
+            Carries::Token
+        } else {
+            Carries::Other
+        },
         starts: is_chunk,
         ..Meaning::default()
     }
@@ -408,7 +440,11 @@ fn of_chunk(text: &str, started: bool) -> Result<Meaning, serde_json::Error> {
     let counts_only = chunk.usage.is_some() && !has_choices;
     Ok(Meaning {
         counts: chunk.usage,
-        token,
+        carries: if token {
+            Carries::Token
+        } else {
+            Carries::Other
+        },
         starts: token && (started || !is_opening(&chunk.choices)),
         opens: chunk.choices.opens,
         ends: chunk.choices.ends,

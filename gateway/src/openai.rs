@@ -12,8 +12,8 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::edits::{given, place};
-use crate::load::BYTES_PER_TOKEN;
 use crate::multipart;
+use crate::prompt_size;
 use crate::session::Names;
 
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
@@ -260,6 +260,8 @@ pub struct Call<'a> {
     pub system: &'a [u8],
     /// The JSON text of `messages`, `input` or `prompt`; empty if there is none.
     pub prompt: &'a [u8],
+    /// About how many tokens a model reads: of the prompt, of what comes before it and of tools.
+    pub prompt_tokens: u32,
     /// Whether tools are offered.
     pub has_tools: bool,
     /// Whether the answer must keep to a JSON schema.
@@ -281,6 +283,7 @@ impl Call<'_> {
         stream: false,
         system: &[],
         prompt: &[],
+        prompt_tokens: 0,
         has_tools: false,
         has_schema: false,
         stream_options: None,
@@ -329,6 +332,18 @@ struct View<'a> {
     stream_options: Option<&'a RawValue>,
     #[serde(borrow, default)]
     tools: Option<&'a RawValue>,
+    /// Their older form.
+    #[serde(borrow, default)]
+    functions: Option<&'a RawValue>,
+    /// What rerank and score compare.
+    #[serde(borrow, default)]
+    query: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    documents: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text_1: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    text_2: Option<&'a RawValue>,
     /// Where chat completions, Messages and Responses have the form of the answer.
     #[serde(borrow, default)]
     response_format: Option<&'a RawValue>,
@@ -336,6 +351,11 @@ struct View<'a> {
     output_config: Option<&'a RawValue>,
     #[serde(borrow, default)]
     text: Option<&'a RawValue>,
+    /// Where vLLM has it, besides.
+    #[serde(borrow, default)]
+    structured_outputs: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    guided_json: Option<&'a RawValue>,
     #[serde(borrow, default)]
     prompt_cache_key: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -381,15 +401,34 @@ impl<'a> View<'a> {
     }
 
     fn has_schema(&self) -> bool {
-        [self.response_format, self.output_config, self.text]
-            .into_iter()
-            .flatten()
-            .any(|form| form.get().contains("\"json_schema\""))
+        let named = [self.response_format, self.output_config, self.text];
+        let mut named = named.into_iter().flatten();
+        let of_vllm = self.structured_outputs;
+        named.any(|form| form.get().contains("\"json_schema\""))
+            || of_vllm.is_some_and(|form| form.get().contains("\"json\""))
+            || self.guided_json.is_some_and(|form| form.get() != "null")
+    }
+
+    /// What a model reads besides a prompt and what comes before it.
+    fn others(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        let members = [
+            self.tools,
+            self.functions,
+            self.query,
+            self.documents,
+            self.text_1,
+            self.text_2,
+        ];
+        let given = members.into_iter().flatten();
+        given.map(|raw| raw.get().as_bytes())
     }
 
     fn has_tools(&self) -> bool {
         let is_filled = |raw: &RawValue| raw.get().bytes().any(|byte| byte == b'{');
-        self.tools.is_some_and(is_filled)
+        [self.tools, self.functions]
+            .into_iter()
+            .flatten()
+            .any(is_filled)
     }
 }
 
@@ -430,8 +469,13 @@ impl<'a> Call<'a> {
         if model.is_empty() {
             return Err(CallError::NoModel);
         }
+        let system = view.system.or(view.instructions);
+        let system = system.map_or(&[][..], |raw| raw.get().as_bytes());
+        let prompt = view.messages.or(view.input).or(view.prompt);
+        let prompt = prompt.map_or(&[][..], |raw| raw.get().as_bytes());
         Ok(Self {
             encoding: Encoding::Json,
+            prompt_tokens: prompt_size::tokens([system, prompt].into_iter().chain(view.others())),
             has_tools: view.has_tools(),
             has_schema: view.has_schema(),
             max_tokens: view.max_tokens(),
@@ -444,15 +488,8 @@ impl<'a> Call<'a> {
                 Some(true) => Wanted::Later,
                 Some(false) | None => Wanted::Now,
             },
-            system: view
-                .system
-                .or(view.instructions)
-                .map_or(&[], |raw| raw.get().as_bytes()),
-            prompt: view
-                .messages
-                .or(view.input)
-                .or(view.prompt)
-                .map_or(&[], |raw| raw.get().as_bytes()),
+            system,
+            prompt,
         })
     }
 }
@@ -468,11 +505,6 @@ impl<'a> Call<'a> {
             stream: form.stream,
             ..Call::NONE
         })
-    }
-
-    /// About how many tokens the prompt has.
-    pub fn prompt_tokens(&self) -> u32 {
-        u32::try_from(self.system.len() + self.prompt.len()).unwrap_or(u32::MAX) / BYTES_PER_TOKEN
     }
 }
 
@@ -622,8 +654,42 @@ mod tests {
             let body = format!(r#"{{"model":"m","{name}":"{text}","input":"abcdefghijklmnopqr"}}"#);
             let call = Call::parse(body.as_bytes()).unwrap();
             assert_eq!(call.system, format!("\"{text}\"").as_bytes());
-            assert_eq!(call.prompt_tokens(), 15);
+            assert_eq!(call.prompt_tokens, 15);
         }
+    }
+
+    #[test]
+    fn all_that_a_model_reads_counts() {
+        let text = "x".repeat(398);
+        for members in [
+            format!(r#""tools":["{text}"]"#),
+            format!(r#""functions":["{text}"]"#),
+            format!(r#""documents":["{text}"]"#),
+            format!(r#""query":"{text}""#),
+            format!(r#""text_1":"{text}""#),
+            format!(r#""messages":["{text}"]"#),
+        ] {
+            let body = format!(r#"{{"model":"m",{members}}}"#);
+            let tokens = Call::parse(body.as_bytes()).unwrap().prompt_tokens;
+            assert!((100..=101).contains(&tokens), "{tokens}: {members}");
+        }
+    }
+
+    #[test]
+    fn tools_and_forms_of_answers_are_known_by_their_other_names_too() {
+        let call = |members: &str| {
+            let body = format!(r#"{{"model":"m",{members}}}"#);
+            let call = Call::parse(body.as_bytes()).unwrap();
+            (call.has_tools, call.has_schema)
+        };
+        assert_eq!(call(r#""functions":[{"name":"f"}]"#), (true, false));
+        assert_eq!(call(r#""structured_outputs":{"json":{}}"#), (false, true));
+        assert_eq!(call(r#""guided_json":{"type":"object"}"#), (false, true));
+        assert_eq!(
+            call(r#""structured_outputs":{"regex":"a"}"#),
+            (false, false)
+        );
+        assert_eq!(call(r#""guided_json":null,"functions":[]"#), (false, false));
     }
 
     #[test]

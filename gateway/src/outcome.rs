@@ -4,15 +4,18 @@
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::attempt::{Answer, candidate_of};
+use crate::balance::prefix_affinity::Owner;
 use crate::choose::Choice;
 use crate::failure::Failure;
 use crate::hedge::Lane;
 use crate::job::Job;
 use crate::openai::Api;
+use crate::outlier::Wait;
 use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::snapshot::Rule;
+use crate::suspects::Verdict;
 use crate::vitals::Sample;
 
 /// What an answer says of its endpoint and its request.
@@ -37,16 +40,23 @@ fn begun(job: &Job<'_>, rule: &Rule, choice: &Choice, answer: &Answer) {
     }
 }
 
-/// Refuses a body that is to blame for the end of backends.
-pub(crate) fn blamed(job: &Job<'_>) -> Result<(), Reject> {
+/// Refuses a body that is to blame for the end of backends, or says where alone it is tried once more.
+pub(crate) fn tried(job: &Job<'_>, rule: Option<&Rule>) -> Result<Option<Owner>, Reject> {
     let process = &job.worker.process;
     if process.suspects.is_empty() || job.passing.is_some() {
-        return Ok(());
+        return Ok(None);
     }
     let now_ms = process.ms(penstock_shell::clock::now());
-    match process.suspects.blamed_ms(xxh3_128(job.body), now_ms) {
-        None => Ok(()),
-        Some(left_ms) => Err(Reject::EndsBackends {
+    match process.suspects.verdict(xxh3_128(job.body), now_ms) {
+        Verdict::Free => Ok(None),
+        Verdict::Trial(endpoint) => {
+            let candidates = rule.into_iter().flat_map(Rule::candidates);
+            let mut all = candidates.flat_map(|candidate| &candidate.backend.endpoints);
+            // One that is gone can end no more.
+            let is_there = all.any(|one| one.live.id == endpoint);
+            Ok(is_there.then_some(endpoint))
+        }
+        Verdict::Blamed(left_ms) => Err(Reject::EndsBackends {
             retry_after_s: u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX),
         }),
     }
@@ -71,7 +81,7 @@ pub(crate) fn refuse_what_ends_backends(
             request.id = job.id.to_str().unwrap_or(""),
             "two backends broke off when they read this request: it is not sent again for a while"
         );
-        return blamed(job);
+        return tried(job, None).map(drop);
     }
     Ok(())
 }
@@ -151,8 +161,12 @@ pub(crate) fn note(
     if failure.weight() > 0 {
         choice.endpoint.live.presume_slow(now_ms);
         choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
-        let is_silent = matches!(failure, Failure::FirstTokenTimeout);
-        choice.endpoint.live.outlier.waited(is_silent);
+        let in_vain = match failure {
+            Failure::ConnectTimeout => Some(Wait::Connection),
+            Failure::FirstTokenTimeout => Some(Wait::FirstToken),
+            _ => None,
+        };
+        choice.endpoint.live.outlier.waited(in_vain, now_ms);
         let away = endpoints
             .iter()
             .filter(|endpoint| endpoint.live.outlier.is_away(now_ms))

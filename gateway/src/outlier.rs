@@ -5,7 +5,7 @@
 //! of a backend's endpoints (at least one) are away at a time, and those that are away are still used when nothing
 //! else is left.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 /// Failures in a row that send an endpoint away (Envoy's `consecutive_5xx`, 5).
 pub const FAILURES: u32 = 5;
@@ -22,8 +22,21 @@ pub struct Outlier {
     failures: AtomicU32,
     absences: AtomicU32,
     until_ms: AtomicU64,
-    /// Failures in a row that were waits in vain.
+    /// What failures in a row count that were waits in vain.
     silences: AtomicU32,
+    /// Until when it is taken to be as it was then, in ms.
+    silent_until_ms: AtomicU64,
+    /// The last wait was for a connection.
+    is_unreached: AtomicBool,
+}
+
+/// What a request waited for in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// A connection.
+    Connection,
+    /// The beginning of an answer.
+    FirstToken,
 }
 
 impl Outlier {
@@ -32,22 +45,42 @@ impl Outlier {
         self.until_ms.load(Ordering::Relaxed) > now_ms
     }
 
-    /// For how many ms more it is left out.
-    pub fn away_ms(&self, now_ms: u64) -> u64 {
-        self.until_ms.load(Ordering::Relaxed).saturating_sub(now_ms)
-    }
-
-    /// Whether all of the failures that sent it away were waits in vain.
-    pub fn is_silent(&self) -> bool {
-        self.silences.load(Ordering::Relaxed) >= FAILURES
-    }
-
-    /// A request failed: whether no answer began in time.
-    pub fn waited(&self, in_vain: bool) {
-        if in_vain {
-            self.silences.fetch_add(1, Ordering::Relaxed);
+    /// What requests waited for in vain, as often as sends an endpoint away, and for how many ms more nobody looks
+    /// whether it still is so. Any number of a backend's endpoints may be silent.
+    pub fn silence(&self, now_ms: u64) -> Option<(Wait, u64)> {
+        let left_ms = self
+            .silent_until_ms
+            .load(Ordering::Relaxed)
+            .saturating_sub(now_ms);
+        let wait = if self.is_unreached.load(Ordering::Relaxed) {
+            Wait::Connection
         } else {
+            Wait::FirstToken
+        };
+        (left_ms > 0).then_some((wait, left_ms))
+    }
+
+    /// A request failed, after a wait in vain or in another way.
+    pub fn waited(&self, in_vain: Option<Wait>, now_ms: u64) {
+        let Some(wait) = in_vain else {
             self.silences.store(0, Ordering::Relaxed);
+            self.silent_until_ms.store(0, Ordering::Relaxed);
+            return;
+        };
+        let weight = match wait {
+            Wait::Connection => CONNECT_WEIGHT,
+            Wait::FirstToken => 1,
+        };
+        let silences = self.silences.fetch_add(weight, Ordering::Relaxed);
+        let silences = silences.saturating_add(weight);
+        self.is_unreached
+            .store(wait == Wait::Connection, Ordering::Relaxed);
+        let absence_ms = u64::from(silences / FAILURES).saturating_mul(ABSENCE_MS);
+        if absence_ms > 0 {
+            self.silent_until_ms.store(
+                now_ms.saturating_add(absence_ms.min(MAX_ABSENCE_MS)),
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -63,6 +96,7 @@ impl Outlier {
         {
             self.failures.store(0, Ordering::Relaxed);
             self.silences.store(0, Ordering::Relaxed);
+            self.silent_until_ms.store(0, Ordering::Relaxed);
             self.absences.store(0, Ordering::Relaxed);
             self.until_ms.store(0, Ordering::Relaxed);
         }
@@ -93,6 +127,27 @@ impl Outlier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn waits_in_vain_are_silence_until_one_is_not() {
+        let outlier = Outlier::default();
+        (0..4).for_each(|_| outlier.waited(Some(Wait::FirstToken), 100));
+        assert_eq!(outlier.silence(100), None);
+        outlier.waited(Some(Wait::FirstToken), 100);
+        let first_token = Some((Wait::FirstToken, ABSENCE_MS));
+        assert_eq!(outlier.silence(100), first_token);
+        assert_eq!(outlier.silence(100 + ABSENCE_MS), None, "a trial");
+        outlier.waited(None, 100);
+        assert_eq!(outlier.silence(100), None, "it failed otherwise");
+        (0..2).for_each(|_| outlier.waited(Some(Wait::Connection), 200));
+        assert_eq!(outlier.silence(200), Some((Wait::Connection, ABSENCE_MS)));
+        (0..2).for_each(|_| outlier.waited(Some(Wait::Connection), 200));
+        let longer = Some((Wait::Connection, 2 * ABSENCE_MS));
+        assert_eq!(outlier.silence(200), longer);
+        outlier.failed(1, 200, 0, 4);
+        outlier.succeeded();
+        assert_eq!(outlier.silence(200), None);
+    }
 
     #[test]
     fn five_failures_in_a_row_send_it_away_and_time_brings_it_back() {

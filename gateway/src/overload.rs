@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use penstock_core::ids::BackendId;
 use tokio::sync::Notify;
@@ -15,6 +16,7 @@ use crate::hold::{self, Place};
 use crate::job::Job;
 use crate::outbound::API_KEYS;
 use crate::patience;
+use crate::principal::Who;
 use crate::queue::{Queue, Tenant, Waiter};
 use crate::record::Record;
 use crate::snapshot::{Candidate, Rule};
@@ -52,7 +54,7 @@ pub(crate) async fn in_turn(
     let backends: Vec<BackendId> = fitting(rule, wish)
         .map(|candidate| candidate.backend.id.clone())
         .collect();
-    let tenant = tenant(job);
+    let tenant = tenant(&record.who, job.headers);
     let urgency = rule.urgency.min(record.most_urgent);
     let ahead = process.queue.ahead(urgency, tenant, &backends);
     if ahead == 0 {
@@ -128,11 +130,62 @@ fn heed(rule: &Rule, wish: Wish<'_>) {
     }
 }
 
-/// Callers with the same key are one tenant.
-fn tenant(job: &Job<'_>) -> Tenant {
+/// Callers of one team are one tenant, and all whom a gateway does not know that knows some. Where it knows nobody,
+/// callers with the same credential are one.
+fn tenant(who: &Who, headers: &HeaderMap) -> Tenant {
+    match who {
+        Who::Known(principal) => return xxh3_64(principal.team.as_bytes()),
+        Who::Stranger { .. } => return 0,
+        Who::Anyone => {}
+    }
     let key = [AUTHORIZATION]
         .iter()
         .chain(&API_KEYS)
-        .find_map(|name| job.headers.get(name));
+        .find_map(|name| headers.get(name));
     key.map_or(0, |key| xxh3_64(key.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use penstock_core::ids::Id;
+
+    use super::*;
+    use crate::principal::Principal;
+
+    fn shows(bearer: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static(bearer))])
+    }
+
+    fn known(key: &str, team: &str) -> Who {
+        Who::Known(Arc::new(Principal::named(Id::new("ns", key), team, None)))
+    }
+
+    #[test]
+    fn a_team_is_one_tenant_whatever_else_its_callers_send() {
+        let one = tenant(&known("a", "search"), &shows("x"));
+        assert_eq!(one, tenant(&known("b", "search"), &shows("y")));
+        assert_ne!(one, tenant(&known("a", "ads"), &shows("x")));
+    }
+
+    #[test]
+    fn made_up_credentials_are_no_tenants_where_callers_are_known() {
+        let stranger = Who::Stranger { shows_key: true };
+        assert_eq!(
+            tenant(&stranger, &shows("x")),
+            tenant(&stranger, &shows("y"))
+        );
+        assert_ne!(
+            tenant(&stranger, &shows("x")),
+            tenant(&known("a", "search"), &shows("x"))
+        );
+    }
+
+    #[test]
+    fn where_nobody_is_known_a_credential_is_a_tenant() {
+        let of = |headers: &HeaderMap| tenant(&Who::Anyone, headers);
+        assert_eq!(of(&shows("x")), of(&shows("x")));
+        assert_ne!(of(&shows("x")), of(&shows("y")));
+        assert_eq!(of(&HeaderMap::new()), 0);
+    }
 }

@@ -127,7 +127,7 @@ async fn check_one(process: &Process, tasks: &Tasks, endpoint: Arc<Endpoint>, ch
     }
 }
 
-/// As Kubernetes counts it: a status from 200 to 399.
+/// As Kubernetes counts it: a status from 200 to 399. Who is too busy to say so, 429, is not ill.
 async fn is_well(
     tasks: &Tasks,
     endpoint: &Arc<Endpoint>,
@@ -138,5 +138,5 @@ async fn is_well(
         return false;
     };
     let answer = upstream::get(endpoint, uri, tasks, limit).await;
-    answer.is_some_and(|(head, _)| (200..400).contains(&head.status().as_u16()))
+    answer.is_some_and(|(head, _)| matches!(head.status().as_u16(), 200..400 | 429))
 }

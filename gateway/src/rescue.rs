@@ -338,7 +338,7 @@ fn enter(
     let mut unfit = Unfit {
         failed: candidate.map_or(Failed::NOTHING, Failed::before),
         only: Some(only),
-        ..job.unfit(Some(rule))
+        ..job.unfit(Some(rule), None)
     };
     let wish = job.wish(penstock_shell::clock::now(), &unfit);
     let choice = choose(rule, &tried, wish, &mut rand::rng());

@@ -1,4 +1,4 @@
-//! Whether everybody who could answer is known to take requests and to answer none. Pure.
+//! Whether everybody who could answer is known to answer nothing: no request, or not even who connects. Pure.
 //!
 //! Silence alone refuses nobody: an engine may compute a long prompt. It is as good as certain once it has lasted for
 //! longer than the rule lets anybody wait for a first token, or than callers do as far as that is known. One more
@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use crate::choose::{Choice, Nowhere, Pass};
+use crate::outlier::Wait;
 use crate::pick::has_credential;
 use crate::pulse::{PROBE_MS, SILENT_MS};
 use crate::snapshot::{EndpointLive, Rule};
@@ -15,7 +16,7 @@ use crate::wish::Wish;
 /// A silence that is not waited out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Silence {
-    /// How long a first token was waited for, at least.
+    /// How long a first token or a connection was waited for, at least.
     pub waited: Duration,
     /// When the next request may see whether it is over, in ms from now.
     pub back_ms: u64,
@@ -28,12 +29,18 @@ pub fn heeded(
     wish: Wish<'_>,
 ) -> Result<Choice, Nowhere> {
     match found {
-        Ok(choice) if choice.pass == Pass::Failing => match of_all(rule, wish) {
+        Ok(choice) if may_be_silent(&choice, wish) => match of_all(rule, wish) {
             Some(silence) => Err(Nowhere::Silent(silence)),
             None => Ok(choice),
         },
         found => found,
     }
+}
+
+/// Whether it is worth a look. Of a backend with many endpoints not all are left out, whatever they do.
+fn may_be_silent(choice: &Choice, wish: Wish<'_>) -> bool {
+    let outlier = &choice.endpoint.live.outlier;
+    choice.pass == Pass::Failing || outlier.silence(wish.now_ms).is_some()
 }
 
 /// The shortest silence, if all who could take the request are given up.
@@ -64,11 +71,14 @@ fn of(rule: &Rule, live: &EndpointLive, now_ms: u64) -> Option<Silence> {
             back_ms: PROBE_MS,
         });
     }
-    // Answers that are not streamed leave no other trace.
-    let is_away = live.outlier.is_away(now_ms) && live.outlier.is_silent();
-    is_away.then(|| Silence {
-        waited: rule.first_token,
-        back_ms: live.outlier.away_ms(now_ms),
+    // Answers that are not streamed leave no other trace, and connections that are not made.
+    let (wait, back_ms) = live.outlier.silence(now_ms)?;
+    Some(Silence {
+        waited: match wait {
+            Wait::Connection => rule.connect,
+            Wait::FirstToken => rule.first_token,
+        },
+        back_ms,
     })
 }
 
@@ -109,6 +119,7 @@ mod tests {
             stream: true,
             model: "m",
             prompt_tokens: 100,
+            limit_tokens: 100,
             answer_tokens: 100,
             blocks: &[],
             key: None,
@@ -167,11 +178,30 @@ mod tests {
     }
 
     #[test]
+    fn connections_that_are_not_made_tell_too_even_where_nobody_is_left_out() {
+        let unreached = |_: &Rule, lives: &[&EndpointLive]| {
+            for live in lives {
+                (0..2).for_each(|_| live.outlier.waited(Some(Wait::Connection), 0));
+            }
+        };
+        let told = met(100, 1_000, unreached);
+        assert!(
+            matches!(told, Err(Nowhere::Silent(Silence { back_ms: 4_000, .. }))),
+            "{told:?}"
+        );
+        let one_answers = |rule: &Rule, lives: &[&EndpointLive]| {
+            unreached(rule, lives);
+            lives[1].outlier.waited(None, 0);
+        };
+        assert_eq!(met(100, 1_000, one_answers), Ok(Pass::Fresh));
+    }
+
+    #[test]
     fn answers_that_are_not_streamed_tell_by_their_timeouts() {
         let timed_out = |count: u32| {
             move |_: &Rule, lives: &[&EndpointLive]| {
                 for live in lives {
-                    (0..count).for_each(|_| live.outlier.waited(true));
+                    (0..count).for_each(|_| live.outlier.waited(Some(Wait::FirstToken), 0));
                     live.outlier.failed(FAILURES, 0, 0, 1);
                 }
             }

@@ -505,9 +505,11 @@ impl Stream {
         match std::task::ready!(exchange.poll_frame(cx)) {
             Ok(Some(bytes)) => {
                 let now = penstock_shell::clock::now();
-                exchange.set_deadline(self.limits.last.min(now + self.limits.idle));
                 let is_over = exchange.is_over();
-                self.read(bytes, now);
+                let is_progress = self.read(bytes, now);
+                if is_progress && let Some(exchange) = &mut self.exchange {
+                    exchange.set_deadline(self.limits.last.min(now + self.limits.idle));
+                }
                 if self.next == Next::Upstream {
                     if is_over {
                         self.finish();
@@ -526,18 +528,25 @@ impl Stream {
         Poll::Ready(())
     }
 
-    fn read(&mut self, bytes: Bytes, now: Instant) {
+    /// Takes in what the backend sent. Whether there was more than signs that the connection is there.
+    fn read(&mut self, bytes: Bytes, now: Instant) -> bool {
         let passed = match &mut self.events {
             Some(events) => match events.feed(bytes) {
                 Ok(passed) => passed,
-                Err(_too_large) => return self.break_off(Broken::Malformed),
+                Err(_too_large) => {
+                    self.break_off(Broken::Malformed);
+                    return false;
+                }
             },
             None => Passed {
                 bytes,
+                is_progress: true,
                 ..Passed::default()
             },
         };
+        let is_progress = passed.is_progress;
         self.take(passed, now);
+        is_progress
     }
 
     /// The backend's body came to its end.

@@ -2,7 +2,8 @@
 //!
 //! Such a request, sent again and again by its caller and repeated elsewhere each time, takes down one backend after
 //! the other. So a body under which two connections broke, at two endpoints or at one at two times, is not sent again
-//! for [`BLAMED_MS`], unless the same body is answered meanwhile: then it was not the body's fault.
+//! for [`BLAMED_MS`], unless the same body is answered meanwhile: then it was not the body's fault. So that it can be
+//! answered where all callers send the same one, it is tried now and then where it broke off last.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,8 @@ use crate::balance::prefix_affinity::Owner;
 
 /// Long enough for a supervisor to bring backends back, and short enough for a mistake.
 const BLAMED_MS: u64 = 60_000;
+/// Before the first trial of a body that is blamed; each one in vain doubles it.
+const TRIAL_MS: u64 = 2_000;
 /// One that ends takes many requests with it at once: they count as one time.
 const APART_MS: u64 = 1_000;
 /// Connections that broke before a body is blamed.
@@ -32,8 +35,30 @@ pub struct Suspects {
 #[derive(Clone, Copy, Debug)]
 struct Suspect {
     breaks: u8,
+    /// Where it broke off last.
     endpoint: Owner,
     at_ms: u64,
+    /// From when on it may be tried.
+    trial_ms: u64,
+}
+
+impl Suspect {
+    /// Between two trials.
+    fn wait_ms(self) -> u64 {
+        let doublings = u32::from(self.breaks.saturating_sub(BREAKS)).min(8);
+        (TRIAL_MS << doublings).min(BLAMED_MS)
+    }
+}
+
+/// What becomes of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is sent as all others.
+    Free,
+    /// This once it is sent, to this endpoint alone.
+    Trial(Owner),
+    /// It is not sent for so many ms more.
+    Blamed(u64),
 }
 
 impl Suspects {
@@ -59,11 +84,13 @@ impl Suspects {
             let oldest = oldest.map(|(body, _)| *body);
             oldest.and_then(|oldest| bodies.remove(&oldest));
         }
-        let suspect = Suspect {
+        let mut suspect = Suspect {
             breaks,
             endpoint,
             at_ms: now_ms,
+            trial_ms: 0,
         };
+        suspect.trial_ms = now_ms + suspect.wait_ms();
         bodies.insert(body, suspect);
         self.len.store(bodies.len(), Ordering::Relaxed);
         breaks >= BREAKS
@@ -76,12 +103,21 @@ impl Suspects {
         self.len.store(bodies.len(), Ordering::Relaxed);
     }
 
-    /// For how many ms more a body is not to be sent.
-    pub fn blamed_ms(&self, body: BodyHash, now_ms: u64) -> Option<u64> {
-        let bodies = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
-        let suspect = bodies.get(&body)?;
+    /// What becomes of a body. A trial is one request's.
+    pub fn verdict(&self, body: BodyHash, now_ms: u64) -> Verdict {
+        let mut bodies = self.bodies.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(suspect) = bodies.get_mut(&body) else {
+            return Verdict::Free;
+        };
         let left_ms = (suspect.at_ms + BLAMED_MS).saturating_sub(now_ms);
-        (suspect.breaks >= BREAKS && left_ms > 0).then_some(left_ms)
+        if suspect.breaks < BREAKS || left_ms == 0 {
+            return Verdict::Free;
+        }
+        if now_ms < suspect.trial_ms {
+            return Verdict::Blamed((suspect.trial_ms - now_ms).min(left_ms));
+        }
+        suspect.trial_ms = now_ms + suspect.wait_ms();
+        Verdict::Trial(suspect.endpoint)
     }
 }
 
@@ -93,11 +129,11 @@ mod tests {
     fn two_endpoints_are_enough_and_it_is_forgiven_after_a_while() {
         let suspects = Suspects::default();
         assert!(!suspects.broke(7, 1, 100));
-        assert_eq!(suspects.blamed_ms(7, 100), None);
+        assert_eq!(suspects.verdict(7, 100), Verdict::Free);
         assert!(suspects.broke(7, 2, 200));
-        assert_eq!(suspects.blamed_ms(7, 200), Some(BLAMED_MS));
-        assert_eq!(suspects.blamed_ms(8, 200), None);
-        assert_eq!(suspects.blamed_ms(7, 200 + BLAMED_MS), None);
+        assert_eq!(suspects.verdict(7, 200), Verdict::Blamed(TRIAL_MS));
+        assert_eq!(suspects.verdict(8, 200), Verdict::Free);
+        assert_eq!(suspects.verdict(7, 200 + BLAMED_MS), Verdict::Free);
         assert!(!suspects.broke(7, 1, 200 + BLAMED_MS), "it begins anew");
     }
 
@@ -114,8 +150,32 @@ mod tests {
         suspects.broke(7, 1, 100);
         suspects.broke(7, 2, 200);
         suspects.answered(7);
-        assert_eq!(suspects.blamed_ms(7, 200), None);
+        assert_eq!(suspects.verdict(7, 200), Verdict::Free);
         assert!(suspects.is_empty());
+    }
+
+    #[test]
+    fn one_request_at_a_time_is_a_trial_where_it_broke_off_last_and_each_in_vain_doubles_the_wait()
+    {
+        let suspects = Suspects::default();
+        suspects.broke(7, 1, 100);
+        suspects.broke(7, 2, 100);
+        let first = 100 + TRIAL_MS;
+        assert_eq!(suspects.verdict(7, first - 1), Verdict::Blamed(1));
+        assert_eq!(suspects.verdict(7, first), Verdict::Trial(2));
+        assert_eq!(suspects.verdict(7, first), Verdict::Blamed(TRIAL_MS));
+        assert_eq!(
+            suspects.verdict(7, first + TRIAL_MS),
+            Verdict::Trial(2),
+            "it was not even taken"
+        );
+        assert!(suspects.broke(7, 2, first + TRIAL_MS));
+        assert_eq!(
+            suspects.verdict(7, first + TRIAL_MS),
+            Verdict::Blamed(2 * TRIAL_MS)
+        );
+        suspects.answered(7);
+        assert_eq!(suspects.verdict(7, first + TRIAL_MS), Verdict::Free);
     }
 
     #[test]
@@ -128,7 +188,7 @@ mod tests {
             suspects.broke(body, 2, at_ms);
         }
         assert_eq!(suspects.len.load(Ordering::Relaxed), BODIES);
-        assert_eq!(suspects.blamed_ms(0, 1), None);
-        assert!(suspects.blamed_ms(1, 2).is_some());
+        assert_eq!(suspects.verdict(0, 1), Verdict::Free);
+        assert_ne!(suspects.verdict(1, 2), Verdict::Free);
     }
 }

@@ -37,6 +37,8 @@ pub struct Wish<'a> {
     pub model: &'a str,
     /// About how many tokens its prompt has.
     pub prompt_tokens: u32,
+    /// See [`limit_tokens`].
+    pub limit_tokens: u32,
     /// About how many tokens its answer will have.
     pub answer_tokens: u32,
     /// Hashes of the prompt's leading blocks; empty where the rule's strategy does not ask for them.
@@ -60,6 +62,8 @@ pub struct Unfit {
     pub needed: Needed,
     /// All endpoints but these.
     pub only: Option<Only>,
+    /// All endpoints but this one.
+    pub trial: Option<Owner>,
     /// All candidates that do not follow this.
     pub failed: Failed,
 }
@@ -102,7 +106,9 @@ impl Unfit {
     /// Whether an endpoint of the candidate in this place is one that can carry it.
     pub fn takes(&self, tier: usize, candidate: usize, endpoint: &Endpoint) -> bool {
         let is_alike = |only: &Only| only.revision == endpoint.revision;
-        self.goes_on_at(tier, candidate) && self.only.as_ref().is_none_or(is_alike)
+        self.goes_on_at(tier, candidate)
+            && self.only.as_ref().is_none_or(is_alike)
+            && self.trial.is_none_or(|trial| trial == endpoint.live.id)
     }
 
     /// Whether the candidate in this place has some that can carry it.
@@ -131,7 +137,7 @@ impl Wish<'_> {
     pub fn limit_at(&self, candidate: &Candidate, endpoint: &Endpoint) -> Limit {
         let model = candidate.model_name(self.model);
         let limits = &endpoint.live.limits;
-        limits.of(model, self.now_ms, self.prompt_tokens)
+        limits.of(model, self.now_ms, self.limit_tokens)
     }
 
     /// How far an endpoint is from the caller.
@@ -305,6 +311,13 @@ pub fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
         None => call.session?.as_bytes(),
     };
     Some(xxh3_64(kept))
+}
+
+/// About how many tokens count for it where a provider has a limit: OpenAI and Azure count the longest answer that a
+/// request asks for before it is made.
+pub fn limit_tokens(call: &Call<'_>) -> u32 {
+    call.prompt_tokens
+        .saturating_add(call.max_tokens.unwrap_or(0))
 }
 
 /// About how many tokens the answer will have.

@@ -135,6 +135,7 @@ static NOBODY: Unfit = Unfit {
     models: Vec::new(),
     needed: Needed::NOTHING,
     only: None,
+    trial: None,
     failed: Failed::NOTHING,
 };
 
@@ -144,6 +145,7 @@ fn wish(stream: bool, key: Option<u64>, blocks: &[u64]) -> Wish<'_> {
         stream,
         model: "m",
         prompt_tokens: 100,
+        limit_tokens: 100,
         answer_tokens: 100,
         blocks,
         key,

@@ -136,7 +136,7 @@ fn edited(api: Api, body: &[u8], bounds: Bounds) -> Result<Option<Edited>, Rejec
 /// How much `call`, whose text is `body`, may take.
 pub(crate) fn of(api: Api, call: &Call<'_>, body: &[u8]) -> Result<Bound, Unbounded> {
     let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
-    let likely = u64::from(call.prompt_tokens());
+    let likely = u64::from(call.prompt_tokens);
     if matches!(api, Api::CountTokens) {
         return Ok(without_answer(0, 0));
     }

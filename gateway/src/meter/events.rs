@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{Counts, Cut, Meaning, cut_by};
+use super::{Carries, Counts, Cut, Meaning, cut_by};
 
 #[derive(Deserialize)]
 struct MessageEvent<'a> {
@@ -61,8 +61,15 @@ struct Block<'a> {
 
 fn token() -> Meaning {
     Meaning {
-        token: true,
+        carries: Carries::Token,
         starts: true,
+        ..Meaning::default()
+    }
+}
+
+fn idle() -> Meaning {
+    Meaning {
+        carries: Carries::Nothing,
         ..Meaning::default()
     }
 }
@@ -97,6 +104,7 @@ pub(super) fn of_message(text: &str) -> Result<Meaning, serde_json::Error> {
             starts: true,
             ..Meaning::default()
         },
+        "ping" => idle(),
         "message_stop" => Meaning {
             done: true,
             starts: true,
@@ -127,6 +135,7 @@ pub(super) fn of_response(text: &str) -> Result<Meaning, serde_json::Error> {
                 ..Meaning::default()
             }
         }
+        "keepalive" => idle(),
         // OpenAI's has its members beside the type, others' in one of their own.
         "error" => error(event.error.map_or(text, RawValue::get)),
         _ => event

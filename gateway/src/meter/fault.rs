@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+use http::StatusCode;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -44,6 +46,19 @@ const LIMIT: [&str; 6] = [
     "toomanyrequests",
 ];
 
+/// What they call it when the request is at fault.
+const REQUESTS: [&str; 9] = [
+    "badrequest",
+    "badrequesterror",
+    "contentfilter",
+    "contentpolicyviolation",
+    "contextlengthexceeded",
+    "invalidargument",
+    "invalidprompt",
+    "invalidrequesterror",
+    "validationexception",
+];
+
 /// Whose fault an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -55,6 +70,21 @@ pub(crate) enum Fault {
     Limit,
     /// The request is at fault, or nothing is known.
     Other,
+}
+
+/// An event, or a body, with an error: beside its other members, or in `error`, or in that of `response`.
+#[derive(Deserialize)]
+struct Told<'a> {
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    response: Option<Within<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Within<'a> {
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -85,6 +115,37 @@ pub(crate) fn of(error: &str) -> Fault {
     faults
         .find(|fault| *fault != Fault::Other)
         .unwrap_or(Fault::Other)
+}
+
+/// The body that would have said what the last event of a stream says; empty for what is no error.
+pub(crate) fn body(event: &[u8]) -> Bytes {
+    let Ok(told) = serde_json::from_slice::<Told<'_>>(event) else {
+        return Bytes::new();
+    };
+    let within = told.response.and_then(|response| response.error);
+    match (within, told.error) {
+        (Some(error), _) => Bytes::from(format!(r#"{{"error":{}}}"#, error.get())),
+        (None, Some(_)) => Bytes::copy_from_slice(event),
+        (None, None) => {
+            let event = String::from_utf8_lossy(event);
+            Bytes::from(format!(r#"{{"error":{event}}}"#))
+        }
+    }
+}
+
+/// The status that an error body would have come with, if it is about the request.
+pub(crate) fn of_request(body: &[u8]) -> Option<StatusCode> {
+    let told: Told<'_> = serde_json::from_slice(body).ok()?;
+    let View { code, kind } = serde_json::from_str(told.error?.get()).ok()?;
+    let status = code.and_then(|code| code.get().trim_matches('"').parse::<u16>().ok());
+    if let Some(status) = status.filter(|status| (400..600).contains(status)) {
+        return matches!(status, 400 | 413 | 422)
+            .then(|| StatusCode::from_u16(status).ok())
+            .flatten();
+    }
+    let mut names = [code, kind].into_iter().flatten().filter_map(name);
+    let is_known = names.any(|name| REQUESTS.contains(&name.as_str()));
+    is_known.then_some(StatusCode::BAD_REQUEST)
 }
 
 fn named(name: &str) -> Fault {
@@ -118,6 +179,42 @@ fn name(raw: &RawValue) -> Option<String> {
 mod tests {
     use super::Fault::{Backend, Limit, Other, Overloaded};
     use super::*;
+
+    #[test]
+    fn an_error_about_the_request_has_a_status() {
+        for (event, expected) in [
+            (
+                r#"{"error":{"message":"x","type":"BadRequestError","code":400}}"#,
+                Some(400),
+            ),
+            (r#"{"error":{"message":"x","code":"422"}}"#, Some(422)),
+            (
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"x"}}"#,
+                Some(400),
+            ),
+            (
+                r#"{"type":"error","code":"context_length_exceeded","message":"x"}"#,
+                Some(400),
+            ),
+            (
+                r#"{"type":"response.failed","response":{"error":{"code":"invalid_prompt"}}}"#,
+                Some(400),
+            ),
+            (
+                r#"{"error":{"type":"invalid_request_error","code":503}}"#,
+                None,
+            ),
+            (r#"{"error":{"type":"BadRequestError","code":404}}"#, None),
+            (r#"{"error":{"message":"x","type":"x","code":1}}"#, None),
+            (r#"{"error":{"type":"api_error"}}"#, None),
+            (r#"{"error":"x"}"#, None),
+            ("{}", None),
+            ("[DONE]", None),
+        ] {
+            let status = of_request(&body(event.as_bytes()));
+            assert_eq!(status.map(|status| status.as_u16()), expected, "{event}");
+        }
+    }
 
     #[test]
     fn a_status_decides_and_else_a_name_that_is_known() {

@@ -88,6 +88,16 @@ pub(super) fn arguments(at: &str, text: &str) -> Result<Box<RawValue>, Misfit> {
         })
 }
 
+/// The id of a tool's call as Anthropic and AWS take it. Other engines have more in theirs (`functions.weather:0`), and
+/// a conversation may go on elsewhere than it began.
+pub(super) fn tool_id(id: Cow<'_, str>) -> Cow<'_, str> {
+    let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '_' | '-');
+    if id.chars().all(is_plain) {
+        return id;
+    }
+    Cow::Owned(id.replace(|letter| !is_plain(letter), "_"))
+}
+
 /// Media type and base64 text of a `data:` URL.
 pub(super) fn data_url(url: &str) -> Option<(&str, &str)> {
     let (head, data) = url.strip_prefix("data:")?.split_once(',')?;

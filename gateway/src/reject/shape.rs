@@ -410,7 +410,7 @@ impl Reject {
                     504,
                     "upstream_timeout",
                     SERVER,
-                    "The backend did not begin to answer in time.",
+                    "The backend did not begin to answer in time, or not go on.",
                 )
             },
             Self::UpstreamSilent {
@@ -423,8 +423,8 @@ impl Reject {
                     "upstream_silent",
                     SERVER,
                     &format!(
-                        "Every backend for this model takes requests and answers none: for more than {} s earlier ones \
-                         have waited for a first token in vain. Try again later.",
+                        "No backend for this model answers: for more than {} s earlier requests have waited in vain for \
+                         a first token, or for a connection. Try again later.",
                         waited.as_secs_f32()
                     ),
                 )

@@ -165,6 +165,74 @@ async fn a_stream_of_other_events_ends_with_its_body() {
 }
 
 #[tokio::test]
+async fn what_is_asked_besides_an_open_path_goes_with_it() {
+    let upstream =
+        Upstream::start(|number, _| Reply::Json(200, format!("{{\"n\":{number}}}"))).await;
+    let plan = Plan::chain(&[upstream.address]).cached(60_000);
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    for path in [
+        "/v1/audio/isolate?output_format=pcm",
+        "/v1/audio/isolate?output_format=wav",
+        "/v1/audio/isolate",
+        "/v1/chat/completions?api-version=x",
+    ] {
+        client.post_to(path, "", &chat(false)).await;
+        assert_eq!(client.answer().await.status, 200, "{path}");
+    }
+    let targets = upstream.requests();
+    let targets: Vec<&str> = targets.iter().map(|one| one.line.as_str()).collect();
+    assert_eq!(
+        targets,
+        [
+            "POST /v1/audio/isolate?output_format=pcm HTTP/1.1",
+            "POST /v1/audio/isolate?output_format=wav HTTP/1.1",
+            "POST /v1/audio/isolate HTTP/1.1",
+            "POST /v1/chat/completions HTTP/1.1",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_form_is_explained_as_it_is_sent() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let mut client = Client::connect(gateway.admin).await;
+    let form = "--b\r\ncontent-disposition: form-data; name=\"model\"\r\n\r\nchat\r\n--b--\r\n";
+    let request = format!(
+        "POST /explain?path=/v1/audio/transcriptions HTTP/1.1\r\nhost: x\r\n\
+         content-type: multipart/form-data; boundary=b\r\ncontent-length: {}\r\n\r\n{form}",
+        form.len()
+    );
+    client.send(&request).await;
+    let answer = client.answer().await;
+    assert!(
+        answer.body.contains(r#""backend":"ns/a""#),
+        "{}",
+        answer.body
+    );
+}
+
+#[tokio::test]
+async fn a_sound_plays_while_it_is_made() {
+    let (steps, reply) = driven();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n";
+    steps.send(Step::Write(head.to_owned())).unwrap();
+    steps.send(Step::Chunk("tone".to_owned())).unwrap();
+    let upstream = Upstream::replies(vec![reply]).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let mut client = gateway.client().await;
+    let body = r#"{"model":"chat","input":"sing","response_format":"pcm"}"#;
+    client.post_to("/v1/audio/speech", "", body).await;
+    assert_eq!(client.head().await.0, 200);
+    client.expect("tone").await;
+    steps.send(Step::Chunk("more".to_owned())).unwrap();
+    client.expect("more").await;
+    steps.send(Step::End).unwrap();
+    assert_eq!(client.chunk().await, Ok(None));
+}
+
+#[tokio::test]
 async fn calls_have_their_own_places_in_the_cache() {
     let upstream =
         Upstream::start(|number, _| Reply::Json(200, format!("{{\"n\":{number}}}"))).await;

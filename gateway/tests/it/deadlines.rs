@@ -67,3 +67,55 @@ async fn waiting_for_a_replica_ends_at_the_limit_too() {
     );
     assert!(started.elapsed() < SOON / 4);
 }
+
+#[tokio::test]
+async fn signs_of_life_alone_do_not_stop_the_clock_between_tokens() {
+    let (steps, reply) = driven();
+    steps.send(Step::Write(sse_head())).unwrap();
+    let upstream = Upstream::replies(vec![reply]).await;
+    let plan = Plan::chain(&[upstream.address]).rule(|rule| rule.timeouts.idle_ms = 400);
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    client.post("", &chat(true)).await;
+    // Tokens do, each of them.
+    for _ in 0..4 {
+        steps.send(Step::Chunk(word("one"))).unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let pings = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            if steps.send(Step::Chunk(": ping\n\n".to_owned())).is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    };
+    let answer = tokio::select! {
+        answer = client.answer() => answer,
+        () = pings => unreachable!("it has no end"),
+    };
+    assert_eq!(answer.body.matches("\"one\"").count(), 4, "{}", answer.body);
+    assert!(answer.body.contains("stream_stalled"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn what_an_error_says_besides_its_status_is_not_waited_for() {
+    for (status, head) in [
+        (
+            503,
+            "HTTP/1.1 503 x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{",
+        ),
+        (
+            429,
+            "HTTP/1.1 429 x\r\nretry-after: 7\r\ntransfer-encoding: chunked\r\n\r\n",
+        ),
+    ] {
+        let (steps, reply) = driven();
+        steps.send(Step::Write(head.to_owned())).unwrap();
+        let slow = Upstream::replies(vec![reply]).await;
+        let working = Upstream::always(|| json_answer("b")).await;
+        let gateway = Gateway::start(&Plan::chain(&[slow.address, working.address])).await;
+        let answer = tokio::time::timeout(SOON, gateway.post(&chat(false))).await;
+        assert_eq!(answer.unwrap().body, completion("b"), "{status}");
+    }
+}

@@ -482,6 +482,55 @@ async fn a_request_that_ends_two_backends_goes_to_no_third() {
 }
 
 #[tokio::test]
+async fn a_body_that_all_callers_send_is_tried_again_once_the_backends_are_well() {
+    let at_first = |number: usize, _: &Received| match number {
+        0 => Reply::Reset,
+        _ => hello(),
+    };
+    let upstreams = [
+        Upstream::start(at_first).await,
+        Upstream::start(at_first).await,
+    ];
+    let addresses = upstreams.each_ref().map(|upstream| upstream.address);
+    let gateway = Gateway::start(&Plan::chain(&addresses)).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "ends_backends")
+    );
+    let wait: u64 = answer.header("retry-after").parse().unwrap();
+    assert!(wait <= 2, "{wait}");
+    tokio::time::sleep(Duration::from_secs(wait)).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.post(&chat(true)).await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn an_error_about_the_request_is_not_repeated_whatever_status_it_comes_with() {
+    let told = r#"{"error":{"message":"n must be 1","type":"BadRequestError","code":400}}"#;
+    let in_stream = move || Reply::Sse(vec![format!("data: {told}\n\n"), DONE.to_owned()]);
+    let in_body = move || Reply::Json(200, told.to_owned());
+    for (first, stream) in [
+        (Upstream::always(in_stream).await, true),
+        (Upstream::always(in_body).await, false),
+    ] {
+        let second = Upstream::always(hello).await;
+        let gateway = Gateway::start(&Plan::chain(&[first.address, second.address])).await;
+        for _ in 0..8 {
+            let answer = gateway.post(&chat(stream)).await;
+            assert_eq!((answer.status, answer.body.as_str()), (400, told));
+            assert_eq!(answer.header("content-type"), "application/json");
+        }
+        assert_eq!(
+            (first.count(), second.count()),
+            (8, 0),
+            "it is not the backend's fault"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_short_retry_after_is_waited_for_when_there_is_nobody_else() {
     let busy = Reply::Headers(429, "retry-after: 1\r\n", shaped_error("later"));
     let upstream = Upstream::replies(vec![busy, hello()]).await;

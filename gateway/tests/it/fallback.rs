@@ -48,6 +48,16 @@ impl Four {
 }
 
 #[tokio::test]
+async fn a_refusal_with_status_200_is_one_too() {
+    let told = format!(
+        "{{\"error\":{{\"message\":\"{TOO_LONG}\",\"type\":\"BadRequestError\",\"code\":400}}}}"
+    );
+    let four = Four::start(move || Reply::Json(200, told.clone())).await;
+    let expected = ("ns/long".to_owned(), "2".to_owned(), [0, 1, 0]);
+    assert_eq!(four.ask().await, expected);
+}
+
+#[tokio::test]
 async fn each_refusal_has_its_own_backend() {
     for (message, backend, counts) in [
         (TOO_LONG, "ns/long", [0, 1, 0]),

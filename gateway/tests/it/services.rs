@@ -435,3 +435,25 @@ async fn models_and_services_share_a_gateway_and_http_2() {
     assert_eq!(seen.line, "POST /tools/call HTTP/1.1");
     assert_eq!(seen.headers["x-forwarded-host"], "gateway");
 }
+
+#[tokio::test]
+async fn where_a_request_to_a_tool_would_go_is_explained() {
+    let upstream = Upstream::always(|| ok("{}")).await;
+    let gateway = Gateway::start(&plan(&[upstream.address])).await;
+    let mut client = Client::connect(gateway.admin).await;
+    for (target, status) in [
+        ("path=/tools/x&method=DELETE", 200),
+        ("path=/tools/x", 200),
+        ("path=/other", 404),
+    ] {
+        client.post_to(&format!("/explain?{target}"), "", "").await;
+        let answer = client.answer().await;
+        assert_eq!(answer.status, status, "{target}: {}", answer.body);
+        assert!(
+            status == 404 || answer.body.contains(r#""backend":"ns/a","pass":"fresh""#),
+            "{}",
+            answer.body
+        );
+    }
+    assert_eq!(upstream.count(), 0, "nothing is sent");
+}

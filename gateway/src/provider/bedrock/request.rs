@@ -13,6 +13,9 @@ use crate::provider::fields::Fields;
 use crate::provider::reading::{self, Choose, Form, MESSAGES, asks_for_nothing, data_url, is_hint};
 use crate::provider::{Misfit, Rest, Translated, is_null, read};
 
+/// A schema that takes whatever a tool is called with.
+const ANY_OBJECT: &str = r#"{"type":"object"}"#;
+
 /// See [`super`].
 pub(in crate::provider) fn request(body: &[u8], rest: Rest) -> Result<Translated, Misfit> {
     let Fields(fields) = Fields::of(body)?;
@@ -119,7 +122,7 @@ impl<'a> Draft<'a> {
                         Misfit::Invalid(format!("{at}.tool_call_id"), "the id of a tool call")
                     })?;
                     let result = ToolResult {
-                        tool_use_id,
+                        tool_use_id: reading::tool_id(tool_use_id),
                         content,
                     };
                     self.say("user", vec![Block::ToolResult(result)]);
@@ -192,7 +195,7 @@ impl<'a> Draft<'a> {
                 continue;
             };
             blocks.push(Block::ToolUse(ToolUse {
-                tool_use_id: call.id,
+                tool_use_id: reading::tool_id(call.id),
                 name: function.name,
                 input: reading::arguments(&at, &function.arguments)?,
             }));
@@ -212,7 +215,7 @@ impl<'a> Draft<'a> {
             }
             let json = match function.parameters {
                 Some(schema) => Cow::Borrowed(schema),
-                None => Cow::Owned(reading::arguments("tools", r#"{"type":"object"}"#)?),
+                None => Cow::Owned(reading::arguments("tools", ANY_OBJECT)?),
             };
             self.tools.push(Tool {
                 tool_spec: ToolSpec {
@@ -228,6 +231,9 @@ impl<'a> Draft<'a> {
     fn finish(mut self) -> Result<Translated, Misfit> {
         if self.request.messages.is_empty() {
             return Err(Misfit::Invalid("messages".to_owned(), MESSAGES));
+        }
+        if self.tools.is_empty() {
+            self.tools = called(&self.request.messages)?;
         }
         let has_tools = !self.tools.is_empty();
         let tool_choice = match self.choose {
@@ -248,6 +254,27 @@ impl<'a> Draft<'a> {
         self.request.inference_config = Some(self.inference);
         Translated::without_model(&self.request, self.include_usage)
     }
+}
+
+/// The tools that were called: Converse takes no call whose tool it is not told, and callers need not offer it again.
+fn called<'a>(messages: &[Message<'a>]) -> Result<Vec<Tool<'a>>, Misfit> {
+    let mut tools: Vec<Tool<'a>> = Vec::new();
+    for block in messages.iter().flat_map(|message| &message.content) {
+        let Block::ToolUse(ToolUse { name, .. }) = block else {
+            continue;
+        };
+        if !tools.iter().any(|tool| tool.tool_spec.name == *name) {
+            let json = Cow::Owned(reading::arguments("tools", ANY_OBJECT)?);
+            tools.push(Tool {
+                tool_spec: ToolSpec {
+                    name: name.clone(),
+                    description: None,
+                    input_schema: Schema { json },
+                },
+            });
+        }
+    }
+    Ok(tools)
 }
 
 /// Converse refuses texts of white space alone, which models write before their calls of tools.

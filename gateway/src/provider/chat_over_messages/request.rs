@@ -9,7 +9,9 @@ use crate::provider::fields::Fields;
 use crate::provider::messages::{
     Block, Format, Message, Metadata, OutputConfig, Request, Source, Tool, ToolChoice,
 };
-use crate::provider::reading::{self, Choose, Form, MESSAGES, asks_for_nothing, data_url, is_hint};
+use crate::provider::reading::{
+    self, Choose, Form, MESSAGES, asks_for_nothing, data_url, is_hint, tool_id,
+};
 use crate::provider::{Misfit, Rest, Translated, is_null, read, with_model};
 
 /// Sent when the caller sets no limit, because Anthropic demands one. Every Claude model since the third generation
@@ -116,7 +118,7 @@ impl<'a> Draft<'a> {
                         Misfit::Invalid(format!("{at}.tool_call_id"), "the id of a tool call")
                     })?;
                     let result = Block::ToolResult {
-                        tool_use_id,
+                        tool_use_id: tool_id(tool_use_id),
                         content,
                     };
                     self.say("user", vec![result]);
@@ -308,7 +310,7 @@ fn tool_use<'a>(at: &str, call: ToolCallIn<'a>) -> Result<Option<Block<'a>>, Mis
     };
     let input = reading::arguments(at, &function.arguments)?;
     Ok(Some(Block::ToolUse {
-        id: call.id,
+        id: tool_id(call.id),
         name: function.name,
         input,
     }))

@@ -64,6 +64,24 @@ fn a_call_that_was_forced_is_a_use_of_a_tool_though_it_ends_in_stop() {
 }
 
 #[test]
+fn ids_of_calls_that_anthropic_refuses_are_changed_alike_wherever_they_stand() {
+    let call = json!({"id": "functions.f:0", "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let said = json!([{"role": "user", "content": "Hi"}, {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "functions.f:0", "content": "1"}]);
+    let sent = translate(
+        Way::ChatOverMessages,
+        &chat(json!({"messages": said})),
+        Rest::Refuse,
+    );
+    let sent = sent.unwrap();
+    assert_eq!(sent["messages"][1]["content"][0]["id"], "functions_f_0");
+    assert_eq!(
+        sent["messages"][2]["content"][0]["tool_use_id"],
+        "functions_f_0"
+    );
+}
+
+#[test]
 fn texts_of_white_space_are_left_out_where_anthropic_refuses_them() {
     let call =
         json!({"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}});

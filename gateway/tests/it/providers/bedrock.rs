@@ -98,3 +98,24 @@ async fn a_stream_that_is_no_stream_of_aws_is_broken() {
         "POST /model/eu.model-v1%3A0/converse-stream HTTP/1.1"
     );
 }
+
+#[tokio::test]
+async fn a_conversation_with_calls_of_tools_goes_on_without_offering_them_again() {
+    let upstream = Upstream::always(|| Reply::Json(200, answer())).await;
+    let gateway = start(&provider(&upstream), FILE).await;
+    let call = |id: &str| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": "{}"}});
+    let body = json!({"model": "chat", "messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call("functions.f:0"), call("b")]},
+        {"role": "tool", "tool_call_id": "functions.f:0", "content": "1"},
+        {"role": "tool", "tool_call_id": "b", "content": "2"},
+    ]});
+    let answered = gateway.post(&body.to_string()).await;
+    assert_eq!(answered.status, 200, "{}", answered.body);
+    let sent: Value = serde_json::from_str(&upstream.requests().remove(0).body).unwrap();
+    let tool = json!({"toolSpec": {"name": "f", "inputSchema": {"json": {"type": "object"}}}});
+    assert_eq!(sent["toolConfig"]["tools"], json!([tool]));
+    let used = &sent["messages"][1]["content"][0]["toolUse"]["toolUseId"];
+    let answered = &sent["messages"][2]["content"][0]["toolResult"]["toolUseId"];
+    assert_eq!((used, answered), (&json!("functions_f_0"), used));
+}
