@@ -3,12 +3,12 @@ streams that say little."""
 
 import asyncio
 import os
-import socket
 import time
 
 import client
 import judge
 import judge_load
+import slow_callers
 from case import case, pool, route, verdicts
 
 STREAMS = int(os.environ.get("STREAMS", "500"))
@@ -58,84 +58,30 @@ async def r02(ctx):
     return judge_load.drain(answers, ended_at, last_end, closed)
 
 
-HEADS, BODIES = 2000, 200
+HEADS, BODIES = 5000, 200
 
 
 @case("R12", "slow heads and slow bodies", route("r12"))
 async def r12(ctx):
-    """2,000 callers send a byte of their head every 5 s, 200 a byte of their body; others go on meanwhile."""
+    """5,000 callers send a byte of their head every 10 s, 200 a byte of their body; others go on meanwhile."""
     target = ctx.target("r12")
     body = client.body_of("r12", "slow", False)
     head = client.head_of(target, len(body), target.headers)
     others = asyncio.create_task(ctx.open_loop("r12", 10, 36))
-    # In a thread of its own: what other subjects' callers do must not hold up the look at the clock.
-    heads, slow_bodies = await asyncio.to_thread(_be_slow, target.port, head, body)
+    seen = await slow_callers.run(target.port, {"heads": HEADS, "bodies": BODIES}, head, body)
     answers = await others
-    for name, group in (("heads", heads), ("bodies", slow_bodies)):
-        after = [slow.closed_after for slow in group]
+    for name, group in seen.items():
+        after = [seconds for seconds in group["closed_after_s"] if seconds is not None]
         ctx.note(**{
-            f"{name}_open": sum(seconds is None for seconds in after),
-            f"{name}_closed_s": [round(min((s for s in after if s is not None), default=0), 1),
-                                 round(max((s for s in after if s is not None), default=0), 1)],
-            f"{name}_answer": group[0].received[:60].decode("latin-1"),
+            f"{name}_open": len(group["closed_after_s"]) - len(after),
+            f"{name}_closed_s": [round(min(after, default=0), 1), round(max(after, default=0), 1)],
+            f"{name}_answer": group["answer"],
         })  # fmt: skip
     ctx.note(others_lost=judge_load.share_lost(answers))
     return verdicts(
-        judge_load.slow_heads([slow.closed_after for slow in heads], 10.0, answers).of("heads"),
-        judge_load.slow_heads([slow.closed_after for slow in slow_bodies], 30.0, answers).of("bodies"),
+        judge_load.slow_heads(seen["heads"]["closed_after_s"], 10.0, answers).of("heads"),
+        judge_load.slow_heads(seen["bodies"]["closed_after_s"], 30.0, answers).of("bodies"),
     )
-
-
-def _be_slow(port, head, body):
-    heads = [_Slow(port, head[:20], head[20:]) for _ in range(HEADS)]
-    bodies = [_Slow(port, head + body[:5], body[5:]) for _ in range(BODIES)]
-    everyone = (*heads, *bodies)
-    ends = time.monotonic() + 36.0
-    while time.monotonic() < ends and any(slow.closed_after is None for slow in everyone):
-        time.sleep(0.5)
-        for slow in everyone:
-            slow.step()
-    for slow in everyone:
-        slow.close()
-    return heads, bodies
-
-
-class _Slow:
-    """A caller that sends a byte now and then."""
-
-    def __init__(self, port, first, rest):
-        self.socket = socket.create_connection(("127.0.0.1", port), timeout=10)
-        self.socket.setblocking(False)
-        self.socket.send(first)
-        self.began = time.monotonic()
-        self.rest, self.sent_at, self.closed_after = rest, 0.0, None
-        self.received = b""
-
-    def step(self):
-        if self.closed_after is not None:
-            return
-        now = time.monotonic() - self.began
-        try:
-            piece = self.socket.recv(4096)
-            self.received += piece
-            if not piece:
-                self.closed_after = now
-                return
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.closed_after = now
-            return
-        if now - self.sent_at >= 5.0:
-            self.sent_at = now
-            try:
-                self.socket.send(self.rest[:1])
-                self.rest = self.rest[1:]
-            except OSError:
-                self.closed_after = now
-
-    def close(self):
-        self.socket.close()
 
 
 READERS, READER_BYTES = 200, 10 << 20
