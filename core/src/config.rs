@@ -14,6 +14,7 @@ use crate::key::hexadecimal;
 
 mod budgets;
 mod callers;
+mod identity;
 mod parameters;
 mod profile;
 mod prompts;
@@ -23,6 +24,7 @@ mod transport;
 
 pub use budgets::{Budget, Enforcement, Limit, Per, Period, Selects, Unit, Window};
 pub use callers::{Callers, Key};
+pub use identity::{Access, Algorithm, Claim, IdentityProvider, Jwt, KeySource, Proof, Team};
 pub use parameters::{Bounds, OnExceed, Parameters};
 pub use profile::{Capabilities, HealthCheck, Price, Profile};
 pub use prompts::{Part, Prompt, PromptMessage, PromptRef, Role, template};

@@ -7,6 +7,7 @@ mod condition;
 mod contradiction;
 mod fallback;
 mod fan_out;
+mod identity;
 mod key;
 mod parameters;
 mod profile;
@@ -14,6 +15,7 @@ mod prompts;
 mod reach;
 mod rescue;
 mod rule;
+mod scope;
 mod service;
 mod tasks;
 mod tls;
@@ -26,7 +28,7 @@ use penstock_core::config::{
 use penstock_core::ids::Id;
 use serde::Serialize;
 
-use crate::object::{Kind, ObjectRef, Objects};
+use crate::object::{Kind, ObjectRef, Objects, of_gateway};
 use crate::problem::Problem;
 
 pub use key::KeyFacts;
@@ -220,22 +222,26 @@ fn assemble(
         let generation = object.and_then(|object| object.metadata.generation);
         note(Kind::VirtualKey, id, generation, fragment_hash(key));
     }
+    for (id, provider) in callers.iter().flat_map(|callers| &callers.identities) {
+        let object = objects.identities.get(id);
+        let generation = object.and_then(|object| object.metadata.generation);
+        let hash = fragment_hash(provider);
+        note(Kind::IdentityProvider, id, generation, hash);
+    }
     for (id, budget) in &budgets {
         let object = objects.budgets.get(id);
         let generation = object.and_then(|object| object.metadata.generation);
         note(Kind::TokenBudget, id, generation, fragment_hash(budget));
     }
     let (mut prompts, mut tasks) = (BTreeMap::new(), BTreeMap::new());
-    for (id, policy) in &objects.policies {
-        if id.namespace == gateway.namespace && policy.spec.gateway == gateway.name {
-            let own: Vec<_> = rules.iter().filter(|rule| rule.policy == *id).collect();
-            let said = known.prompts.get(id).filter(|said| !said.is_empty());
-            let told = known.tasks.get(id);
-            let hash = fragment_hash(&(&own, said, told));
-            prompts.extend(said.map(|said| (id.clone(), said.clone())));
-            tasks.extend(told.map(|told| (id.clone(), told.clone())));
-            note(Kind::RoutingPolicy, id, policy.metadata.generation, hash);
-        }
+    for (id, policy) in of_gateway(&objects.policies, &gateway) {
+        let own: Vec<_> = rules.iter().filter(|rule| rule.policy == *id).collect();
+        let said = known.prompts.get(id).filter(|said| !said.is_empty());
+        let told = known.tasks.get(id);
+        let hash = fragment_hash(&(&own, said, told));
+        prompts.extend(said.map(|said| (id.clone(), said.clone())));
+        tasks.extend(told.map(|told| (id.clone(), told.clone())));
+        note(Kind::RoutingPolicy, id, policy.metadata.generation, hash);
     }
     GatewayConfig {
         format: FORMAT,
@@ -288,22 +294,23 @@ fn referenced(config: &GatewayConfig, objects: &Objects) -> Vec<ObjectRef> {
         .caches
         .keys()
         .map(|id| ObjectRef::new(Kind::SemanticCache, id.clone()));
-    let policies = objects
-        .policies
-        .iter()
-        .filter(|(id, policy)| {
-            id.namespace == config.gateway.namespace && policy.spec.gateway == config.gateway.name
-        })
+    let policies = of_gateway(&objects.policies, &config.gateway)
         .map(|(id, _)| ObjectRef::new(Kind::RoutingPolicy, id.clone()));
     let keys = config
         .callers
         .iter()
         .flat_map(|callers| callers.keys.keys());
     let keys = keys.map(|id| ObjectRef::new(Kind::VirtualKey, id.clone()));
+    let identities = config
+        .callers
+        .iter()
+        .flat_map(|callers| callers.identities.keys());
+    let identities = identities.map(|id| ObjectRef::new(Kind::IdentityProvider, id.clone()));
     let budgets = config.budgets.keys();
     let budgets = budgets.map(|id| ObjectRef::new(Kind::TokenBudget, id.clone()));
     let others = backends.chain(caches).chain(policies);
-    others.chain(keys).chain(budgets).collect()
+    let callers = keys.chain(identities);
+    others.chain(callers).chain(budgets).collect()
 }
 
 fn fragment_hash(fragment: &impl Serialize) -> String {

@@ -5,7 +5,7 @@ use kube::CustomResourceExt as _;
 use serde_json::Value;
 
 use crate::yaml::{self, YamlError};
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
+use crate::{IdentityProvider, LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// One generated file.
 #[derive(Clone, Debug)]
@@ -24,6 +24,7 @@ pub fn all() -> Result<Vec<Definition>, YamlError> {
         SemanticCache::crd(),
         VirtualKey::crd(),
         TokenBudget::crd(),
+        IdentityProvider::crd(),
     ]
     .into_iter()
     .map(|crd| {

@@ -168,10 +168,16 @@ impl Reader {
                     .budgets
                     .extend(object.map(|object| (id, object)));
             }
+            "IdentityProvider" => {
+                let object = self.object(file, Kind::IdentityProvider, &id, document);
+                self.manifests
+                    .objects
+                    .identities
+                    .extend(object.map(|object| (id, object)));
+            }
             _ => {
-                let message = format!(
-                    "'{kind}' is not a kind of penstock.dev: LLMBackend, RoutingPolicy, SemanticCache, VirtualKey, TokenBudget are"
-                );
+                let kinds = Kind::ALL.map(Kind::name).join(", ");
+                let message = format!("'{kind}' is not a kind of penstock.dev: {kinds} are");
                 self.refuse(file, format!("{kind}/{id}"), "kind", message);
             }
         }

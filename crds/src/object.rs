@@ -5,7 +5,7 @@ use std::fmt;
 
 use penstock_core::ids::Id;
 
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
+use crate::{IdentityProvider, LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// One of the kinds of this API group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,16 +20,19 @@ pub enum Kind {
     VirtualKey,
     /// `TokenBudget`
     TokenBudget,
+    /// `IdentityProvider`
+    IdentityProvider,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::LLMBackend,
         Self::RoutingPolicy,
         Self::SemanticCache,
         Self::VirtualKey,
         Self::TokenBudget,
+        Self::IdentityProvider,
     ];
 
     /// The kind's name as in YAML.
@@ -40,6 +43,7 @@ impl Kind {
             Self::SemanticCache => "SemanticCache",
             Self::VirtualKey => "VirtualKey",
             Self::TokenBudget => "TokenBudget",
+            Self::IdentityProvider => "IdentityProvider",
         }
     }
 }
@@ -79,4 +83,34 @@ pub struct Objects {
     pub keys: BTreeMap<Id, VirtualKey>,
     /// By namespace and name.
     pub budgets: BTreeMap<Id, TokenBudget>,
+    /// By namespace and name.
+    pub identities: BTreeMap<Id, IdentityProvider>,
+}
+
+/// An object that names the gateway that it is about.
+pub trait OfGateway {
+    /// Its `spec.gateway`.
+    fn gateway(&self) -> &str;
+}
+
+macro_rules! of_gateway {
+    ($($kind:ty),*) => {$(
+        impl OfGateway for $kind {
+            fn gateway(&self) -> &str {
+                &self.spec.gateway
+            }
+        }
+    )*};
+}
+
+of_gateway!(RoutingPolicy, VirtualKey, TokenBudget, IdentityProvider);
+
+/// Those that are about `gateway`.
+pub fn of_gateway<'a, T: OfGateway>(
+    objects: &'a BTreeMap<Id, T>,
+    gateway: &'a Id,
+) -> impl Iterator<Item = (&'a Id, &'a T)> {
+    objects.iter().filter(|(id, object)| {
+        id.namespace == gateway.namespace && object.gateway() == gateway.name
+    })
 }

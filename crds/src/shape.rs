@@ -11,7 +11,7 @@ use kube::CustomResourceExt as _;
 use serde_json::Value;
 
 use crate::object::Kind;
-use crate::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
+use crate::{IdentityProvider, LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
 
 /// A place in an object, such as `spec.rules[0].name`, and what is wrong there.
 pub(crate) type Misfit = (String, String);
@@ -24,6 +24,7 @@ static SPECS: LazyLock<BTreeMap<Kind, JSONSchemaProps>> = LazyLock::new(|| {
         (Kind::SemanticCache, SemanticCache::crd()),
         (Kind::VirtualKey, VirtualKey::crd()),
         (Kind::TokenBudget, TokenBudget::crd()),
+        (Kind::IdentityProvider, IdentityProvider::crd()),
     ];
     let spec = |crd: CustomResourceDefinition| {
         let version = crd.spec.versions.into_iter().next()?;

@@ -192,7 +192,7 @@ async fn explained(
     let settings = &process.settings;
     let region = settings.origins.said(headers);
     // Who shows no key is told of rules for anybody, whatever they want of callers.
-    let (who, _) = behalf::shown(Some(&snapshot), headers)?;
+    let (who, _) = behalf::shown(Some(&snapshot), headers, &[])?;
     let asked = Asked {
         method: &method,
         path,

@@ -173,7 +173,7 @@ impl Budget {
             (_, None) => "anonymous".to_owned(),
             (Per::Team, Some(of)) => of.team.clone(),
             (Per::User, Some(of)) => format!("{}/{}", of.team, of.user.as_deref().unwrap_or("")),
-            (Per::Key, Some(of)) => of.id.to_string(),
+            (Per::Key, Some(of)) => of.name(),
         }
     }
 

@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
+use webpki::EndEntityCert;
 
 use crate::metrics::Metrics;
 use crate::pem;
@@ -24,6 +25,8 @@ const KEY_FILE: &str = "tls.key";
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A Secret holds 1 MiB.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Names of a caller's certificate that are looked at.
+const MAX_NAMES: usize = 64;
 /// What the two sides of a connection may choose from.
 pub(crate) const PROTOCOLS: [&[u8]; 2] = [HTTP_2, b"http/1.1"];
 /// What is chosen by who speaks HTTP/2.
@@ -214,6 +217,17 @@ fn config(
     let mut config = builder.with_cert_resolver(Arc::new(choice));
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     Ok(config)
+}
+
+/// What a caller's certificate, which was verified, is for: URIs and DNS names.
+pub(crate) fn names(shown: Option<&[CertificateDer<'_>]>) -> Vec<String> {
+    let certificate = shown.and_then(|all| EndEntityCert::try_from(all.first()?).ok());
+    let Some(certificate) = certificate else {
+        return Vec::new();
+    };
+    let uris = certificate.valid_uri_names();
+    let all = uris.chain(certificate.valid_dns_names());
+    all.take(MAX_NAMES).map(str::to_owned).collect()
 }
 
 /// Which certificate answers: the first one that is for the name that the caller asks for, else the first one.

@@ -6,8 +6,8 @@
 use std::io;
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
@@ -47,6 +47,8 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 pub(crate) struct Watch {
     pub(crate) caller: Caller,
+    /// In the certificate that its caller showed.
+    names: OnceLock<Vec<String>>,
     phase: AtomicU8,
     /// Requests in progress; more than one where the caller speaks HTTP/2.
     requests: AtomicU32,
@@ -69,6 +71,7 @@ impl Watch {
     pub(crate) fn new(clock: &Arc<AtomicU64>, caller: Caller) -> Self {
         Self {
             caller,
+            names: OnceLock::new(),
             // Whoever connects is expected to speak: an open connection without a byte counts as a slow head.
             phase: AtomicU8::new(HEAD),
             requests: AtomicU32::new(0),
@@ -81,6 +84,19 @@ impl Watch {
             waker: AtomicWaker::new(),
             clock: Arc::clone(clock),
         }
+    }
+
+    /// The caller showed a certificate with these names, which was verified.
+    pub(crate) fn shows(&self, names: Vec<String>) {
+        if !names.is_empty() {
+            // A handshake happens once.
+            let _set = self.names.set(names);
+        }
+    }
+
+    /// What the caller's certificate is for; nothing without one.
+    pub(crate) fn names(&self) -> &[String] {
+        self.names.get().map_or(&[], Vec::as_slice)
     }
 
     fn enter(&self, phase: u8) {

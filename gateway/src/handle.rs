@@ -1,7 +1,6 @@
 //! (IO) The request, as a story: recognise it, admit it, read it, match its rule, look into the cache, find an
 //! endpoint that answers, pass the answer on. Each step is one call; each refusal is a [`Reject`].
 
-use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +34,7 @@ use crate::process::{BodyLease, Process, Worker};
 use crate::provider::translations::Translations;
 use crate::record::Record;
 use crate::reject::Reject;
+use crate::request;
 use crate::reshape::{Reshaped, reshape};
 use crate::resume;
 use crate::service;
@@ -133,7 +133,7 @@ pub(crate) async fn answer(
     let is_doubtful = watch.is_next_doubtful() || is_encoded_twice(&head.headers);
     let who = match &behalf {
         _ if is_doubtful => Err(Reject::AmbiguousLength),
-        Behalf::Caller => behalf::identify(&worker.process, &mut head),
+        Behalf::Caller => behalf::identify(&worker.process, &mut head, watch.names()).await,
         behalf => behalf.who(&worker.process),
     };
     let step = match who {
@@ -298,7 +298,13 @@ async fn call(
         call: &call,
         tasks: &[],
     };
-    let rule = classifier::rule(worker, &asked).await?;
+    let rule = match classifier::rule(worker, &asked).await {
+        // A rule may want to know who asks: a stranger is told that first.
+        Err(reject @ Reject::NoRule { .. }) => {
+            return Err(record.who.is_let_in().err().unwrap_or(reject));
+        }
+        found => found?,
+    };
     record.rule = Some(Arc::clone(&rule));
     let who = &record.who;
     who.may_call(&rule.policy, rule.anonymous, &call.model)?;
@@ -359,7 +365,7 @@ async fn routed(
         }
         None => (body, call),
     };
-    let below = below(api, &head.uri);
+    let below = request::below(api, &head.uri);
     let (shares, bounded) = budgets::shares(process, &record.who, api, &call, body)?;
     let (body, call) = match &bounded {
         Some((bounded, changes)) => {
@@ -437,15 +443,6 @@ async fn shorter(
     let call = Call::parse(&body)?;
     let job = job.with(rule, &body, &call);
     Ok(Some(attempt::run(&job, record).await?))
-}
-
-/// What follows a call's own path at the backend, with what its caller asks for besides; nothing for most.
-fn below(api: Api, uri: &Uri) -> Cow<'_, str> {
-    let rest = api.below(uri.path());
-    match uri.query() {
-        Some(query) if !rest.is_empty() => Cow::Owned(format!("{rest}?{query}")),
-        _ => Cow::Borrowed(rest),
-    }
 }
 
 pub(crate) fn read_call<'a>(headers: &HeaderMap, body: &'a [u8]) -> Result<Call<'a>, Reject> {

@@ -79,6 +79,7 @@ mod handle;
 mod heartbeat;
 mod hedge;
 mod hold;
+mod identity;
 mod in_flight;
 mod job;
 mod jobs;

@@ -1,4 +1,4 @@
-//! Who a request comes from: by the key that it shows. Pure.
+//! Who a request comes from: by the key that it shows, or by what somebody else vouches for. Pure.
 //!
 //! Keys are found by their hash, which nobody who does not know the pepper can aim at: how long that takes says nothing
 //! of keys.
@@ -13,6 +13,8 @@ use penstock_core::ids::Id;
 use penstock_core::key::{self, Hash, Hasher, MAX_BYTES};
 use penstock_core::names::KEY_HEADER;
 
+use crate::identity::sets::Sets;
+use crate::identity::{Claimed, Identities};
 use crate::outbound::API_KEYS;
 use crate::reject::Reject;
 use crate::source::Credentials;
@@ -21,10 +23,29 @@ use crate::source::Credentials;
 pub(crate) const KEY: HeaderName = HeaderName::from_static(KEY_HEADER);
 const BEARER: &[u8] = b"bearer ";
 
+/// What a caller may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The models that it may ask for; none: any.
+    pub(crate) models: Vec<NameMatch>,
+    /// The policies whose rules it may use; none: any.
+    pub(crate) policies: BTreeSet<Id>,
+}
+
+impl Grant {
+    fn has_model(&self, model: &str) -> bool {
+        self.models.is_empty() || self.models.iter().any(|known| known.matches(model))
+    }
+
+    fn has_policy(&self, policy: &Id) -> bool {
+        self.policies.is_empty() || self.policies.contains(policy)
+    }
+}
+
 /// A caller that the gateway knows.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Principal {
-    /// Its VirtualKey.
+    /// Its VirtualKey, or the IdentityProvider that vouches for it.
     pub id: Id,
     /// Its team.
     pub team: String,
@@ -32,10 +53,10 @@ pub struct Principal {
     pub user: Option<String>,
     /// What else is known of it.
     pub attributes: BTreeMap<String, String>,
-    /// The models that it may ask for; none: any.
-    models: Vec<NameMatch>,
-    /// The policies whose rules it may use; none: any.
-    policies: BTreeSet<Id>,
+    /// As a provider vouches for it.
+    claimed: Option<Box<Claimed>>,
+    /// It may do what any of these allows.
+    grants: Vec<Grant>,
     expires_s: Option<u64>,
     is_suspended: bool,
 }
@@ -43,12 +64,45 @@ pub struct Principal {
 impl Principal {
     /// Whether it may ask for a model of this name.
     pub fn may_ask_for(&self, model: &str) -> bool {
-        self.models.is_empty() || self.models.iter().any(|known| known.matches(model))
+        self.grants.iter().any(|grant| grant.has_model(model))
     }
 
     /// Whether it may use the rules of a policy.
     pub fn may_use(&self, policy: &Id) -> bool {
-        self.policies.is_empty() || self.policies.contains(policy)
+        self.grants.iter().any(|grant| grant.has_policy(policy))
+    }
+
+    /// Whether it may ask for a model by the rules of a policy.
+    fn may_call(&self, policy: &Id, model: &str) -> bool {
+        let mut grants = self.grants.iter();
+        grants.any(|grant| grant.has_policy(policy) && grant.has_model(model))
+    }
+
+    /// As a provider vouches for it.
+    pub(crate) fn claims(&self) -> Option<&Claimed> {
+        self.claimed.as_deref()
+    }
+
+    /// What tells it from all others: the VirtualKey, or the provider and what that calls it.
+    pub(crate) fn name(&self) -> String {
+        match &self.claimed {
+            None => self.id.to_string(),
+            Some(claimed) => format!("{}#{}", self.id, claimed.subject),
+        }
+    }
+
+    /// One that a provider vouches for.
+    pub(crate) fn claimed(claimed: Claimed, grants: Vec<Grant>) -> Self {
+        Self {
+            id: claimed.provider.clone(),
+            team: claimed.team.clone(),
+            user: Some(claimed.user.clone()),
+            attributes: claimed.attributes.clone(),
+            claimed: Some(Box::new(claimed)),
+            grants,
+            expires_s: None,
+            is_suspended: false,
+        }
     }
 
     /// One that may do everything.
@@ -59,8 +113,8 @@ impl Principal {
             team: team.to_owned(),
             user: user.map(str::to_owned),
             attributes: BTreeMap::new(),
-            models: Vec::new(),
-            policies: BTreeSet::new(),
+            claimed: None,
+            grants: vec![Grant::default()],
             expires_s: None,
             is_suspended: false,
         }
@@ -123,7 +177,7 @@ impl Who {
     pub fn may_call(&self, policy: &Id, takes_anonymous: bool, model: &str) -> Result<(), Reject> {
         self.may_use(policy, takes_anonymous)?;
         match self.principal() {
-            Some(principal) if !principal.may_ask_for(model) => Err(Reject::ModelNotAllowed {
+            Some(principal) if !principal.may_call(policy, model) => Err(Reject::ModelNotAllowed {
                 model: model.to_owned(),
             }),
             _ => Ok(()),
@@ -145,11 +199,12 @@ pub struct Principals {
     hasher: Option<Hasher>,
     by_hash: HashMap<Hash, Known>,
     by_id: HashMap<Id, Arc<Principal>>,
+    pub(crate) identities: Identities,
 }
 
 impl Principals {
     /// Those of a config.
-    pub fn new(callers: &Callers, credentials: &Credentials) -> Self {
+    pub(crate) fn new(callers: &Callers, credentials: &Credentials, sets: &Arc<Sets>) -> Self {
         let pepper = credentials.values.get(&callers.pepper.id);
         let hasher = pepper.map(|pepper| Hasher::new(pepper.value.expose().as_bytes()));
         let (mut by_hash, mut by_id) = (HashMap::new(), HashMap::new());
@@ -159,8 +214,11 @@ impl Principals {
                 team: spec.team.clone(),
                 user: spec.user.clone(),
                 attributes: spec.attributes.clone(),
-                models: spec.models.clone(),
-                policies: spec.policies.clone(),
+                claimed: None,
+                grants: vec![Grant {
+                    models: spec.models.clone(),
+                    policies: spec.policies.clone(),
+                }],
                 expires_s: spec.expires_s,
                 is_suspended: spec.suspended,
             });
@@ -178,18 +236,21 @@ impl Principals {
             hasher,
             by_hash,
             by_id,
+            identities: Identities::new(&callers.identities, sets),
         }
     }
 
-    /// Who shows one of these headers, and in which. A key that is wrong is never taken for none.
+    /// Who shows one of these headers, and in which, or a certificate with these names. A key or token that is wrong is
+    /// never taken for none.
     pub fn identify(
         &self,
         headers: &HeaderMap,
+        names: &[String],
         now_s: u64,
     ) -> Result<(Who, Option<HeaderName>), Reject> {
-        let names = [KEY, AUTHORIZATION].into_iter().chain(API_KEYS);
+        let places = [KEY, AUTHORIZATION].into_iter().chain(API_KEYS);
         let mut stranger = Who::Stranger { shows_key: false };
-        for name in names {
+        for name in places {
             let Some(text) = headers.get(&name).and_then(|value| shown(&name, value)) else {
                 continue;
             };
@@ -212,10 +273,26 @@ impl Principals {
                 None if name == KEY || text.starts_with(key::PREFIX.as_bytes()) => {
                     return Err(Reject::KeyUnknown);
                 }
-                None => stranger = Who::Stranger { shows_key: true },
+                None => {
+                    if name == AUTHORIZATION
+                        && let Some(principal) = self.identities.of_token(text, now_s)?
+                    {
+                        return Ok((Who::Known(principal), Some(name)));
+                    }
+                    stranger = Who::Stranger { shows_key: true };
+                }
             }
         }
-        Ok((stranger, None))
+        Ok(match self.identities.of_names(names)? {
+            Some(principal) => (Who::Known(Arc::new(principal)), None),
+            None => (stranger, None),
+        })
+    }
+
+    /// A caller for whom a provider vouched, as long as that one is known.
+    pub(crate) fn again(&self, claimed: &Claimed) -> Result<Who, Reject> {
+        let principal = self.identities.again(claimed)?;
+        Ok(Who::Known(Arc::new(principal)))
     }
 
     /// The caller of this VirtualKey, as long as it may call.
@@ -270,12 +347,13 @@ mod tests {
                 version: String::new(),
             },
             keys: BTreeMap::from([(Id::new("ns", "alice"), alice)]),
+            identities: BTreeMap::new(),
         };
         let mut credentials = Credentials::default();
         if has_pepper {
             credentials.values.insert(id, Credential::new("p"));
         }
-        Principals::new(&callers, &credentials)
+        Principals::new(&callers, &credentials, &Arc::default())
     }
 
     fn shows(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -300,7 +378,9 @@ mod tests {
             ("x-goog-api-key", ALICE),
             ("x-penstock-key", ALICE),
         ] {
-            let (who, shown_in) = principals.identify(&shows(&[(name, value)]), 0).unwrap();
+            let (who, shown_in) = principals
+                .identify(&shows(&[(name, value)]), &[], 0)
+                .unwrap();
             assert_eq!(who.principal().unwrap().team, "search");
             assert_eq!(shown_in.unwrap(), name);
         }
@@ -309,7 +389,7 @@ mod tests {
     #[test]
     fn a_key_that_is_wrong_is_not_taken_for_none() {
         let principals = principals(|_| {}, true);
-        let identify = |pairs: &[(&'static str, &str)]| principals.identify(&shows(pairs), 0);
+        let identify = |pairs: &[(&'static str, &str)]| principals.identify(&shows(pairs), &[], 0);
         let stranger = |shows_key| Ok((Who::Stranger { shows_key }, None));
         assert_eq!(identify(&[]), stranger(false));
         assert_eq!(
@@ -339,19 +419,25 @@ mod tests {
     fn keys_end_when_they_should() {
         let plain = principals(|_| {}, true);
         let show = |key| shows(&[("x-api-key", key)]);
-        assert!(plain.identify(&show(BEFORE), 99).is_ok());
-        assert_eq!(plain.identify(&show(BEFORE), 100), Err(Reject::KeyExpired));
-        assert!(plain.identify(&show(ALICE), u64::MAX).is_ok());
+        assert!(plain.identify(&show(BEFORE), &[], 99).is_ok());
+        assert_eq!(
+            plain.identify(&show(BEFORE), &[], 100),
+            Err(Reject::KeyExpired)
+        );
+        assert!(plain.identify(&show(ALICE), &[], u64::MAX).is_ok());
         let ends = principals(|key| key.expires_s = Some(50), true);
-        assert!(ends.identify(&show(ALICE), 49).is_ok());
-        assert_eq!(ends.identify(&show(ALICE), 50), Err(Reject::KeyExpired));
+        assert!(ends.identify(&show(ALICE), &[], 49).is_ok());
+        assert_eq!(
+            ends.identify(&show(ALICE), &[], 50),
+            Err(Reject::KeyExpired)
+        );
         assert_eq!(
             ends.of(&Id::new("ns", "alice"), 50),
             Err(Reject::KeyExpired)
         );
         let suspended = principals(|key| key.suspended = true, true);
         assert_eq!(
-            suspended.identify(&show(ALICE), 0),
+            suspended.identify(&show(ALICE), &[], 0),
             Err(Reject::KeySuspended)
         );
         assert_eq!(plain.of(&Id::new("ns", "bob"), 0), Err(Reject::KeyUnknown));
@@ -360,7 +446,7 @@ mod tests {
     #[test]
     fn without_the_pepper_nobody_is_let_in() {
         let principals = principals(|_| {}, false);
-        let identify = |pairs| principals.identify(&shows(pairs), 0);
+        let identify = |pairs| principals.identify(&shows(pairs), &[], 0);
         assert_eq!(
             identify(&[("x-api-key", ALICE)]),
             Err(Reject::NotConfigured)

@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use http::{HeaderMap, HeaderValue};
+use rustls::ClientConfig;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::balance::prefix_affinity::PrefixIndex;
 use crate::budgets::books::Books;
 use crate::classifier::Desk;
+use crate::identity::sets::Sets;
 use crate::jobs::Jobs;
 use crate::join::Batches;
 use crate::load::Ledger;
@@ -44,6 +46,8 @@ pub(crate) struct Process {
     prefixes: Arc<PrefixIndex>,
     /// Requests that ended their backends.
     pub(crate) suspects: Suspects,
+    /// What tokens of callers are verified by.
+    pub(crate) key_sets: Arc<Sets>,
     pub(crate) metrics: Metrics,
     /// Whom backends are believed to be by.
     trust: Trust,
@@ -91,6 +95,7 @@ impl Process {
             queue: Arc::default(),
             prefixes: Arc::default(),
             suspects: Suspects::default(),
+            key_sets: Arc::default(),
             metrics,
             trust,
             jobs,
@@ -122,7 +127,13 @@ impl Process {
             queue: &self.queue,
             prefixes: &self.prefixes,
             trust: &self.trust,
+            key_sets: &self.key_sets,
         }
+    }
+
+    /// TLS towards who is nobody's backend.
+    pub(crate) fn tls(&self) -> &ClientConfig {
+        self.trust.usual()
     }
 
     /// Ms since the process started.

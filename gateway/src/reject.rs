@@ -119,6 +119,25 @@ pub enum Reject {
     KeyExpired,
     /// The key is refused for the time being.
     KeySuspended,
+    /// A token of a provider that is known, and no proof of anything.
+    TokenInvalid {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A token that was good once.
+    TokenExpired,
+    /// A good token that does not say who its caller is.
+    IdentityIncomplete {
+        /// The claim that it lacks, or says nothing with.
+        claim: String,
+    },
+    /// A good token or certificate of a caller who may do nothing.
+    ScopeMissing,
+    /// The keys of a provider are not known.
+    IdentityUnavailable {
+        /// They are being read.
+        is_awaited: bool,
+    },
     /// The key is not for this model.
     ModelNotAllowed {
         /// As the caller wrote it.
@@ -348,6 +367,15 @@ mod tests {
             Reject::KeyUnknown,
             Reject::KeyExpired,
             Reject::KeySuspended,
+            Reject::TokenInvalid {
+                why: "its signature is wrong",
+            },
+            Reject::TokenExpired,
+            Reject::IdentityIncomplete {
+                claim: "team".to_owned(),
+            },
+            Reject::ScopeMissing,
+            Reject::IdentityUnavailable { is_awaited: false },
             Reject::ModelNotAllowed {
                 model: "chat".to_owned(),
             },

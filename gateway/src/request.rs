@@ -1,6 +1,7 @@
 //! A request as one endpoint gets it: its target, the headers that cross the gateway, the body with the backend's name
 //! of the model. Pure.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, Request, Uri};
 
 use crate::job::Job;
-use crate::openai::{self, Encoding, Pieces};
+use crate::openai::{self, Api, Encoding, Pieces};
 use crate::outbound::{self, Own};
 use crate::provider::{Route, Translated, bedrock};
 use crate::service;
@@ -38,7 +39,7 @@ pub(crate) fn request(
     let mut request = Request::new(RequestBody::Whole(body));
     *request.method_mut() = Method::POST;
     // There is one: else the candidate would not have been chosen.
-    *request.uri_mut() = below(target.unwrap_or_default(), job.below);
+    *request.uri_mut() = with(target.unwrap_or_default(), job.below);
     *request.headers_mut() = headers(job, candidate, endpoint, route);
     if let (Credential::Signed(signer), Some(translated)) =
         (&candidate.backend.credential, translated)
@@ -55,8 +56,17 @@ pub(crate) fn request(
     request
 }
 
+/// What follows a call's own path at the backend, with what its caller asks for besides; nothing for most.
+pub(crate) fn below(api: Api, uri: &Uri) -> Cow<'_, str> {
+    let rest = api.below(uri.path());
+    match uri.query() {
+        Some(query) if !rest.is_empty() => Cow::Owned(format!("{rest}?{query}")),
+        _ => Cow::Borrowed(rest),
+    }
+}
+
 /// A target and what follows it.
-fn below(target: Uri, rest: &str) -> Uri {
+fn with(target: Uri, rest: &str) -> Uri {
     if rest.is_empty() {
         return target;
     }

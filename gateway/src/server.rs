@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::budgets;
 use crate::budgets::books::Books;
 use crate::certificates::Certificates;
+use crate::identity::follow;
 use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
 use crate::probe;
@@ -158,6 +159,13 @@ fn look_around(process: &Arc<Process>, tasks: &mut JoinSet<Result<(), Error>>) {
         let process = Arc::clone(process);
         async move {
             probe::run(process).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let process = Arc::clone(process);
+        async move {
+            follow::run(process).await;
             Ok(())
         }
     });

@@ -29,6 +29,7 @@ use crate::conditions::{Asked, Conditions, Held};
 use crate::engine_load::EngineLoad;
 use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
+use crate::identity::sets::Sets;
 use crate::limits::Limits;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Known, Metrics};
@@ -77,6 +78,8 @@ pub struct Parts<'a> {
     pub prefixes: &'a Arc<PrefixIndex>,
     /// Whom backends are believed to be by.
     pub trust: &'a Trust,
+    /// What tokens of callers are verified by.
+    pub(crate) key_sets: &'a Arc<Sets>,
 }
 
 /// Everything that a request may need, resolved.
@@ -746,6 +749,7 @@ pub(crate) mod tests {
             queue: &Arc::default(),
             prefixes: &Arc::default(),
             trust: &Trust::new(None).unwrap(),
+            key_sets: &Arc::default(),
         };
         let digest = config.digest().unwrap();
         Snapshot::build(

@@ -77,6 +77,11 @@ impl Trust {
         })
     }
 
+    /// TLS towards a host of which nothing is said.
+    pub(crate) fn usual(&self) -> &ClientConfig {
+        &self.config
+    }
+
     /// TLS towards the host `host`, of whose backend `wanted` is said. `previous` is kept if nothing has changed.
     pub(crate) fn secure(
         &self,

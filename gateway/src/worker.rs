@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::certificates::HTTP_2;
+use crate::certificates::{self, HTTP_2};
 use crate::classifier;
 use crate::first_bytes::{FirstBytes, Speaks};
 use crate::guard::{self, Caller, Watch, WatchedIo};
@@ -199,7 +199,9 @@ async fn connection(worker: Arc<Worker>, watch: Arc<Watch>, arrival: Arrival) {
             let Some(Ok(stream)) = guard::run(accept, &watch, |_| {}).await else {
                 return;
             };
-            let speaks = if stream.get_ref().1.alpn_protocol() == Some(HTTP_2) {
+            let session = stream.get_ref().1;
+            watch.shows(certificates::names(session.peer_certificates()));
+            let speaks = if session.alpn_protocol() == Some(HTTP_2) {
                 watch.speaks_http2();
                 Speaks::Http2
             } else {

@@ -83,11 +83,16 @@ fn objects(observed: &Observed) -> impl Iterator<Item = (ObjectRef, String, Opti
         .budgets
         .iter()
         .map(|(id, o)| (Kind::TokenBudget, id, &o.metadata));
+    let identities = objects
+        .identities
+        .iter()
+        .map(|(id, o)| (Kind::IdentityProvider, id, &o.metadata));
     backends
         .chain(policies)
         .chain(caches)
         .chain(keys)
         .chain(budgets)
+        .chain(identities)
         .map(|(kind, id, metadata)| {
             (
                 ObjectRef::new(kind, id.clone()),
@@ -120,7 +125,7 @@ fn find<'a>(
             .policies
             .get(&object.id)
             .map(|policy| Owner::Gateway(policy.spec.gateway.clone())),
-        Kind::SemanticCache | Kind::VirtualKey | Kind::TokenBudget => None,
+        Kind::SemanticCache | Kind::VirtualKey | Kind::TokenBudget | Kind::IdentityProvider => None,
     };
     if let Some(owner) = &owner {
         findings.name_taken = applied

@@ -29,12 +29,43 @@ pub(crate) async fn observe(
         namespace: namespace.to_owned(),
         ..Observed::default()
     };
+    own(world, namespace, &mut observed);
+    observed.services = lock(&world.services)
+        .of_namespace(namespace)
+        .map(|(id, facts)| (id.clone(), facts.clone()))
+        .collect();
+    for kind in ChildKind::ALL {
+        let index = world.children(kind);
+        let children = index
+            .of_namespace(namespace)
+            .map(|(id, live)| ((kind, id.name.clone()), live.clone()));
+        observed.children.extend(children);
+    }
+    observed.pods = lock(&world.pods)
+        .of_namespace(namespace)
+        .map(|(_, pod)| pod.clone())
+        .collect();
+    observed.autoscalers = lock(&world.autoscalers)
+        .of_namespace(namespace)
+        .map(|(_, hpa)| hpa.clone())
+        .collect();
+    observed.keda = *lock(&world.keda) == Some(true);
+    observed.scaler_ready = world.scaler_is_ready();
+    let config_maps = read::<ConfigMap>(client, world, &world.config_maps, &observed).await;
+    observed.secrets = read::<Secret>(client, world, &world.secrets, &observed).await?;
+    observed.config_maps = config_maps?;
+    Ok(observed)
+}
+
+/// The objects of our kinds.
+fn own(world: &World, namespace: &str, observed: &mut Observed) {
     let Objects {
         backends,
         policies,
         caches,
         keys: virtual_keys,
         budgets,
+        identities,
     } = &mut observed.objects;
     let unreadable = &mut observed.unreadable;
     collect(
@@ -67,32 +98,12 @@ pub(crate) async fn observe(
         budgets,
         unreadable,
     );
-
-    observed.services = lock(&world.services)
-        .of_namespace(namespace)
-        .map(|(id, facts)| (id.clone(), facts.clone()))
-        .collect();
-    for kind in ChildKind::ALL {
-        let index = world.children(kind);
-        let children = index
-            .of_namespace(namespace)
-            .map(|(id, live)| ((kind, id.name.clone()), live.clone()));
-        observed.children.extend(children);
-    }
-    observed.pods = lock(&world.pods)
-        .of_namespace(namespace)
-        .map(|(_, pod)| pod.clone())
-        .collect();
-    observed.autoscalers = lock(&world.autoscalers)
-        .of_namespace(namespace)
-        .map(|(_, hpa)| hpa.clone())
-        .collect();
-    observed.keda = *lock(&world.keda) == Some(true);
-    observed.scaler_ready = world.scaler_is_ready();
-    let config_maps = read::<ConfigMap>(client, world, &world.config_maps, &observed).await;
-    observed.secrets = read::<Secret>(client, world, &world.secrets, &observed).await?;
-    observed.config_maps = config_maps?;
-    Ok(observed)
+    collect(
+        lock(&world.identities).of_namespace(namespace),
+        Kind::IdentityProvider,
+        identities,
+        unreadable,
+    );
 }
 
 fn collect<'a, K>(

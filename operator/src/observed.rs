@@ -100,6 +100,12 @@ impl Observed {
                 .get(&object.id)
                 .and_then(|o| o.status.as_ref())
                 .map(|s| &s.conditions),
+            Kind::IdentityProvider => self
+                .objects
+                .identities
+                .get(&object.id)
+                .and_then(|o| o.status.as_ref())
+                .map(|s| &s.conditions),
         };
         conditions.map_or(&[], Vec::as_slice)
     }

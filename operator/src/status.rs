@@ -10,7 +10,8 @@ use kube::core::NamespaceResourceScope;
 use kube::{Api, Resource};
 use penstock_core::ids::Id;
 use penstock_crds::{
-    Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey,
+    IdentityProvider, Kind, LLMBackend, ObjectRef, RoutingPolicy, SemanticCache, TokenBudget,
+    VirtualKey,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -137,6 +138,10 @@ impl Writer {
             }
             Kind::TokenBudget => {
                 self.patch_status::<TokenBudget>(object, wanted, &world.budgets)
+                    .await
+            }
+            Kind::IdentityProvider => {
+                self.patch_status::<IdentityProvider>(object, wanted, &world.identities)
                     .await
             }
         }

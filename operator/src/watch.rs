@@ -208,6 +208,7 @@ async fn all_own(client: Client, scope: Scope, world: Arc<World>) {
         own(c.clone(), s.clone(), w.clone(), |world| &world.caches),
         own(c.clone(), s.clone(), w.clone(), |world| &world.keys),
         own(c.clone(), s.clone(), w.clone(), |world| &world.budgets),
+        own(c.clone(), s.clone(), w.clone(), |world| &world.identities),
     );
 }
 

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use penstock_core::ids::Id;
 use penstock_crds::compile::ServiceFacts;
-use penstock_crds::{LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey};
+use penstock_crds::{
+    IdentityProvider, LLMBackend, RoutingPolicy, SemanticCache, TokenBudget, VirtualKey,
+};
 use tokio::sync::Notify;
 
 use crate::autoscaler::HpaFacts;
@@ -32,6 +34,7 @@ pub(crate) struct World {
     pub(crate) caches: Mutex<Index<Readable<SemanticCache>>>,
     pub(crate) keys: Mutex<Index<Readable<VirtualKey>>>,
     pub(crate) budgets: Mutex<Index<Readable<TokenBudget>>>,
+    pub(crate) identities: Mutex<Index<Readable<IdentityProvider>>>,
     pub(crate) services: Mutex<Index<ServiceFacts>>,
     pub(crate) pods: Mutex<Index<Arc<PodFacts>>>,
     pub(crate) autoscalers: Mutex<Index<Arc<HpaFacts>>>,
@@ -78,6 +81,7 @@ impl World {
             caches: Mutex::default(),
             keys: Mutex::default(),
             budgets: Mutex::default(),
+            identities: Mutex::default(),
             services: Mutex::default(),
             pods: Mutex::default(),
             autoscalers: Mutex::default(),
@@ -123,6 +127,7 @@ impl World {
             && lock(&self.caches).is_complete(scopes)
             && lock(&self.keys).is_complete(scopes)
             && lock(&self.budgets).is_complete(scopes)
+            && lock(&self.identities).is_complete(scopes)
             && lock(&self.services).is_complete(scopes)
             && lock(&self.pods).is_complete(scopes)
             && lock(&self.autoscalers).is_complete(scopes)
@@ -152,6 +157,7 @@ impl World {
         all.extend(lock(&self.caches).namespaces());
         all.extend(lock(&self.keys).namespaces());
         all.extend(lock(&self.budgets).namespaces());
+        all.extend(lock(&self.identities).namespaces());
         for kind in ChildKind::ALL {
             all.extend(self.children(kind).namespaces());
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CredentialRef, NameMatch, is_default};
+use super::{CredentialRef, IdentityProvider, NameMatch, is_default};
 use crate::ids::Id;
 
 /// The callers that a gateway knows. Where it knows some, a request must come from one of them, unless its rule takes
@@ -16,6 +16,9 @@ pub struct Callers {
     pub pepper: CredentialRef,
     /// Keys by the VirtualKey that they belong to.
     pub keys: BTreeMap<Id, Key>,
+    /// Who vouches for callers without a key.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
+    pub identities: BTreeMap<Id, IdentityProvider>,
 }
 
 /// One VirtualKey.

@@ -436,7 +436,7 @@ fn compile_credential(
 }
 
 /// The host of an absolute http(s) URL without user information, query and fragment.
-fn url_host(url: &str) -> Option<&str> {
+pub(super) fn url_host(url: &str) -> Option<&str> {
     let rest = url
         .strip_prefix("https://")
         .or_else(|| url.strip_prefix("http://"))?;

@@ -5,21 +5,20 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use penstock_core::config::{
-    Budget, Enforcement, Limit, NameMatch, Per, Period, Protocol, Selects, Unit, Window,
+    Budget, Enforcement, Limit, Per, Period, Protocol, Selects, Unit, Window,
 };
 use penstock_core::ids::Id;
 
-use super::condition::name_match;
 use super::rule::Known;
+use super::scope::{MAX_LIST, Scope};
 use crate::budget::{
     CalendarSpec, EnforcementSpec, LimitSpec, PerSpec, SelectorSpec, TokenBudgetSpec, UnitSpec,
     WindowSpec,
 };
-use crate::object::{Kind, ObjectRef};
+use crate::object::{Kind, of_gateway};
 use crate::problem::{Problem, Reason};
 
-/// Lists are bounded here too: files are not checked against the schema's maxima.
-const MAX_LIST: usize = 64;
+/// Bounded here too: files are not checked against the schema's maxima.
 const MAX_LIMITS: usize = 16;
 const MAX_NAME: usize = 40;
 const MAX_AMOUNT: u64 = 1_000_000_000_000_000;
@@ -35,35 +34,9 @@ pub(super) fn compile(
     known: &Known<'_>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<Id, Budget> {
-    let of_gateway = known.objects.budgets.iter().filter(|(id, budget)| {
-        id.namespace == gateway.namespace && budget.spec.gateway == gateway.name
-    });
-    let compiled = of_gateway
+    let compiled = of_gateway(&known.objects.budgets, gateway)
         .filter_map(|(id, object)| Some((id.clone(), one(id, &object.spec, known, problems)?)));
     compiled.collect()
-}
-
-/// One TokenBudget, as far as it was looked at.
-struct Scope<'a> {
-    object: ObjectRef,
-    is_usable: bool,
-    problems: &'a mut Vec<Problem>,
-}
-
-impl Scope<'_> {
-    fn refuse(&mut self, path: &str, reason: Reason, message: impl Into<String>) {
-        self.is_usable &= reason.is_reference();
-        self.problems.push(Problem {
-            object: self.object.clone(),
-            path: path.to_owned(),
-            reason,
-            message: message.into(),
-        });
-    }
-
-    fn invalid(&mut self, path: &str, message: impl Into<String>) {
-        self.refuse(path, Reason::InvalidValue, message);
-    }
 }
 
 fn one(
@@ -72,11 +45,7 @@ fn one(
     known: &Known<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Budget> {
-    let mut scope = Scope {
-        object: ObjectRef::new(Kind::TokenBudget, id.clone()),
-        is_usable: true,
-        problems,
-    };
+    let mut scope = Scope::new(Kind::TokenBudget, id, problems);
     let nothing = SelectorSpec::default();
     let selector = spec.selector.as_ref().unwrap_or(&nothing);
     let selects = selects(id, spec, selector, known, &mut scope);
@@ -111,7 +80,7 @@ fn one(
     if enforcement == Enforcement::Hard && limits.iter().any(|limit| limit.unit.is_of_tokens()) {
         check_bounded(selector, &selects, known, &mut scope);
     }
-    scope.is_usable.then(|| Budget {
+    scope.is_usable().then(|| Budget {
         selects,
         per: match spec.per {
             PerSpec::Budget => Per::Budget,
@@ -159,41 +128,15 @@ fn selects(
             scope.refuse(&path, Reason::BackendNotFound, message);
         }
     }
-    for (path, length) in [
-        ("spec.selector.keys", keys.len()),
-        ("spec.selector.backends", backends.len()),
-    ] {
-        if length > MAX_LIST {
-            scope.invalid(
-                path,
-                format!("has {length} entries: use {MAX_LIST} at most"),
-            );
-        }
-    }
+    scope.at_most("spec.selector.keys", keys.len(), MAX_LIST);
+    scope.at_most("spec.selector.backends", backends.len(), MAX_LIST);
     Selects {
-        teams: names("spec.selector.teams", &selector.teams, scope),
-        users: names("spec.selector.users", &selector.users, scope),
-        models: names("spec.selector.models", &selector.models, scope),
+        teams: scope.names("spec.selector.teams", &selector.teams),
+        users: scope.names("spec.selector.users", &selector.users),
+        models: scope.names("spec.selector.models", &selector.models),
         keys: keys.into_iter().collect(),
         backends: backends.into_iter().collect(),
     }
-}
-
-fn names(path: &str, names: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
-    if names.len() > MAX_LIST {
-        let message = format!("has {} entries: use {MAX_LIST} at most", names.len());
-        scope.invalid(path, message);
-    }
-    let mut matches = Vec::new();
-    for (position, name) in names.iter().enumerate() {
-        if let Some(name) = name_match(name) {
-            matches.push(name);
-        } else {
-            let message = format!("'{name}': write one '*' at most, at the end");
-            scope.invalid(&format!("{path}[{position}]"), message);
-        }
-    }
-    matches
 }
 
 fn limits(specs: &[LimitSpec], scope: &mut Scope<'_>) -> Vec<Limit> {

@@ -1,25 +1,24 @@
 //! VirtualKeys → the callers that a gateway knows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::jiff::Timestamp;
-use penstock_core::config::{Callers, CredentialRef, Key, NameMatch};
+use penstock_core::config::{Callers, CredentialRef, Key};
 use penstock_core::ids::Id;
 use penstock_core::key::{Hasher, MAX_BYTES, MIN_FOREIGN_BYTES, hexadecimal};
 use penstock_core::names::{
     self, SECRET_KEY, SECRET_PREVIOUS, SECRET_PREVIOUS_UNTIL, SECRET_REVISION,
 };
 
-use super::Facts;
-use super::condition::name_match;
+use super::scope::Scope;
+use super::{Facts, identity};
 use crate::key::VirtualKeySpec;
-use crate::object::{Kind, ObjectRef, Objects};
+use crate::object::{Kind, ObjectRef, Objects, of_gateway};
 use crate::policy::AnonymousSpec;
 use crate::problem::{Problem, Reason};
 
-/// Lists and maps are bounded here too: files are not checked against the schema's maxima.
-const MAX_LIST: usize = 64;
+/// Maps are bounded here too: files are not checked against the schema's maxima.
 const MAX_ATTRIBUTES: usize = 16;
 const MAX_OVERLAP: Duration = Duration::from_hours(720);
 
@@ -87,7 +86,8 @@ fn text<'a>(values: &'a Values, name: &str) -> Option<&'a str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Who may call `gateway`; `None` where no VirtualKey names it, and no policy of it refuses strangers. A key that
+/// Who may call `gateway`; `None` where no VirtualKey or IdentityProvider names it, and no policy of it refuses
+/// strangers. A key that
 /// cannot be used leaves the others: then nobody has it.
 pub(super) fn compile(
     gateway: &Id,
@@ -95,17 +95,13 @@ pub(super) fn compile(
     facts: &Facts,
     problems: &mut Vec<Problem>,
 ) -> Option<Callers> {
-    let of_gateway = objects
-        .keys
-        .iter()
-        .filter(|(id, key)| id.namespace == gateway.namespace && key.spec.gateway == gateway.name);
-    let mut policies = objects.policies.iter().filter(|(id, policy)| {
-        id.namespace == gateway.namespace && policy.spec.gateway == gateway.name
-    });
-    let mut is_known =
-        policies.any(|(_, policy)| policy.spec.anonymous == Some(AnonymousSpec::Refuse));
+    let own = of_gateway(&objects.keys, gateway);
+    let mut policies = of_gateway(&objects.policies, gateway);
+    let mut is_known = policies
+        .any(|(_, policy)| policy.spec.anonymous == Some(AnonymousSpec::Refuse))
+        || of_gateway(&objects.identities, gateway).next().is_some();
     let (mut keys, mut owners) = (BTreeMap::new(), BTreeMap::<String, &Id>::new());
-    for (id, object) in of_gateway {
+    for (id, object) in own {
         is_known = true;
         let Some(key) = compile_key(id, &object.spec, objects, facts, problems) else {
             continue;
@@ -136,6 +132,7 @@ pub(super) fn compile(
             version: version.unwrap_or_default(),
         },
         keys,
+        identities: identity::compile(gateway, objects, problems),
     })
 }
 
@@ -146,37 +143,23 @@ fn compile_key(
     facts: &Facts,
     problems: &mut Vec<Problem>,
 ) -> Option<Key> {
-    let mut scope = Scope {
-        object: ObjectRef::new(Kind::VirtualKey, id.clone()),
-        is_usable: true,
-        problems,
-    };
-    for (path, length, most) in [
-        ("spec.models", spec.models.len(), MAX_LIST),
-        ("spec.policies", spec.policies.len(), MAX_LIST),
-        ("spec.attributes", spec.attributes.len(), MAX_ATTRIBUTES),
-    ] {
-        if length > most {
-            let message = format!("has {length} entries: use {most} at most");
-            scope.refuse(path, Reason::InvalidValue, message);
-        }
-    }
+    let mut scope = Scope::new(Kind::VirtualKey, id, problems);
+    scope.at_most("spec.attributes", spec.attributes.len(), MAX_ATTRIBUTES);
     if spec.team.is_empty() {
-        let message = "say whose key it is".to_owned();
-        scope.refuse("spec.team", Reason::InvalidValue, message);
+        scope.invalid("spec.team", "say whose key it is");
     }
-    let models = models(&spec.models, &mut scope);
-    let policies = policies(id, spec, objects, &mut scope);
+    let models = scope.names_or_any("spec.models", &spec.models);
+    let policies = scope.policies("spec.policies", &spec.policies, &spec.gateway, objects);
     let expires_s = spec.expires_at.as_deref().map(expiry);
     if let Some(Err(message)) = &expires_s {
-        scope.refuse("spec.expiresAt", Reason::InvalidValue, message.clone());
+        scope.invalid("spec.expiresAt", message.clone());
     }
     check_rotation(spec, &mut scope);
     let known = facts.keys.as_ref().and_then(|keys| keys.get(id));
     if let Some(trouble) = known.and_then(|known| known.trouble.as_ref()) {
         scope.refuse("spec.secretName", Reason::SecretNotFound, trouble.clone());
     }
-    scope.is_usable.then(|| Key {
+    scope.is_usable().then(|| Key {
         team: spec.team.clone(),
         user: spec.user.clone(),
         attributes: spec.attributes.clone(),
@@ -188,87 +171,20 @@ fn compile_key(
     })
 }
 
-/// One VirtualKey, as far as it was looked at.
-struct Scope<'a> {
-    object: ObjectRef,
-    is_usable: bool,
-    problems: &'a mut Vec<Problem>,
-}
-
-impl Scope<'_> {
-    fn refuse(&mut self, path: &str, reason: Reason, message: String) {
-        self.is_usable &= reason.is_reference();
-        self.problems.push(Problem {
-            object: self.object.clone(),
-            path: path.to_owned(),
-            reason,
-            message,
-        });
-    }
-}
-
-fn models(names: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
-    let mut models = Vec::new();
-    for (position, model) in names.iter().enumerate() {
-        if let Some(model) = name_match(model) {
-            models.push(model);
-        } else {
-            let message = format!("'{model}': write one '*' at most, at the end");
-            let path = format!("spec.models[{position}]");
-            scope.refuse(&path, Reason::InvalidValue, message);
-        }
-    }
-    any(models)
-}
-
-fn policies(
-    id: &Id,
-    spec: &VirtualKeySpec,
-    objects: &Objects,
-    scope: &mut Scope<'_>,
-) -> BTreeSet<Id> {
-    let mut policies = BTreeSet::new();
-    for (position, name) in spec.policies.iter().enumerate() {
-        let policy = Id::new(&id.namespace, name);
-        let found = objects.policies.get(&policy);
-        if found.is_none_or(|found| found.spec.gateway != spec.gateway) {
-            let message = format!(
-                "RoutingPolicy {policy} does not exist or is not of gateway '{}': create it or correct the name",
-                spec.gateway
-            );
-            let path = format!("spec.policies[{position}]");
-            scope.refuse(&path, Reason::PolicyNotFound, message);
-        }
-        // Leaving it out could leave none, which would mean any.
-        policies.insert(policy);
-    }
-    policies
-}
-
 fn check_rotation(spec: &VirtualKeySpec, scope: &mut Scope<'_>) {
     let Some(rotation) = &spec.rotation else {
         return;
     };
     if !(1..=1_000_000).contains(&rotation.revision) {
         let message = format!("{} is out of range: use 1 to 1000000", rotation.revision);
-        scope.refuse("spec.rotation.revision", Reason::InvalidValue, message);
+        scope.invalid("spec.rotation.revision", message);
     }
     let wrong = match rotation.overlap.parse() {
         Ok(overlap) if overlap > MAX_OVERLAP => "is out of range: use 0s to 720h".to_owned(),
         Ok(_) => return,
         Err(err) => err.to_string(),
     };
-    scope.refuse("spec.rotation.overlap", Reason::InvalidValue, wrong);
-}
-
-/// `*` among others is any, which is none.
-fn any(models: Vec<NameMatch>) -> Vec<NameMatch> {
-    let is_any = |model: &NameMatch| *model == NameMatch::Prefix(String::new());
-    if models.iter().any(is_any) {
-        Vec::new()
-    } else {
-        models
-    }
+    scope.invalid("spec.rotation.overlap", wrong);
 }
 
 /// Unix seconds; what is before 1970 is over.

@@ -13,7 +13,7 @@ use penstock_core::ids::Id;
 use super::{
     condition, contradiction, fallback, fan_out, parameters, prompts, reach, rescue, service, tasks,
 };
-use crate::object::{Kind, ObjectRef, Objects};
+use crate::object::{Kind, ObjectRef, Objects, of_gateway};
 use crate::policy::{
     AnonymousSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
     StreamingSpec, UrgencySpec,
@@ -63,10 +63,7 @@ type Order = (u8, Reverse<usize>, Reverse<usize>, Id, usize);
 pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Problem>) -> Vec<Rule> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut services: Vec<Entry> = Vec::new();
-    let policies = known.objects.policies.iter().filter(|(id, policy)| {
-        id.namespace == gateway.namespace && policy.spec.gateway == gateway.name
-    });
-    for (id, policy) in policies {
+    for (id, policy) in of_gateway(&known.objects.policies, gateway) {
         check_rule_list(id, &policy.spec.rules, problems);
         for (index, spec) in policy.spec.rules.iter().enumerate() {
             let mut scope = Scope {
@@ -108,12 +105,9 @@ pub(super) fn compile(gateway: &Id, known: &Known<'_>, problems: &mut Vec<Proble
     services.sort_by(|a, b| a.0.cmp(&b.0));
     let mut rules = reach::drop_unreachable(entries, "models", problems);
     let services = reach::drop_unreachable(services, "paths", problems);
-    let told = known.tasks.iter().filter(|(id, _)| {
-        let policy = known.objects.policies.get(id);
-        id.namespace == gateway.namespace
-            && policy.is_some_and(|policy| policy.spec.gateway == gateway.name)
-    });
-    tasks::check_models(told.map(|(id, tasks)| (*id, tasks)), &rules, problems);
+    let told = of_gateway(&known.objects.policies, gateway)
+        .filter_map(|(id, _)| Some((id, known.tasks.get(id)?)));
+    tasks::check_models(told, &rules, problems);
     rules.extend(services.into_iter().map(service::by_path));
     rules
 }

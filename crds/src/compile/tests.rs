@@ -9,6 +9,7 @@ mod contradiction;
 mod fallback;
 mod fan_out;
 mod health;
+mod identities;
 mod keys;
 mod parameters;
 mod prompts;

@@ -1,5 +1,6 @@
 //! (IO) Records in the store: as JSON, each the property of whoever made it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::behalf::Behalf;
+use crate::identity::Claimed;
 use crate::outbound::API_KEYS;
 use crate::principal::Who;
 use crate::reject::Reject;
@@ -22,19 +24,37 @@ pub(super) const MAX_JOBS: u64 = 10_000;
 /// Attempts to write a record that others write at the same time.
 const MAX_CLASHES: usize = 16;
 
-/// Who made something: the VirtualKey, or a hash of the credential that came with the request; empty if none came.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Owner(String);
+/// Who made something.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Owner {
+    /// A VirtualKey, or a hash of the credential that came with the request; empty if none came.
+    Named(String),
+    /// Somebody for whom a provider vouched.
+    Claimed(Box<Claimed>),
+}
+
+/// Of one who is vouched for, what else is said may change from token to token.
+impl PartialEq for Owner {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl Eq for Owner {}
 
 impl Owner {
     pub(crate) fn of(who: &Who, headers: &HeaderMap) -> Self {
         if let Some(principal) = who.principal() {
-            // It outlives each of its keys. No hash has a slash.
-            return Self(principal.id.to_string());
+            return match principal.claims() {
+                Some(claimed) => Self::Claimed(Box::new(claimed.clone())),
+                // It outlives each of its keys. No hash has a slash.
+                None => Self::Named(principal.id.to_string()),
+            };
         }
         let keys = API_KEYS.iter().find_map(|name| headers.get(name));
         let credential = headers.get(AUTHORIZATION).or(keys);
-        Self(credential.map_or_else(String::new, |credential| {
+        Self::Named(credential.map_or_else(String::new, |credential| {
             let hash = Sha256::digest(credential.as_bytes());
             hexadecimal(&hash[..16])
         }))
@@ -42,18 +62,34 @@ impl Owner {
 
     /// On whose behalf its jobs run.
     pub(super) fn behalf(&self) -> Behalf {
-        let key: Option<Id> = self.0.parse().ok();
-        key.map_or(Behalf::Gateway, Behalf::Key)
+        match self {
+            Self::Claimed(claimed) => Behalf::Claimed(claimed.clone()),
+            Self::Named(name) => {
+                let key: Option<Id> = name.parse().ok();
+                key.map_or(Behalf::Gateway, Behalf::Key)
+            }
+        }
+    }
+
+    fn name(&self) -> Cow<'_, str> {
+        match self {
+            Self::Named(name) => Cow::Borrowed(name),
+            // What a provider calls its callers may be anything, and long.
+            Self::Claimed(claimed) => {
+                let hash = Sha256::digest(claimed.subject.as_bytes());
+                Cow::Owned(format!("{}#{}", claimed.provider, hexadecimal(&hash[..16])))
+            }
+        }
     }
 
     /// What was made without a credential is whoever's who knows its id.
     pub(crate) fn may_see(&self, of: &Self) -> bool {
-        of.0.is_empty() || self == of
+        of.name().is_empty() || self == of
     }
 
     /// The list of what the owner has of one kind.
     pub(super) fn list(&self, kind: &'static str) -> Key {
-        Key::new(format!("owner-{}", self.0), kind)
+        Key::new(format!("owner-{}", self.name()), kind)
     }
 }
 
@@ -208,7 +244,7 @@ mod tests {
         );
         assert!(alice.may_see(&alice) && !bob.may_see(&alice) && !nobody.may_see(&alice));
         assert!(bob.may_see(&nobody) && nobody.may_see(&nobody));
-        assert_eq!(alice.0.len(), 32);
+        assert_eq!(alice.name().len(), 32);
     }
 
     #[test]

@@ -219,6 +219,42 @@ impl Reject {
                 "This key has expired: ask for a new one.",
             ),
             Self::KeySuspended => shape(403, "key_suspended", PERMISSION, "This key is suspended."),
+            Self::TokenInvalid { why } => shape(
+                401,
+                "token_invalid",
+                AUTHENTICATION,
+                &format!("This token is not good: {why}."),
+            ),
+            Self::TokenExpired => shape(
+                401,
+                "token_expired",
+                AUTHENTICATION,
+                "This token has expired: get a new one from its issuer.",
+            ),
+            Self::IdentityIncomplete { claim } => shape(
+                403,
+                "identity_incomplete",
+                PERMISSION,
+                &format!(
+                    "This token does not say who its caller is: its claim '{}' is missing, or no text that can be used.",
+                    shown(claim)
+                ),
+            ),
+            Self::ScopeMissing => shape(
+                403,
+                "scope_missing",
+                PERMISSION,
+                "This token or certificate has none of the scopes that are needed here.",
+            ),
+            Self::IdentityUnavailable { .. } => Shape {
+                retry_after_s: Some(2),
+                ..shape(
+                    503,
+                    "identity_unavailable",
+                    SERVER,
+                    "The keys of this token's issuer could not be read yet. Try again.",
+                )
+            },
             Self::ModelNotAllowed { model } => Shape {
                 param: Some("model".to_owned()),
                 ..shape(

@@ -96,7 +96,8 @@ impl Snapshot {
         let services = services.map(|(index, _)| index).collect();
         let models = Models::new(&config);
         let callers = config.callers.as_ref();
-        let principals = callers.map(|callers| Principals::new(callers, credentials));
+        let principals =
+            callers.map(|callers| Principals::new(callers, credentials, parts.key_sets));
         let budgets = Budgets::new(&config.budgets);
         Self {
             config,

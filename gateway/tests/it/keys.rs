@@ -45,6 +45,7 @@ fn known(plan: Plan, change: impl FnOnce(&mut BTreeMap<Id, Key>)) -> Plan {
             version: String::new(),
         },
         keys,
+        identities: BTreeMap::new(),
     });
     plan
 }
@@ -120,6 +121,23 @@ async fn a_caller_needs_a_key_where_there_are_some() {
         let all = format!("{:?}", request.headers);
         assert!(!all.contains("sk-penstock") && !all.contains("of-somebody-else"));
     }
+}
+
+#[tokio::test]
+async fn a_stranger_for_whom_there_is_no_rule_is_told_to_show_a_key() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let plan = Plan::chain(&[upstream.address]).rule(|rule| {
+        let team = NameMatch::Exact("search".to_owned());
+        rule.conditions = vec![Condition::Team(team)];
+    });
+    let gateway = gateway(&known(plan, |_| {})).await;
+    let told_to = async |headers: &str| told(&gateway.post_with(headers, &chat(false)).await);
+    assert_eq!(told_to("").await, refused(401, "key_missing"));
+    assert_eq!(told_to(&bearer(BOB)).await, refused(404, "no_rule"));
+    assert_eq!(
+        gateway.post_with(&bearer(ALICE), &chat(false)).await.status,
+        200
+    );
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ mod heartbeat;
 mod hedge;
 mod http2;
 mod http2_backends;
+mod identities;
 mod jobs;
 mod join;
 mod keys;
