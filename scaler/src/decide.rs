@@ -1080,7 +1080,8 @@ mod tests {
             if i64::from(wanted) > i64::from(current) {
                 prop_assert!(i64::from(asked) >= i64::from(wanted), "{asked} for {wanted} of {current}");
                 // Whole milli-values: at most one pod above what the band forces.
-                prop_assert!(f64::from(asked) <= f64::from(wanted).max(f64::from(current) * (1.0 + f64::from(tolerance) / 100.0)) + 1.0);
+                let band = i64::from(current) * i64::from(100 + tolerance);
+                prop_assert!(i64::from(asked) * 100 <= (i64::from(wanted) * 100).max(band) + 100);
             } else {
                 prop_assert!(asked <= current);
             }
