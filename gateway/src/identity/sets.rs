@@ -11,6 +11,10 @@ use super::keys::KeySet;
 
 /// Between two reads of one provider, whatever asks for them.
 const COOLDOWN_S: u64 = 10;
+/// The same while its keys have never been read: it may start together with the gateway.
+const FIRST_S: u64 = 1;
+/// After so many reads in vain requests no longer wait for the next one.
+const PATIENCE: u32 = 5;
 /// Keys that could not be read again for so long are forgotten: who took them back would wait for ever otherwise.
 const KEPT_S: u64 = 24 * 3_600;
 
@@ -54,13 +58,20 @@ struct Entry {
     read_s: u64,
     /// When that was tried last, if it ever was.
     tried_s: Option<u64>,
+    /// Reads in vain, since they were never read.
+    failures: u32,
     is_asked: bool,
 }
 
 impl Entry {
     fn rests(&self, now_s: u64) -> bool {
+        let rest_s = if self.set.is_some() {
+            COOLDOWN_S
+        } else {
+            FIRST_S
+        };
         self.tried_s
-            .is_some_and(|tried_s| now_s.abs_diff(tried_s) < COOLDOWN_S)
+            .is_some_and(|tried_s| now_s.abs_diff(tried_s) < rest_s)
     }
 
     fn is_due(&self, refresh_s: u64, now_s: u64) -> bool {
@@ -100,7 +111,8 @@ impl Sets {
         match self.entries().get(source) {
             Some(Entry { set: Some(set), .. }) => Standing::Known(Arc::clone(set)),
             Some(Entry {
-                tried_s: Some(_), ..
+                failures: PATIENCE..,
+                ..
             }) => Standing::Failed,
             _ => Standing::Awaited,
         }
@@ -147,7 +159,9 @@ impl Sets {
         if let Some(entry) = self.entries().get_mut(source) {
             entry.tried_s = Some(now_s);
             entry.is_asked = false;
+            entry.failures = entry.failures.saturating_add(1);
             if let Some(set) = found {
+                entry.failures = 0;
                 entry.set = Some(Arc::new(set));
                 entry.read_s = now_s;
             }
@@ -198,16 +212,19 @@ mod tests {
     #[test]
     fn keys_that_cannot_be_read_are_tried_again_soon_and_old_ones_end() {
         let (sets, a) = (Sets::default(), source("a"));
-        due(&sets, 1_000);
-        sets.tried(&a, None, 1_000);
+        for second in 0..5 {
+            assert!(matches!(sets.of(&a), Standing::Awaited), "{second}");
+            assert_eq!(due(&sets, 1_000 + second), 1);
+            sets.tried(&a, None, 1_000 + second);
+            assert_eq!(due(&sets, 1_000 + second), 0);
+        }
         assert!(matches!(sets.of(&a), Standing::Failed));
-        assert_eq!(due(&sets, 1_009), 0);
         assert_eq!(due(&sets, 1_010), 1);
         sets.tried(&a, KeySet::read(SET), 1_010);
         due(&sets, 1_010 + KEPT_S);
         assert!(matches!(sets.of(&a), Standing::Known(_)));
         due(&sets, 1_011 + KEPT_S);
-        assert!(matches!(sets.of(&a), Standing::Failed));
+        assert!(matches!(sets.of(&a), Standing::Awaited));
     }
 
     #[test]
