@@ -22,15 +22,15 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_port(port):
-    deadline = time.monotonic() + 30
+def wait_port(port, limit_s=30):
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
             return
         except OSError:
             time.sleep(0.05)
-    sys.exit(f"bench: nothing listens on port {port} after 30 s")
+    sys.exit(f"bench: nothing listens on port {port} after {limit_s} s")
 
 
 def family(pid):

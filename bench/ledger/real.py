@@ -45,7 +45,9 @@ class Upstream:
                 head = (await reader.readuntil(b"\r\n\r\n")).lower()
                 length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
                 body = json.loads(await reader.readexactly(length))
-                self.counts[body["user"]] = self.counts.get(body["user"], 0) + 1
+                # LiteLLM leaves it out.
+                user = body.get("user", "")
+                self.counts[user] = self.counts.get(user, 0) + 1
                 await asyncio.sleep(random.uniform(0, ANSWER_S))
                 answer = json.dumps({
                     "object": "chat.completion", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}],
@@ -53,7 +55,7 @@ class Upstream:
                 }).encode()  # fmt: skip
                 writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -81,7 +83,7 @@ class Process:
             self.kill()
 
 
-def objects(folder, upstream, numbers):
+def objects(folder, upstream, numbers, cap=CAP):
     os.makedirs(folder)
     texts = [
         "apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {name: mock}\n"
@@ -89,7 +91,7 @@ def objects(folder, upstream, numbers):
         "apiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\nmetadata: {name: default}\n"
         "spec: {rules: [{name: mock, match: {models: [mock]}, backends: [{name: mock}], retry: {attempts: 1}}]}\n",
         "apiVersion: penstock.dev/v1alpha1\nkind: TokenBudget\nmetadata: {name: keys}\n"
-        f"spec: {{per: Key, limits: [{{name: limit, unit: Requests, max: {CAP}, window: {{calendar: Month}}}}]}}\n",
+        f"spec: {{per: Key, limits: [{{name: limit, unit: Requests, max: {cap}, window: {{calendar: Month}}}}]}}\n",
     ]
     for number in numbers:
         texts.append(
@@ -102,7 +104,7 @@ def objects(folder, upstream, numbers):
         file.write("---\n".join(texts))
 
 
-async def call(port, number):
+async def call(port, number, limit_s=10):
     """The status, or None if the gateway is not there."""
     body = b'{"model":"mock","max_tokens":1,"user":"%d","messages":[{"role":"user","content":"x"}]}' % number
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer {key_of(number)}\r\n"
@@ -111,7 +113,7 @@ async def call(port, number):
     try:
         reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 2)
         writer.write(head.encode() + body)
-        status = (await asyncio.wait_for(reader.readline(), 10)).split(b" ")
+        status = (await asyncio.wait_for(reader.readline(), limit_s)).split(b" ")
         return int(status[1]) if len(status) > 1 else None
     except (OSError, asyncio.TimeoutError, ConnectionError):
         return None
