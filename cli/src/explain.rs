@@ -141,6 +141,19 @@ fn table(answer: &Value) -> String {
     if !changes.is_empty() {
         lines.push(format!("set      {}", changes.join(", ")));
     }
+    for limit in answer["budgets"].as_array().into_iter().flatten() {
+        let of = match text(&limit["of"]) {
+            "" => String::new(),
+            of => format!(" of {of}"),
+        };
+        lines.push(format!(
+            "budget   {}/{}{of}: {} left, {} spent",
+            text(&limit["budget"]),
+            text(&limit["limit"]),
+            limit["remaining"],
+            limit["spent"]
+        ));
+    }
     lines.push(String::new());
     let mut rows = vec![HEADINGS.map(str::to_owned).to_vec()];
     for candidate in answer["candidates"].as_array().into_iter().flatten() {

@@ -6,6 +6,7 @@ mod crds;
 mod explain;
 mod key;
 mod load;
+mod prices;
 mod process;
 mod table;
 mod up;
@@ -55,6 +56,8 @@ enum Command {
     Key(key::Args),
     /// Sum up what callers took: requests, tokens and money.
     Usage(usage::Args),
+    /// List what models cost at providers, as the built-in catalogue says.
+    Prices(prices::Args),
     /// Print or write the CustomResourceDefinitions.
     Crds(crds::Args),
     /// Run the operator (in a cluster, or with a kubeconfig).
@@ -97,6 +100,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Check(args) => check::run(&args),
         Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Prices(args) => prices::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Explain(args) => process::run(|_stop| explain::run(args)),
         Command::Key(args) => process::run(|_stop| key::run(args)),
         Command::Load(args) => process::run(|stop| load::run(*args, stop)),

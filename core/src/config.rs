@@ -202,10 +202,10 @@ pub struct Rule {
     pub backends: Vec<RuleBackend>,
     /// How to choose among candidates of one priority, and among the endpoints of one backend.
     pub strategy: Strategy,
-    /// What [`Strategy::Hash`] and [`Strategy::Sticky`] keep together: a header, in lower case; `None` is the
-    /// conversation or user that the body names.
+    /// What [`Strategy::Hash`] and [`Strategy::Sticky`] keep together; `None` is the conversation that the body names,
+    /// or else the user.
     #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub hash_on: Option<String>,
+    pub hash_on: Option<HashOn>,
     /// How much sooner another region must answer to be chosen by [`Strategy::Region`], in ms.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub region_penalty_ms: Option<u64>,
@@ -372,6 +372,19 @@ pub struct RuleBackend {
     /// If there are some: asked only after one of these failures, which count besides [`Retry::on`].
     #[serde(skip_serializing_if = "BTreeSet::is_empty", default)]
     pub after: BTreeSet<FailureClass>,
+}
+
+/// What requests have in common that are kept together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HashOn {
+    /// A header, in lower case.
+    Header(String),
+    /// The conversation that the body names.
+    Conversation,
+    /// The user that the body names, else the caller's.
+    User,
+    /// The caller's team.
+    Team,
 }
 
 /// How one candidate is chosen among equals.

@@ -113,15 +113,20 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
         .filter_map(|(id, policy)| Some((id, tasks::compile(id, &policy.spec, &mut problems)?)))
         .collect();
 
+    let known = rule::Known {
+        objects,
+        backends: &backends,
+        caches: &caches,
+        prompts: &prompts,
+        tasks: &tasks,
+    };
+    // Mistakes are told also where no policy makes a gateway yet.
+    for gateway in without_policy(objects, &gateways) {
+        key::compile(&gateway, objects, facts, &mut problems);
+        budget::compile(&gateway, &known, &mut problems);
+    }
     let mut compiled = Compiled::default();
     for gateway in gateways {
-        let known = rule::Known {
-            objects,
-            backends: &backends,
-            caches: &caches,
-            prompts: &prompts,
-            tasks: &tasks,
-        };
         let rules = rule::compile(&gateway, &known, &mut problems);
         let callers = key::compile(&gateway, objects, facts, &mut problems);
         let budgets = budget::compile(&gateway, &known, &mut problems);
@@ -139,6 +144,24 @@ pub fn compile(objects: &Objects, facts: &Facts) -> Compiled {
     problems.dedup();
     compiled.problems = problems;
     compiled
+}
+
+/// Gateways that objects name and no policy does.
+fn without_policy(objects: &Objects, gateways: &BTreeSet<Id>) -> BTreeSet<Id> {
+    let keys = objects.keys.iter().map(|(id, key)| (id, &key.spec.gateway));
+    let budgets = objects
+        .budgets
+        .iter()
+        .map(|(id, budget)| (id, &budget.spec.gateway));
+    let identities = objects
+        .identities
+        .iter()
+        .map(|(id, provider)| (id, &provider.spec.gateway));
+    let named = keys.chain(budgets).chain(identities);
+    let named = named.map(|(id, gateway)| Id::new(&id.namespace, gateway));
+    named
+        .filter(|gateway| !gateways.contains(gateway))
+        .collect()
 }
 
 fn compile_cache(

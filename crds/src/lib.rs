@@ -14,6 +14,7 @@ pub mod key;
 pub mod manifest;
 pub mod object;
 pub mod policy;
+pub mod prices;
 pub mod problem;
 pub mod profile;
 mod shape;

@@ -364,15 +364,33 @@ pub struct SloSpec {
 }
 
 /// What is kept together.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = ("has(self.header) != has(self.of)", "write either header or of"))]
 pub struct HashOnSpec {
     /// Requests with the same value of this header, such as `x-session-id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 128),
         regex(pattern = "^[A-Za-z0-9!#$%&'*+.^_`|~-]+$")
     )]
-    pub header: String,
+    pub header: Option<String>,
+    /// Requests of the same one: of a `Conversation` (`conversation`, `prompt_cache_key` or `previous_response_id` of
+    /// the body), of a `User` (`user`, `safety_identifier` or `metadata.user_id`, else the user of the caller's key), of
+    /// a `Team` (of the caller's key).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub of: Option<HashOfSpec>,
+}
+
+/// To whom requests belong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum HashOfSpec {
+    /// What goes on turn by turn.
+    Conversation,
+    /// A person.
+    User,
+    /// Several of them.
+    Team,
 }
 
 /// Attempts that failed with 429, 5xx or a connection error before the first byte of the answer are repeated on

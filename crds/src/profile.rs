@@ -1,5 +1,10 @@
 //! What an `LLMBackend` says of itself, whichever form it has: what it can take, what it costs.
+#![expect(
+    unreachable_pub,
+    reason = "the KubeSchema derive repeats each struct inside a function"
+)]
 
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -88,11 +93,21 @@ fn one() -> i32 {
 }
 
 /// What a backend costs.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = (
+    "has(self.perMillionTokens) != has(self.catalogue)",
+    "write either perMillionTokens or catalogue"
+))]
 pub struct PriceSpec {
     /// What a million tokens cost.
-    pub per_million_tokens: TokenPriceSpec,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per_million_tokens: Option<TokenPriceSpec>,
+    /// A model of the built-in catalogue, such as `openai/gpt-5-mini`: `penstock prices` lists it. What it costs is what
+    /// the catalogue of the running version says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub catalogue: Option<String>,
 }
 
 /// What a million tokens cost, in micro-USD: 2.50 USD is 2500000.

@@ -358,6 +358,7 @@ impl Reader<'_> {
                     begun: Begun {
                         exchange,
                         events: Some(events),
+                        json: None,
                         translator: self.translator(),
                         first,
                         rescue: None,
@@ -393,7 +394,10 @@ impl Reader<'_> {
                 if !passes {
                     return Err(Failure::GaveUp);
                 }
-                let begun = Begun::untouched(exchange, joined);
+                let begun = match self.job.api.wire() {
+                    Wire::Media | Wire::Plain => Begun::untouched(exchange, joined),
+                    _ => Begun::of_json(exchange, joined),
+                };
                 return Ok(Answer::Stream { head, begun });
             }
             all = Some(joined);

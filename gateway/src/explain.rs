@@ -6,11 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use penstock_core::acks::LimitStand;
 use penstock_core::config::{Protocol, Strategy};
 use serde::Serialize;
 
 use crate::balance::adaptive::Trust;
 use crate::balance::region;
+use crate::budgets::{Limit, account};
 use crate::capability::{Lack, Needed};
 use crate::choose::{Choice, Nowhere, Standing, Tried, UNSUPPORTED, choose};
 use crate::conditions::Asked;
@@ -60,6 +62,9 @@ pub struct About {
     /// What it is about, where rules depend on that.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<Told>,
+    /// How the limits stand that it counts in, as far as this replica knows them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<LimitStand>,
 }
 
 /// One choice of an endpoint.
@@ -177,7 +182,7 @@ pub(crate) fn ask(
         limit_tokens: wish::limit_tokens(call),
         answer_tokens: wish::answer_tokens(call),
         blocks: &blocks,
-        key: wish::key(rule, asked.headers, call),
+        key: wish::key(rule, asked.headers, call, asked.principal),
         region: process.elsewhere(asked.region),
         unfit: &unfit,
     };
@@ -205,10 +210,32 @@ pub(crate) fn ask(
     Explanation {
         about: About {
             tasks: asked.tasks.to_vec(),
+            budgets: budgets(process, api, asked),
             ..about(rule, wish, changes)
         },
         look: looked.look(),
     }
+}
+
+/// How the limits stand that a request counts in.
+fn budgets(process: &Process, api: Api, asked: &Asked<'_>) -> Vec<LimitStand> {
+    let snapshot = process.snapshot.load();
+    let Some(snapshot) = snapshot.as_deref() else {
+        return Vec::new();
+    };
+    let model = (api != Api::Http).then_some(&*asked.call.model);
+    let shares = snapshot.budgets.of(asked.principal, model);
+    let counts = |standing: &account::Standing| {
+        let own = &standing.limit;
+        shares.iter().any(|share| {
+            let mut limits = share.budget.limits.iter();
+            let is_own = |limit: &Limit| (&limit.budget, &limit.name) == (&own.budget, &own.name);
+            share.of == standing.of && limits.any(|limit| is_own(limit))
+        })
+    };
+    let standings = process.books.standings();
+    let standings = standings.iter().filter(|standing| counts(standing));
+    standings.map(account::Standing::report).collect()
 }
 
 /// Why a backend of this protocol cannot carry the request.
@@ -231,6 +258,7 @@ pub(crate) fn about(rule: &Rule, wish: Wish<'_>, changes: &[String]) -> About {
         prompt_tokens: wish.prompt_tokens,
         changes: changes.to_vec(),
         tasks: Vec::new(),
+        budgets: Vec::new(),
     }
 }
 

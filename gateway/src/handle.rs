@@ -393,7 +393,7 @@ async fn routed(
         body,
         call: &call,
         blocks: wish::blocks(&rule, &call),
-        key: wish::key(&rule, &head.headers, &call),
+        key: wish::key(&rule, &head.headers, &call, record.who.principal()),
         translated: Translations::default(),
         plan,
         passing: None,

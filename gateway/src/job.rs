@@ -64,7 +64,7 @@ impl Job<'_> {
             body,
             call,
             blocks: wish::blocks(rule, call),
-            key: wish::key(rule, self.headers, call),
+            key: self.key,
             translated: Translations::default(),
             plan: plan.map(|plan| plan.with(self.api, call, body)),
             passing: self.passing,

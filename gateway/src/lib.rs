@@ -84,6 +84,7 @@ mod in_flight;
 mod job;
 mod jobs;
 mod join;
+mod json_end;
 mod linger;
 mod outcome;
 mod overload;

@@ -268,8 +268,8 @@ pub struct Call<'a> {
     pub has_schema: bool,
     /// The JSON text of `stream_options`.
     pub stream_options: Option<&'a str>,
-    /// The conversation or user that the body names, as JSON text.
-    pub session: Option<&'a str>,
+    /// What the body says that it belongs to.
+    pub names: Names<'a>,
     /// How many tokens its answer may have, where it says so.
     pub max_tokens: Option<u32>,
 }
@@ -287,7 +287,7 @@ impl Call<'_> {
         has_tools: false,
         has_schema: false,
         stream_options: None,
-        session: None,
+        names: Names::NONE,
         max_tokens: None,
         wanted: Wanted::Now,
     };
@@ -379,13 +379,14 @@ struct View<'a> {
 
 impl<'a> View<'a> {
     fn names(&self) -> Names<'a> {
+        let json = |raw: Option<&'a RawValue>| raw.map(RawValue::get);
         Names {
-            conversation: self.conversation,
-            prompt_cache_key: self.prompt_cache_key,
-            user: self.user,
-            safety_identifier: self.safety_identifier,
-            metadata: self.metadata,
-            previous_response_id: self.previous_response_id,
+            conversation: json(self.conversation),
+            prompt_cache_key: json(self.prompt_cache_key),
+            user: json(self.user),
+            safety_identifier: json(self.safety_identifier),
+            metadata: json(self.metadata),
+            previous_response_id: json(self.previous_response_id),
         }
     }
 
@@ -480,7 +481,7 @@ impl<'a> Call<'a> {
             has_schema: view.has_schema(),
             max_tokens: view.max_tokens(),
             stream_options: view.stream_options.map(RawValue::get),
-            session: view.names().session(),
+            names: view.names(),
             model,
             model_at,
             stream: view.stream.unwrap_or(false),

@@ -163,6 +163,8 @@ struct Kept {
     headers: HeaderMap,
     region: Option<String>,
     body: Bytes,
+    /// Hash of what the rule's strategy keeps together.
+    key: Option<u64>,
     /// About how many its prompt has.
     prompt_tokens: u32,
     /// What it counts in, if it does.
@@ -183,7 +185,7 @@ impl Kept {
             body,
             call,
             blocks: wish::blocks(rule, call),
-            key: wish::key(rule, &self.headers, call),
+            key: self.key,
             translated: Translations::default(),
             plan: self
                 .plan
@@ -222,6 +224,7 @@ impl Watching {
                 headers: job.headers.clone(),
                 region: job.region.map(str::to_owned),
                 body: job.body.clone(),
+                key: job.key,
                 prompt_tokens: job.prompt_tokens(),
                 plan: job.plan.clone(),
             },

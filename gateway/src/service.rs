@@ -97,7 +97,7 @@ pub(crate) async fn serve(
         body: &body,
         call: &Call::NONE,
         blocks: Vec::new(),
-        key: wish::key(&rule, &head.headers, &Call::NONE),
+        key: wish::key(&rule, &head.headers, &Call::NONE, record.who.principal()),
         translated: Translations::default(),
         plan: plan(process, &record.who),
         passing: Some(&passing),

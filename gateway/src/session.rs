@@ -4,21 +4,21 @@
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// Members of a body that name something to which more than one request belongs.
-#[derive(Clone, Copy, Debug, Default)]
+/// Members of a body that name something to which more than one request belongs, as JSON texts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Names<'a> {
     /// Responses: an id, or an object with one.
-    pub conversation: Option<&'a RawValue>,
+    pub conversation: Option<&'a str>,
     /// Chat completions and Responses.
-    pub prompt_cache_key: Option<&'a RawValue>,
+    pub prompt_cache_key: Option<&'a str>,
     /// Chat completions, text completions and Responses.
-    pub user: Option<&'a RawValue>,
+    pub user: Option<&'a str>,
     /// Chat completions and Responses, where newer callers have their user.
-    pub safety_identifier: Option<&'a RawValue>,
+    pub safety_identifier: Option<&'a str>,
     /// Messages: an object with `user_id`. Others have what they like in it.
-    pub metadata: Option<&'a RawValue>,
+    pub metadata: Option<&'a str>,
     /// Responses: the turn before.
-    pub previous_response_id: Option<&'a RawValue>,
+    pub previous_response_id: Option<&'a str>,
 }
 
 #[derive(Default, Deserialize)]
@@ -30,29 +30,54 @@ struct Within<'a> {
 }
 
 impl<'a> Names<'a> {
+    /// None.
+    pub const NONE: Names<'static> = Names {
+        conversation: None,
+        prompt_cache_key: None,
+        user: None,
+        safety_identifier: None,
+        metadata: None,
+        previous_response_id: None,
+    };
+
     /// The narrowest lasting name, as JSON text: the conversation, then the user. The turn before is another one at
     /// each turn, so it counts only where nothing else is named: those who go on from the same turn stay together.
     pub fn session(self) -> Option<&'a str> {
+        self.lasting_conversation()
+            .or_else(|| self.user())
+            .or_else(|| text(self.previous_response_id))
+    }
+
+    /// The conversation, as JSON text.
+    pub fn conversation(self) -> Option<&'a str> {
+        self.lasting_conversation()
+            .or_else(|| text(self.previous_response_id))
+    }
+
+    /// The user, as JSON text.
+    pub fn user(self) -> Option<&'a str> {
+        let of_metadata = || text(within(self.metadata)?.user_id.map(RawValue::get));
+        text(self.user)
+            .or_else(|| text(self.safety_identifier))
+            .or_else(of_metadata)
+    }
+
+    fn lasting_conversation(self) -> Option<&'a str> {
         let conversation = self.conversation;
         text(conversation)
-            .or_else(|| text(within(conversation)?.id))
+            .or_else(|| text(within(conversation)?.id.map(RawValue::get)))
             .or_else(|| text(self.prompt_cache_key))
-            .or_else(|| text(self.user))
-            .or_else(|| text(self.safety_identifier))
-            .or_else(|| text(within(self.metadata)?.user_id))
-            .or_else(|| text(self.previous_response_id))
     }
 }
 
 /// A text that is not empty.
-fn text(raw: Option<&RawValue>) -> Option<&str> {
-    let raw = raw?.get();
-    (raw.starts_with('"') && raw.len() > 2).then_some(raw)
+fn text(raw: Option<&str>) -> Option<&str> {
+    raw.filter(|raw| raw.starts_with('"') && raw.len() > 2)
 }
 
-fn within(raw: Option<&RawValue>) -> Option<Within<'_>> {
-    let raw = raw.filter(|raw| raw.get().starts_with('{'))?;
-    serde_json::from_str(raw.get()).ok()
+fn within(raw: Option<&str>) -> Option<Within<'_>> {
+    let raw = raw.filter(|raw| raw.starts_with('{'))?;
+    serde_json::from_str(raw).ok()
 }
 
 #[cfg(test)]
@@ -62,7 +87,7 @@ mod tests {
     fn session(members: &str) -> Option<String> {
         let body = format!(r#"{{"model":"m"{members}}}"#);
         let call = Call::parse(body.as_bytes()).unwrap();
-        call.session.map(str::to_owned)
+        call.names.session().map(str::to_owned)
     }
 
     #[test]
@@ -102,6 +127,18 @@ mod tests {
             let expected = expected.map(|name| format!("\"{name}\""));
             assert_eq!(session(members), expected, "{members}");
         }
+    }
+
+    #[test]
+    fn conversations_and_users_are_told_apart() {
+        let both = r#"{"model":"m","user":"u","prompt_cache_key":"c","previous_response_id":"r"}"#;
+        let names = Call::parse(both.as_bytes()).unwrap().names;
+        assert_eq!(names.conversation(), Some("\"c\""));
+        assert_eq!(names.user(), Some("\"u\""));
+        let turn = r#"{"model":"m","metadata":{"user_id":"u"},"previous_response_id":"r"}"#;
+        let names = Call::parse(turn.as_bytes()).unwrap().names;
+        assert_eq!(names.conversation(), Some("\"r\""));
+        assert_eq!(names.user(), Some("\"u\""));
     }
 
     #[test]

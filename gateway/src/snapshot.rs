@@ -82,6 +82,21 @@ pub struct Parts<'a> {
     pub(crate) key_sets: &'a Arc<Sets>,
 }
 
+/// What requests have in common that are kept together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    /// What their bodies name, see [`crate::session::Names::session`].
+    Body,
+    /// A header.
+    Header(HeaderName),
+    /// The conversation that their bodies name.
+    Conversation,
+    /// The user that their bodies name, or whose key they show.
+    User,
+    /// The team whose key they show.
+    Team,
+}
+
 /// Everything that a request may need, resolved.
 pub struct Snapshot {
     /// The config it was made from.
@@ -137,7 +152,7 @@ pub struct Rule {
     /// How to choose among equals.
     pub strategy: Strategy,
     /// The header that `Hash` and `Sticky` keep together.
-    pub hash_on: Option<HeaderName>,
+    pub hash_on: HashOn,
     /// What another region counts as, in ms.
     pub region_penalty_ms: f32,
     /// What callers are to see.

@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::events::{Events, Passed};
 use crate::heartbeat::Beating;
+use crate::json_end::JsonEnd;
 use crate::meter::{Cut, Meter, Usage};
 use crate::openai::{Api, DONE, Wire};
 use crate::outbound;
@@ -233,6 +234,8 @@ pub(crate) struct Stream {
     exchange: Option<Exchange>,
     /// `None` for a body that is no event stream.
     events: Option<Events>,
+    /// Set for JSON that ends with its connection.
+    json: Option<Box<JsonEnd>>,
     /// Between a backend and a caller that speak different protocols.
     translator: Option<Translator>,
     /// What the caller's stream is made of.
@@ -265,6 +268,8 @@ pub(crate) struct Begun {
     pub(crate) exchange: Exchange,
     /// `None` for a body that is no event stream.
     pub(crate) events: Option<Events>,
+    /// Set for JSON that ends with its connection.
+    pub(crate) json: Option<Box<JsonEnd>>,
     /// `None` where the backend speaks the caller's protocol.
     pub(crate) translator: Option<Translator>,
     pub(crate) first: Passed,
@@ -278,6 +283,7 @@ impl Begun {
         Self {
             exchange,
             events: None,
+            json: None,
             translator: None,
             first: Passed {
                 bytes: first,
@@ -285,6 +291,18 @@ impl Begun {
             },
             rescue: None,
         }
+    }
+
+    /// A JSON body; `first` is its beginning.
+    pub(crate) fn of_json(exchange: Exchange, first: Bytes) -> Self {
+        let may_be_cut = exchange.ends_with_connection();
+        let mut begun = Self::untouched(exchange, first);
+        if may_be_cut {
+            let mut json = Box::<JsonEnd>::default();
+            json.feed(&begun.first.bytes);
+            begun.json = Some(json);
+        }
+        begun
     }
 }
 
@@ -299,6 +317,7 @@ impl Stream {
         let Begun {
             exchange,
             events,
+            json,
             translator,
             first,
             rescue,
@@ -307,6 +326,7 @@ impl Stream {
             worker: Arc::clone(worker),
             exchange: Some(exchange),
             events,
+            json,
             translator,
             wire: record.api.map(Api::wire).unwrap_or_default(),
             ready: None,
@@ -530,6 +550,9 @@ impl Stream {
 
     /// Takes in what the backend sent. Whether there was more than signs that the connection is there.
     fn read(&mut self, bytes: Bytes, now: Instant) -> bool {
+        if let Some(json) = &mut self.json {
+            json.feed(&bytes);
+        }
         let passed = match &mut self.events {
             Some(events) => match events.feed(bytes) {
                 Ok(passed) => passed,
@@ -554,9 +577,10 @@ impl Stream {
         // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
         // said why it ended is whole all the same.
         let meter = self.events.as_ref().map(Events::meter);
+        let is_cut = self.json.as_ref().is_some_and(|json| !json.is_whole());
         if meter.is_some_and(Meter::lacks_done_only) {
             self.pass(Bytes::from_static(DONE));
-        } else if meter.is_some_and(|meter| !meter.is_done()) {
+        } else if is_cut || meter.is_some_and(|meter| !meter.is_done()) {
             return self.break_off(Broken::Cut);
         }
         let now = penstock_shell::clock::now();

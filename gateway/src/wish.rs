@@ -19,8 +19,9 @@ use crate::fallback::Failed;
 use crate::limits::Limit;
 use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
+use crate::principal::Principal;
 use crate::settings::Place;
-use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
+use crate::snapshot::{Candidate, Endpoint, HashOn, Rule, Slot};
 
 /// What an answer is taken to have where its request bounds it higher or not at all: the mean of conversations in
 /// Azure's trace of 2023 (Patel et al., *Splitwise*, 2024).
@@ -302,13 +303,24 @@ pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
 }
 
 /// Hash of what the rule's strategy keeps together, if it does and the request has it.
-pub fn key(rule: &Rule, headers: &HeaderMap, call: &Call<'_>) -> Option<u64> {
+pub fn key(
+    rule: &Rule,
+    headers: &HeaderMap,
+    call: &Call<'_>,
+    who: Option<&Principal>,
+) -> Option<u64> {
     if !matches!(rule.strategy, Strategy::Hash | Strategy::Sticky) {
         return None;
     }
     let kept = match &rule.hash_on {
-        Some(header) => headers.get(header)?.as_bytes(),
-        None => call.session?.as_bytes(),
+        HashOn::Body => call.names.session()?.as_bytes(),
+        HashOn::Header(header) => headers.get(header)?.as_bytes(),
+        HashOn::Conversation => call.names.conversation()?.as_bytes(),
+        HashOn::User => {
+            let known = || who?.user.as_deref();
+            call.names.user().or_else(known)?.as_bytes()
+        }
+        HashOn::Team => who?.team.as_bytes(),
     };
     Some(xxh3_64(kept))
 }

@@ -6,8 +6,9 @@ use penstock_core::config::{Capabilities, HealthCheck, Need, Price, Profile};
 
 use super::backend::Check;
 use crate::backend::LLMBackendSpec;
+use crate::prices;
 use crate::problem::Reason;
-use crate::profile::{CapabilitiesSpec, HealthCheckSpec, PriceSpec};
+use crate::profile::{CapabilitiesSpec, HealthCheckSpec, PriceSpec, TokenPriceSpec};
 use crate::text::DurationText;
 
 /// A USD for each token: dearer ones do not exist, and sums of them stay far below what integers hold.
@@ -102,7 +103,33 @@ fn compile_health_check(spec: &HealthCheckSpec, check: &mut Check<'_>) -> Health
 }
 
 fn compile_price(spec: &PriceSpec, check: &mut Check<'_>) -> Option<Price> {
-    let spec = &spec.per_million_tokens;
+    match (&spec.per_million_tokens, &spec.catalogue) {
+        (Some(own), None) => own_price(own, check),
+        (None, Some(model)) => {
+            let catalogue = prices::catalogue();
+            let price = catalogue.price(model);
+            if price.is_none() {
+                let alike = match catalogue.like(model).join(", ") {
+                    alike if alike.is_empty() => String::new(),
+                    alike => format!(" (there are {alike})"),
+                };
+                let message = format!(
+                    "'{model}' is not in the catalogue of {}{alike}: write perMillionTokens, or a name that `penstock prices` lists",
+                    catalogue.source
+                );
+                check.refuse("spec.price.catalogue", Reason::InvalidValue, message);
+            }
+            price
+        }
+        _ => {
+            let message = "write either perMillionTokens or catalogue".to_owned();
+            check.refuse("spec.price", Reason::InvalidValue, message);
+            None
+        }
+    }
+}
+
+fn own_price(spec: &TokenPriceSpec, check: &mut Check<'_>) -> Option<Price> {
     let mut micro_usd = |name: &str, value: i64| {
         let number = u64::try_from(value).ok();
         let number = number.filter(|_| value <= MAX_MICRO_USD);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::config::{
-    Backend, Cache, Condition, Hedge, JoinEmbeddings, NameMatch, OnUnsupported, Prompt, Repeat,
-    Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Tasks, Timeouts, Urgency,
+    Backend, Cache, Condition, HashOn, Hedge, JoinEmbeddings, NameMatch, OnUnsupported, Prompt,
+    Repeat, Retry, Rule, RuleBackend, Slo, Strategy, Streaming, Tasks, Timeouts, Urgency,
 };
 use penstock_core::ids::Id;
 
@@ -15,8 +15,8 @@ use super::{
 };
 use crate::object::{Kind, ObjectRef, Objects, of_gateway};
 use crate::policy::{
-    AnonymousSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec, StrategySpec,
-    StreamingSpec, UrgencySpec,
+    AnonymousSpec, HashOfSpec, OnUnsupportedSpec, RepeatSpec, RuleBackendSpec, RuleSpec,
+    StrategySpec, StreamingSpec, UrgencySpec,
 };
 use crate::problem::{Problem, Reason};
 use crate::text::DurationText;
@@ -295,17 +295,32 @@ pub(super) fn number(
     number
 }
 
-fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<String> {
-    let header = spec.hash_on.as_ref()?.header.to_ascii_lowercase();
+fn compile_hash_on(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<HashOn> {
+    let hash_on = spec.hash_on.as_ref()?;
     if !matches!(spec.strategy, StrategySpec::Hash | StrategySpec::Sticky) {
         let message = "has no effect without strategy: Hash or Sticky".to_owned();
         scope.refuse(".hashOn", Reason::InvalidValue, message);
     }
-    if !condition::is_token(&header) {
-        let message = format!("'{header}' is not the name of a header");
-        scope.refuse(".hashOn.header", Reason::InvalidValue, message);
+    match (&hash_on.header, hash_on.of) {
+        (Some(header), None) => {
+            let header = header.to_ascii_lowercase();
+            if !condition::is_token(&header) {
+                let message = format!("'{header}' is not the name of a header");
+                scope.refuse(".hashOn.header", Reason::InvalidValue, message);
+            }
+            Some(HashOn::Header(header))
+        }
+        (None, Some(of)) => Some(match of {
+            HashOfSpec::Conversation => HashOn::Conversation,
+            HashOfSpec::User => HashOn::User,
+            HashOfSpec::Team => HashOn::Team,
+        }),
+        _ => {
+            let message = "write either header or of".to_owned();
+            scope.refuse(".hashOn", Reason::InvalidValue, message);
+            None
+        }
     }
-    Some(header)
 }
 
 fn compile_slo(spec: &RuleSpec, scope: &mut Scope<'_>) -> Slo {

@@ -476,6 +476,35 @@ fn a_condition_that_cannot_hold_or_be_read_is_named() {
 }
 
 #[test]
+fn a_price_may_be_that_of_the_catalogue() {
+    let compiled = |price: &str| {
+        let spec = format!("{{external: {{url: 'https://x/v1'}}, price: {price}}}");
+        let text = backend("chat", &spec) + &policy("p", &rule("r", "chat", "chat"));
+        compile(&objects(&text), &Facts::default())
+    };
+    let known = compiled("{catalogue: openai/gpt-5-mini}");
+    assert_eq!(messages(&known), [] as [&str; 0]);
+    let price = only(&known).backends[&Id::new("default", "chat")]
+        .profile
+        .price;
+    assert_eq!(price.unwrap().input, 250_000);
+    let unknown = compiled("{catalogue: gpt-5-mini}");
+    let problem = &unknown.problems[0];
+    assert_eq!(problem.path, "spec.price.catalogue");
+    assert!(
+        problem.message.contains("openai/gpt-5-mini"),
+        "{}",
+        problem.message
+    );
+    for wrong in [
+        "{}",
+        "{catalogue: openai/gpt-5-mini, perMillionTokens: {inputMicroUsd: 1}}",
+    ] {
+        assert_eq!(compiled(wrong).problems[0].path, "spec.price", "{wrong}");
+    }
+}
+
+#[test]
 fn what_a_backend_says_of_itself_is_compiled_and_checked() {
     let spec = "{pool: {model: m}, capabilities: {contextTokens: 8192, vision: false, tools: true}, \
                 price: {perMillionTokens: {inputMicroUsd: 2500000, outputMicroUsd: 10000000}}}";
@@ -561,6 +590,12 @@ fn what_belongs_to_a_strategy_is_refused_elsewhere() {
         ("strategy: Region, regionPenalty: 50ms", None),
         ("regionPenalty: 50ms", Some(".regionPenalty")),
         ("strategy: Sticky, hashOn: {header: x-session-id}", None),
+        ("strategy: Hash, hashOn: {of: User}", None),
+        ("strategy: Hash, hashOn: {}", Some(".hashOn")),
+        (
+            "strategy: Hash, hashOn: {of: Team, header: x}",
+            Some(".hashOn"),
+        ),
         ("hashOn: {header: x-session-id}", Some(".hashOn")),
     ] {
         let rule =

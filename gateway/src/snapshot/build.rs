@@ -17,8 +17,8 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
-    Model, Parts, Rule, Snapshot, Tier, Version, tier,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, HashOn, Hedge,
+    Join, Model, Parts, Rule, Snapshot, Tier, Version, tier,
 };
 use crate::budgets::Budgets;
 use crate::cache::exact::{ExactCache, Maker};
@@ -407,6 +407,18 @@ fn version(rule: &config::Rule, config: &GatewayConfig, built: &Built) -> Versio
     }
 }
 
+fn hash_on(rule: &config::Rule) -> HashOn {
+    match &rule.hash_on {
+        None => HashOn::Body,
+        Some(config::HashOn::Header(header)) => {
+            HeaderName::try_from(header).map_or(HashOn::Body, HashOn::Header)
+        }
+        Some(config::HashOn::Conversation) => HashOn::Conversation,
+        Some(config::HashOn::User) => HashOn::User,
+        Some(config::HashOn::Team) => HashOn::Team,
+    }
+}
+
 fn build_rule(
     label: String,
     rule: &config::Rule,
@@ -449,10 +461,7 @@ fn build_rule(
         conditions: Conditions::new(&rule.conditions, &built.tasks).unwrap_or_default(),
         tiers,
         strategy: rule.strategy,
-        hash_on: rule
-            .hash_on
-            .as_ref()
-            .and_then(|header| HeaderName::try_from(header).ok()),
+        hash_on: hash_on(rule),
         region_penalty_ms: Duration::from_millis(rule.region_penalty_ms.unwrap_or(0)).as_secs_f32()
             * 1000.0,
         slo: rule.slo.clone(),

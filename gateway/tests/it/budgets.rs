@@ -130,6 +130,24 @@ async fn what_an_answer_takes_is_settled_by_what_its_backend_counts() {
 }
 
 #[tokio::test]
+async fn how_its_budgets_stand_is_explained_of_a_request() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let kept = Kept::file();
+    let plan = requests(Plan::chain(&[upstream.address]), 5);
+    let gateway = kept.gateway(&plan).await;
+    assert_eq!(gateway.post(&bounded(8)).await.status, 200);
+    gateway.spent(1).await;
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &bounded(8)).await;
+    let told = value(&client.answer().await);
+    let limit = &told["budgets"][0];
+    assert_eq!(
+        (&limit["limit"], &limit["remaining"]),
+        (&json!("hour"), &json!(4))
+    );
+}
+
+#[tokio::test]
 async fn an_answer_without_a_bound_gets_the_budgets() {
     let upstream = Upstream::always(|| json_answer("x")).await;
     let tokens = budget(&[limit("hour", Unit::Tokens, 10_000)]);

@@ -1,6 +1,6 @@
 //! Which rule takes a request.
 
-use penstock_core::config::{Condition, Need, Strategy};
+use penstock_core::config::{Condition, HashOn, Need, Strategy};
 
 use crate::harness::*;
 
@@ -58,7 +58,7 @@ async fn sessions_stay_together() {
     let (upstreams, addresses) = Upstream::several(3, || json_answer("x")).await;
     let plan = Plan::new().backend("a", &addresses, 1, 0).rule(|rule| {
         rule.strategy = Strategy::Hash;
-        rule.hash_on = Some("x-session-id".to_owned());
+        rule.hash_on = Some(HashOn::Header("x-session-id".to_owned()));
     });
     let gateway = Gateway::start(&plan).await;
     for session in 0..12 {

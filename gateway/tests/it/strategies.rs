@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use penstock_core::config::{Condition, NameMatch, Price, Strategy};
+use penstock_core::config::{Condition, HashOn, NameMatch, Price, Strategy};
 
 use crate::harness::*;
 
@@ -225,7 +225,7 @@ async fn a_session_stays_where_it_is_however_busy_that_is() {
     let (upstreams, addresses) = Upstream::several(3, || Reply::Silent).await;
     let plan = Plan::new().backend("a", &addresses, 1, 0).rule(|rule| {
         rule.strategy = Strategy::Sticky;
-        rule.hash_on = Some("x-session-id".to_owned());
+        rule.hash_on = Some(HashOn::Header("x-session-id".to_owned()));
     });
     let gateway = Gateway::start(&plan).await;
     let mut clients = Vec::new();

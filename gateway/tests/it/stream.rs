@@ -492,3 +492,16 @@ async fn a_stream_that_begins_with_what_cannot_be_read_is_repeated_elsewhere() {
     assert_eq!(answer.body, role() + &word("good") + DONE);
     assert_eq!(bad.requests().len(), 1);
 }
+
+#[tokio::test]
+async fn a_large_answer_that_ends_with_its_connection_is_whole_or_breaks_off() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n";
+    let whole = completion(&"x".repeat(600 << 10));
+    for (sent, is_whole) in [(whole.len(), true), (whole.len() - 1, false)] {
+        let text = format!("{head}{}", &whole[..sent]);
+        let upstream = Upstream::always(move || Reply::Raw(text.clone())).await;
+        let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+        let answer = gateway.post(&chat(false)).await;
+        assert_eq!((answer.status, answer.complete), (200, is_whole));
+    }
+}

@@ -139,6 +139,14 @@ fn mistakes_are_named_with_their_place() {
 }
 
 #[test]
+fn mistakes_are_told_where_no_policy_makes_a_gateway_yet() {
+    let alone = provider("idp", "certificate: {names: []}, team: {value: a}");
+    let compiled = compile(&objects(&alone), &Facts::default());
+    assert_eq!(compiled.problems[0].path, "spec.certificate.names");
+    assert!(compiled.gateways.is_empty());
+}
+
+#[test]
 fn names_in_the_cluster_and_queries_are_fine() {
     for uri in [
         "http://idp.auth.svc:8080/keys",
