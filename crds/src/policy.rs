@@ -376,8 +376,8 @@ pub struct HashOnSpec {
     )]
     pub header: Option<String>,
     /// Requests of the same one: of a `Conversation` (`conversation`, `prompt_cache_key` or `previous_response_id` of
-    /// the body), of a `User` (`user`, `safety_identifier` or `metadata.user_id`, else the user of the caller's key), of
-    /// a `Team` (of the caller's key).
+    /// the body), of a `User` (`user`, `safety_identifier` or `metadata.user_id`, else the user of the caller's key),
+    /// of a `Team` (of the caller's key).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub of: Option<HashOfSpec>,
 }

@@ -1,5 +1,5 @@
-//! The catalogue of prices that is built in: what models cost at providers, as of one version of a list that others keep
-//! (`tools/prices` writes it).
+//! The catalogue of prices that is built in: what models cost at providers, as of one version of a list that others
+//! keep (`tools/prices` writes it).
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

@@ -103,8 +103,8 @@ pub struct PriceSpec {
     /// What a million tokens cost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_million_tokens: Option<TokenPriceSpec>,
-    /// A model of the built-in catalogue, such as `openai/gpt-5-mini`: `penstock prices` lists it. What it costs is what
-    /// the catalogue of the running version says.
+    /// A model of the built-in catalogue, such as `openai/gpt-5-mini`: `penstock prices` lists it. What it costs is
+    /// what the catalogue of the running version says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub catalogue: Option<String>,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response};
 use rand::RngExt as _;
 
+use crate::begun::Begun;
 use crate::choose::{Choice, Nowhere, Pass, UNSUPPORTED, choose};
 use crate::decisions::{Decisions, Made, Purpose};
 use crate::failure::Failure;
@@ -28,7 +29,6 @@ use crate::rescue::Rescue;
 use crate::service;
 use crate::silence;
 use crate::snapshot::{Candidate, Rule};
-use crate::stream::Begun;
 use crate::wish::{BackendModel, Unfit};
 
 /// Before the same endpoint is asked again, times the number of attempts so far, and jittered by half.

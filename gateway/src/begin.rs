@@ -12,6 +12,7 @@ use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use crate::attempt::Answer;
+use crate::begun::Begun;
 use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
@@ -22,7 +23,6 @@ use crate::provider::foreign::{About, Foreign, Vectors};
 use crate::provider::{self, Route, Translator, Way};
 use crate::request::request;
 use crate::snapshot::{Candidate, Endpoint, Rule};
-use crate::stream::Begun;
 use crate::stream_usage;
 use crate::upstream::{self, BodyError, Conn, ConnectError, Exchange, RequestBody, SendError};
 use crate::wish;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
+use crate::depth::is_too_deep;
 use crate::edits::{given, place};
 use crate::multipart;
 use crate::prompt_size;
@@ -18,10 +19,6 @@ use crate::session::Names;
 
 /// Longer model names are not looked up: no rule can hold one (512 in the schema, 256 for a match).
 pub const MAX_MODEL_BYTES: usize = 512;
-
-/// Deeper bodies are refused: parsers of backends recurse, and schemas of tools stay below 30 levels. serde_json's own
-/// limit.
-pub const MAX_DEPTH: usize = 128;
 
 /// A call that goes to a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -305,7 +302,7 @@ pub enum CallError {
     },
     /// No `model`, or an empty one.
     NoModel,
-    /// Nested deeper than [`MAX_DEPTH`].
+    /// Nested deeper than [`crate::depth::MAX_DEPTH`].
     TooDeep,
 }
 
@@ -403,10 +400,14 @@ impl<'a> View<'a> {
 
     fn has_schema(&self) -> bool {
         let named = [self.response_format, self.output_config, self.text];
-        let mut named = named.into_iter().flatten();
-        let of_vllm = self.structured_outputs;
-        named.any(|form| form.get().contains("\"json_schema\""))
-            || of_vllm.is_some_and(|form| form.get().contains("\"json\""))
+        let says = |form: &RawValue, word| form.get().contains(word);
+        named
+            .into_iter()
+            .flatten()
+            .any(|form| says(form, "\"json_schema\""))
+            || self
+                .structured_outputs
+                .is_some_and(|form| says(form, "\"json\""))
             || self.guided_json.is_some_and(|form| form.get() != "null")
     }
 
@@ -509,34 +510,6 @@ impl<'a> Call<'a> {
     }
 }
 
-/// Whether arrays and objects are nested deeper than [`MAX_DEPTH`]. Most bodies do not open as many at all.
-fn is_too_deep(body: &[u8]) -> bool {
-    if memchr::memchr2_iter(b'[', b'{', body)
-        .take(MAX_DEPTH + 1)
-        .count()
-        <= MAX_DEPTH
-    {
-        return false;
-    }
-    let (mut depth, mut in_text, mut escaped) = (0_usize, false, false);
-    for byte in body {
-        match byte {
-            _ if escaped => escaped = false,
-            b'\\' if in_text => escaped = true,
-            b'"' => in_text = !in_text,
-            b'[' | b'{' if !in_text => {
-                depth += 1;
-                if depth > MAX_DEPTH {
-                    return true;
-                }
-            }
-            b']' | b'}' if !in_text => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    false
-}
-
 /// A request body in up to three pieces: before, in place of and after the value of `model`.
 pub type Pieces = Chain<Chain<Bytes, Bytes>, Bytes>;
 
@@ -604,6 +577,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::depth::MAX_DEPTH;
 
     fn bytes(mut pieces: Pieces) -> Bytes {
         let length = pieces.remaining();

@@ -17,6 +17,7 @@ use http::{HeaderMap, HeaderValue};
 use penstock_core::config::Protocol;
 
 use crate::attempt::{self, Answer, candidate_of};
+use crate::begun::Begun;
 use crate::budgets::reservation::Plan;
 use crate::choose::{Choice, Pass, Tried, choose};
 use crate::decisions::{Made, Purpose};
@@ -34,7 +35,6 @@ use crate::reject::Broken;
 use crate::rescue::delivered::Delivered;
 use crate::rescue::joint::{First, Joint};
 use crate::snapshot::{Candidate, Rule};
-use crate::stream::Begun;
 use crate::wish::{self, Only, Unfit};
 
 /// What is kept counts in steps of this size, so that not every word touches the process's counter.

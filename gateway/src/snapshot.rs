@@ -52,6 +52,7 @@ use crate::tasks::TaskSet;
 use crate::trust::{LastHandshake, Secured, Trust, Unsecured};
 use crate::upstream::Pool;
 use crate::vitals::{self, Means, Vitals};
+use crate::wish::HashOn;
 
 pub use candidate::{Candidate, Model};
 pub use tier::{Slot, Tier};
@@ -80,21 +81,6 @@ pub struct Parts<'a> {
     pub trust: &'a Trust,
     /// What tokens of callers are verified by.
     pub(crate) key_sets: &'a Arc<Sets>,
-}
-
-/// What requests have in common that are kept together.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum HashOn {
-    /// What their bodies name, see [`crate::session::Names::session`].
-    Body,
-    /// A header.
-    Header(HeaderName),
-    /// The conversation that their bodies name.
-    Conversation,
-    /// The user that their bodies name, or whose key they show.
-    User,
-    /// The team whose key they show.
-    Team,
 }
 
 /// Everything that a request may need, resolved.

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use penstock_core::config::{Protocol, Slo, Strategy};
 use penstock_core::ids::BackendId;
 use xxhash_rust::xxh3::xxh3_64;
@@ -21,7 +21,7 @@ use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
 use crate::principal::Principal;
 use crate::settings::Place;
-use crate::snapshot::{Candidate, Endpoint, HashOn, Rule, Slot};
+use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
 
 /// What an answer is taken to have where its request bounds it higher or not at all: the mean of conversations in
 /// Azure's trace of 2023 (Patel et al., *Splitwise*, 2024).
@@ -300,6 +300,21 @@ pub fn blocks(rule: &Rule, call: &Call<'_>) -> Vec<u64> {
     } else {
         Vec::new()
     }
+}
+
+/// What requests have in common that are kept together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HashOn {
+    /// What their bodies name, see [`crate::session::Names::session`].
+    Body,
+    /// A header.
+    Header(HeaderName),
+    /// The conversation that their bodies name.
+    Conversation,
+    /// The user that their bodies name, or whose key they show.
+    User,
+    /// The team whose key they show.
+    Team,
 }
 
 /// Hash of what the rule's strategy keeps together, if it does and the request has it.

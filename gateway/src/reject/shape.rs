@@ -3,7 +3,7 @@
 use penstock_core::config::Unit;
 
 use super::Reject;
-use crate::openai::MAX_DEPTH;
+use crate::depth::MAX_DEPTH;
 
 /// Callers see at most this much of the model name that they sent.
 const SHOWN_MODEL_CHARS: usize = 128;

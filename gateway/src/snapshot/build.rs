@@ -17,8 +17,8 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, HashOn, Hedge,
-    Join, Model, Parts, Rule, Snapshot, Tier, Version, tier,
+    Address, Backend, Candidate, Credential, Endpoint, EndpointLive, ExactRules, Hedge, Join,
+    Model, Parts, Rule, Snapshot, Tier, Version, tier,
 };
 use crate::budgets::Budgets;
 use crate::cache::exact::{ExactCache, Maker};
@@ -33,6 +33,7 @@ use crate::provider::bedrock::{self, Signer};
 use crate::provider::target::Targets;
 use crate::source::Credentials;
 use crate::tasks::TaskSet;
+use crate::wish::HashOn;
 
 impl Snapshot {
     /// Resolves everything. `digest` is the config's.
