@@ -15,7 +15,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy"), HERE]
 
 import peers  # noqa: E402
-from real import Process, Upstream, call, objects  # noqa: E402
+from parts import Process, gateway, redis  # noqa: E402
+from real import Counting, call, objects  # noqa: E402
 from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 
 AT_ONCE, ROOM = 500, 10
@@ -28,25 +29,10 @@ async def user_api_key_auth(request, api_key):
 '''
 
 
-def redis(folder, log):
-    port = free_port()
-    program = shutil.which("valkey-server") or shutil.which("redis-server")
-    command = [program, "--port", str(port), "--dir", folder, "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-    process = Process(command, port, log)
-    wait_port(port)
-    return process
-
-
 def penstock(binary):
     def start(folder, log, upstream, store, count):
         objects(os.path.join(folder, "objects"), upstream, [KEY], ROOM)
-        for _ in range(count):
-            listen = free_port()
-            command = [binary, "--log", "error", "up", "-f", os.path.join(folder, "objects"), "--no-scaling"]
-            command += ["--listen", f"127.0.0.1:{listen}", "--store", f"redis://127.0.0.1:{store}"]
-            for name in ("admin", "scaler", "scaler-admin"):
-                command += [f"--{name}-listen", "127.0.0.1:0"]
-            yield Process(command, listen, log)
+        return [gateway(binary, os.path.join(folder, "objects"), log, store) for _ in range(count)]
 
     return start
 
@@ -55,7 +41,7 @@ def litellm(folder, log, upstream, store, count):
     program = peers.litellm()
     with open(os.path.join(folder, "own_keys.py"), "w", encoding="utf-8") as file:
         file.write(HOOK % ROOM)
-    shared = {"host": "127.0.0.1", "port": store}
+    shared = {"host": "127.0.0.1", "port": store.port}
     model = {"model": "openai/mock", "api_base": f"http://127.0.0.1:{upstream}/v1", "api_key": "none"}
     config = {
         "model_list": [{"model_name": "mock", "litellm_params": model}],
@@ -67,24 +53,27 @@ def litellm(folder, log, upstream, store, count):
     with open(path, "w", encoding="utf-8") as file:
         json.dump(config, file)
     environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False", "LITELLM_LOG": "ERROR"}
+    gateways = []
     for _ in range(count):
         port = free_port()
         command = ["env", *(f"{name}={value}" for name, value in environment.items()), program, "--config", path]
-        yield Process([*command, "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"], port, log)
+        command += ["--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
+        gateways.append(Process(command, port, log))
+    return gateways
 
 
 async def admitted(start, count):
     folder = tempfile.mkdtemp(prefix="penstock-race-")
-    upstream, processes = Upstream(), []
+    upstream, processes = Counting(), []
     try:
         await upstream.start()
         with open(os.path.join(folder, "log"), "wb") as log:
             store = redis(folder, log)
             processes.append(store)
-            gateways = list(start(folder, log, upstream.port, store.port, count))
+            gateways = start(folder, log, upstream.port, store, count)
             processes += gateways
-            for gateway in gateways:
-                wait_port(gateway.port, 120)
+            for one in gateways:
+                wait_port(one.port, 120)
             calls = (call(gateways[number % count].port, KEY, 60) for number in range(AT_ONCE))
             statuses = await asyncio.gather(*calls)
         answered = sum(status == 200 for status in statuses)

@@ -9,16 +9,16 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy")]
+sys.path[:0] = [HERE, os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy")]
 
-from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
+from parts import Upstream, gateway, mock, redis, write_objects  # noqa: E402
+from rig import end_on_sigterm, wait_port  # noqa: E402
 from subjects import key_of  # noqa: E402
 
 GATEWAYS, CALLERS, CAP = 3, 12, 30
@@ -29,79 +29,28 @@ BATCH = 50
 PATH = os.path.join("target", "ledger-real.json")
 
 
-class Upstream:
+class Counting(Upstream):
     """Counts calls by the user that they name."""
 
     def __init__(self):
         self.counts = {}
 
-    async def start(self):
-        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = self.server.sockets[0].getsockname()[1]
-
-    async def _serve(self, reader, writer):
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).lower()
-                length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
-                body = json.loads(await reader.readexactly(length))
-                # LiteLLM leaves it out.
-                user = body.get("user", "")
-                self.counts[user] = self.counts.get(user, 0) + 1
-                await asyncio.sleep(random.uniform(0, ANSWER_S))
-                answer = json.dumps({
-                    "object": "chat.completion", "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "x"}}],
-                    "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6},
-                }).encode()  # fmt: skip
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(answer) + answer)
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
-            pass
-        finally:
-            writer.close()
-
-
-class Process:
-    """Something that is killed and started again."""
-
-    def __init__(self, command, port, log):
-        self.command, self.port, self.log = command, port, log
-        self.start()
-
-    def start(self):
-        self.process = subprocess.Popen(self.command, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL)
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.kill()
+    async def answer(self, asked):
+        # LiteLLM leaves it out.
+        user = asked.get("user", "")
+        self.counts[user] = self.counts.get(user, 0) + 1
+        await asyncio.sleep(random.uniform(0, ANSWER_S))
+        return 5, 1
 
 
 def objects(folder, upstream, numbers, cap=CAP):
-    os.makedirs(folder)
-    texts = [
-        "apiVersion: penstock.dev/v1alpha1\nkind: LLMBackend\nmetadata: {name: mock}\n"
-        f'spec: {{external: {{url: "http://127.0.0.1:{upstream}/v1"}}}}\n',
-        "apiVersion: penstock.dev/v1alpha1\nkind: RoutingPolicy\nmetadata: {name: default}\n"
-        "spec: {rules: [{name: mock, match: {models: [mock]}, backends: [{name: mock}], retry: {attempts: 1}}]}\n",
-        "apiVersion: penstock.dev/v1alpha1\nkind: TokenBudget\nmetadata: {name: keys}\n"
-        f"spec: {{per: Key, limits: [{{name: limit, unit: Requests, max: {cap}, window: {{calendar: Month}}}}]}}\n",
-    ]
+    items = mock(upstream)
+    limit = {"name": "limit", "unit": "Requests", "max": cap, "window": {"calendar": "Month"}}
+    items.append(("TokenBudget", "keys", {"per": "Key", "limits": [limit]}))
     for number in numbers:
-        texts.append(
-            f"apiVersion: penstock.dev/v1alpha1\nkind: VirtualKey\nmetadata: {{name: caller-{number}}}\nspec: {{team: a}}\n"
-        )
-        texts.append(
-            f"apiVersion: v1\nkind: Secret\nmetadata: {{name: caller-{number}-key}}\nstringData: {{key: {key_of(number)}}}\n"
-        )
-    with open(os.path.join(folder, "objects.yaml"), "w", encoding="utf-8") as file:
-        file.write("---\n".join(texts))
+        items.append(("VirtualKey", f"caller-{number}", {"team": "a"}))
+        items.append(("Secret", f"caller-{number}-key", {"key": key_of(number)}))
+    write_objects(folder, items)
 
 
 async def call(port, number, limit_s=10):
@@ -122,7 +71,7 @@ async def call(port, number, limit_s=10):
             writer.close()
 
 
-async def one(number, gateways, redis, rng):
+async def one(number, gateways, store, rng):
     """A run: returns how many were answered, and what was killed."""
     ends = time.monotonic() + RUN_S
     statuses = []
@@ -133,11 +82,11 @@ async def one(number, gateways, redis, rng):
 
     async def trouble():
         await asyncio.sleep(rng.uniform(0.05, RUN_S * 0.7))
-        victim = redis if rng.random() < 0.4 else rng.choice(gateways)
+        victim = store if rng.random() < 0.4 else rng.choice(gateways)
         victim.kill()
         await asyncio.sleep(rng.uniform(0, 0.2))
         victim.start()
-        return "redis" if victim is redis else "gateway"
+        return "redis" if victim is store else "gateway"
 
     *_, killed = await asyncio.gather(*(caller() for _ in range(CALLERS)), trouble())
     return sum(status == 200 for status in statuses), killed
@@ -164,35 +113,20 @@ async def standings(gateways, numbers):
 
 async def batch(binary, numbers, rng):
     folder = tempfile.mkdtemp(prefix="penstock-ledger-")
-    upstream, processes = Upstream(), []
+    upstream, processes = Counting(), []
     try:
         await upstream.start()
         objects(os.path.join(folder, "objects"), upstream.port, numbers)
         with open(os.path.join(folder, "log"), "wb") as log:
-            port = free_port()
-            program = shutil.which("valkey-server") or shutil.which("redis-server")
-            redis = Process(
-                [program, "--port", str(port), "--dir", folder, "--appendonly", "yes", "--appendfsync", "always", "--save", ""],
-                port, log,
-            )  # fmt: skip
-            processes.append(redis)
-            wait_port(port)
-            gateways = []
-            for _ in range(GATEWAYS):
-                listen, admin = free_port(), free_port()
-                command = [binary, "--log", "error", "up", "-f", os.path.join(folder, "objects"), "--no-scaling"]
-                command += ["--listen", f"127.0.0.1:{listen}", "--admin-listen", f"127.0.0.1:{admin}"]
-                command += ["--scaler-listen", "127.0.0.1:0", "--scaler-admin-listen", "127.0.0.1:0"]
-                command += ["--store", f"redis://127.0.0.1:{port}"]
-                gateway = Process(command, listen, log)
-                gateway.admin = admin
-                gateways.append(gateway)
-                processes.append(gateway)
-            for gateway in gateways:
-                wait_port(gateway.port)
+            store = redis(folder, log)
+            processes.append(store)
+            gateways = [gateway(binary, os.path.join(folder, "objects"), log, store) for _ in range(GATEWAYS)]
+            processes += gateways
+            for one_of_them in gateways:
+                wait_port(one_of_them.port)
             results = {}
             for number in numbers:
-                answered, killed = await one(number, gateways, redis, rng)
+                answered, killed = await one(number, gateways, store, rng)
                 results[number] = {"answered": answered, "killed": killed}
             await asyncio.sleep(REST_S)
             truth = dict(upstream.counts)
