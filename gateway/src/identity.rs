@@ -47,6 +47,8 @@ struct Provider {
     spec: IdentityProvider,
     /// Keys that stand in the config.
     inline: Option<Arc<KeySet>>,
+    /// Where else they are, and how often they are to be read, in seconds.
+    source: Option<(Source, u64)>,
 }
 
 impl Provider {
@@ -106,6 +108,10 @@ impl Identities {
                 }) => KeySet::read(json.as_bytes()).map(Arc::new),
                 _ => None,
             },
+            source: match &spec.proof {
+                Proof::Jwt(jwt) => Source::of(jwt),
+                Proof::Certificate(_) => None,
+            },
         });
         Self {
             providers: providers.collect(),
@@ -118,7 +124,7 @@ impl Identities {
     pub(crate) fn sources(&self) -> impl Iterator<Item = (Source, u64)> {
         self.providers
             .iter()
-            .filter_map(|provider| Source::of(provider.jwt()?))
+            .filter_map(|provider| provider.source.clone())
     }
 
     /// Who shows this token; `None` for what is no token, and for one of a provider that is not known.
@@ -179,7 +185,7 @@ impl Identities {
         let set = self.set_of(provider)?;
         let mut keys = set.of(header.kid.as_deref(), header.alg).peekable();
         if keys.peek().is_none() {
-            return Err(self.unknown_key(jwt, now_s));
+            return Err(self.unknown_key(provider, now_s));
         }
         if !keys
             .take(MAX_TRIES)
@@ -202,11 +208,10 @@ impl Identities {
         if let Some(inline) = &provider.inline {
             return Ok(Arc::clone(inline));
         }
-        let source = provider.jwt().and_then(Source::of);
-        let Some((source, _)) = source else {
+        let Some((source, _)) = &provider.source else {
             return Err(Reject::IdentityUnavailable { is_awaited: false });
         };
-        match self.sets.of(&source) {
+        match self.sets.of(source) {
             Standing::Known(set) => Ok(set),
             Standing::Awaited => Err(Reject::IdentityUnavailable { is_awaited: true }),
             Standing::Failed => Err(Reject::IdentityUnavailable { is_awaited: false }),
@@ -214,9 +219,9 @@ impl Identities {
     }
 
     /// Providers change their keys: they are looked at once more, not too often.
-    fn unknown_key(&self, jwt: &Jwt, now_s: u64) -> Reject {
-        match Source::of(jwt) {
-            Some((source, _)) if self.sets.ask(&source, now_s) => {
+    fn unknown_key(&self, provider: &Provider, now_s: u64) -> Reject {
+        match &provider.source {
+            Some((source, _)) if self.sets.ask(source, now_s) => {
                 Reject::IdentityUnavailable { is_awaited: true }
             }
             _ => invalid("it is signed with a key that its issuer does not have (kid)"),
