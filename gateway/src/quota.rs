@@ -62,6 +62,44 @@ pub struct Left {
 const REQUESTS: usize = 0;
 const TOKENS: usize = 1;
 
+/// The headers that tell of one limit.
+struct Names {
+    limit: &'static str,
+    remaining: &'static str,
+    reset: &'static str,
+}
+
+const OPENAI: [Names; 2] = [
+    Names {
+        limit: "x-ratelimit-limit-requests",
+        remaining: "x-ratelimit-remaining-requests",
+        reset: "x-ratelimit-reset-requests",
+    },
+    Names {
+        limit: "x-ratelimit-limit-tokens",
+        remaining: "x-ratelimit-remaining-tokens",
+        reset: "x-ratelimit-reset-tokens",
+    },
+];
+const ANTHROPIC_REQUESTS: Names = Names {
+    limit: "anthropic-ratelimit-requests-limit",
+    remaining: "anthropic-ratelimit-requests-remaining",
+    reset: "anthropic-ratelimit-requests-reset",
+};
+/// Of two limits of tokens the one that leaves less counts.
+const ANTHROPIC_TOKENS: [Names; 2] = [
+    Names {
+        limit: "anthropic-ratelimit-tokens-limit",
+        remaining: "anthropic-ratelimit-tokens-remaining",
+        reset: "anthropic-ratelimit-tokens-reset",
+    },
+    Names {
+        limit: "anthropic-ratelimit-input-tokens-limit",
+        remaining: "anthropic-ratelimit-input-tokens-remaining",
+        reset: "anthropic-ratelimit-input-tokens-reset",
+    },
+];
+
 impl Quota {
     /// A request of `tokens` is sent.
     pub fn send(&mut self, tokens: u32, now_ms: u64) -> Mark {
@@ -140,44 +178,41 @@ pub fn read(
     now_ms: u64,
     since_epoch: Duration,
 ) -> [Option<Left>; 2] {
-    let text = |name: String| headers.get(name)?.to_str().ok();
-    let number = |name: String| {
+    let text = |name: &str| headers.get(name)?.to_str().ok();
+    let number = |name: &str| {
         let number: f32 = text(name)?.parse().ok()?;
         Some(number).filter(|number| number.is_finite() && *number >= 0.0)
-    };
-    let left = |kind: usize, limit: Option<f32>, remaining: Option<f32>, reset_ms: Option<u64>| {
-        let remaining = remaining?;
-        Some(Left {
-            limit,
-            remaining,
-            at_ms: mark.at_ms,
-            reset_ms: reset_ms.unwrap_or_else(|| mark.at_ms.saturating_add(WINDOW_MS)),
-            sent: mark.sent[kind],
-        })
     };
     let after = |from_ms: u64, wait: Duration| {
         let wait_ms = u64::try_from(wait.min(MOST).as_millis()).ok()?;
         Some(from_ms.saturating_add(wait_ms))
     };
-    let openai = |at: usize, kind: &str| {
-        let of = |what: &str| format!("x-ratelimit-{what}-{kind}");
-        let reset = text(of("reset")).and_then(until);
-        let reset_ms = reset.and_then(|wait| after(mark.at_ms, wait));
-        left(at, number(of("limit")), number(of("remaining")), reset_ms)
+    let left = |kind: usize, names: &Names, reset_ms: &dyn Fn(&str) -> Option<u64>| {
+        Some(Left {
+            remaining: number(names.remaining)?,
+            limit: number(names.limit),
+            at_ms: mark.at_ms,
+            reset_ms: text(names.reset)
+                .and_then(reset_ms)
+                .unwrap_or_else(|| mark.at_ms.saturating_add(WINDOW_MS)),
+            sent: mark.sent[kind],
+        })
     };
-    let anthropic = |at: usize, kind: &str| {
-        let of = |what: &str| format!("anthropic-ratelimit-{kind}-{what}");
-        let reset = text(of("reset")).and_then(rfc_3339);
-        let reset_ms = reset.and_then(|at| after(now_ms, at.saturating_sub(since_epoch)));
-        left(at, number(of("limit")), number(of("remaining")), reset_ms)
+    let openai = |kind: usize| {
+        let reset_ms = |text: &str| after(mark.at_ms, until(text)?);
+        left(kind, &OPENAI[kind], &reset_ms)
+    };
+    let anthropic = |kind: usize, names: &Names| {
+        let reset_ms = |text: &str| after(now_ms, rfc_3339(text)?.saturating_sub(since_epoch));
+        left(kind, names, &reset_ms)
     };
     let mut found = [None, None];
-    found[REQUESTS] = openai(REQUESTS, "requests").or_else(|| anthropic(REQUESTS, "requests"));
-    // Of two limits of tokens the one that leaves less.
-    let tokens = ["tokens", "input-tokens"].map(|kind| anthropic(TOKENS, kind));
-    let tokens = tokens.into_iter().flatten();
-    found[TOKENS] =
-        openai(TOKENS, "tokens").or_else(|| tokens.min_by(|a, b| a.part().total_cmp(&b.part())));
+    found[REQUESTS] = openai(REQUESTS).or_else(|| anthropic(REQUESTS, &ANTHROPIC_REQUESTS));
+    found[TOKENS] = openai(TOKENS).or_else(|| {
+        let tokens = ANTHROPIC_TOKENS.iter();
+        let tokens = tokens.filter_map(|names| anthropic(TOKENS, names));
+        tokens.min_by(|a, b| a.part().total_cmp(&b.part()))
+    });
     found
 }
 
