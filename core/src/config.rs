@@ -408,6 +408,9 @@ pub enum Strategy {
     Latency,
     /// The cheapest backend by [`Profile::price`]; among equally cheap ones as `PeakEwma`.
     Cost,
+    /// The backend that can do the least by [`Profile::capabilities`] and yet what the request needs; among equals as
+    /// `PeakEwma`.
+    Capability,
     /// The cheapest backend of those that are expected to keep to [`Rule::slo`]; where none is, the quickest.
     CostLatency,
     /// As `PeakEwma`, with what engines say of themselves: their queue and the fill of their KV cache.

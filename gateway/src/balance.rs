@@ -1,6 +1,7 @@
 //! Choosing one of several. Pure: loads, weights, times and randomness come in, an index goes out. A file a strategy.
 
 pub mod adaptive;
+pub mod capability;
 pub mod cost;
 pub mod cost_latency;
 pub mod hash;
@@ -17,6 +18,8 @@ pub mod round_robin;
 mod shares;
 pub mod slow_start;
 pub mod sticky;
+
+use capability::Ability;
 
 /// How far above its share an endpoint's requests in flight may go (consistent hashing with bounded loads, Mirrokni et
 /// al., 2018; the factor is the one that KubeAI runs with).
@@ -44,6 +47,8 @@ pub struct Offer {
     pub cost_ms: f32,
     /// Its backend's weight.
     pub weight: f32,
+    /// How much its backend can do.
+    pub ability: Ability,
 }
 
 /// Whether one more request keeps it within [`BOUND`] times its share of `total` requests in flight.
@@ -84,6 +89,7 @@ pub fn endpoint(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use penstock_core::config::Capabilities;
     use proptest::prelude::*;
 
     use super::*;
@@ -97,6 +103,7 @@ pub(crate) mod tests {
             ttft_ms: given.1,
             cost_ms: given.2,
             weight: given.3,
+            ability: Ability::of(&Capabilities::default()),
         };
         given.iter().map(offer).collect()
     }

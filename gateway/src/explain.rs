@@ -433,6 +433,14 @@ fn figures(
     let mut figures = match rule.strategy {
         Strategy::Latency => BTreeMap::from([("expectedMs", wish.expected_ms(endpoint).into())]),
         Strategy::Cost => BTreeMap::from([price()]),
+        Strategy::Capability => {
+            let said = &candidate.backend.profile.capabilities;
+            let context = said
+                .context_tokens
+                .map(|tokens| ("contextTokens", tokens.into()));
+            let lacks = ("lacks", said.lacks.len() as f64);
+            context.into_iter().chain([lacks]).collect()
+        }
         Strategy::CostLatency => {
             let target_ms = rule.slo.ttft_ms.unwrap_or(0) as f64;
             let ttft_ms = wish.ttft_ms(endpoint).into();

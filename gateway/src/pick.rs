@@ -11,11 +11,12 @@ use penstock_core::config::Strategy;
 use rand::Rng;
 
 use crate::balance::adaptive::Forecast;
+use crate::balance::capability::Ability;
 use crate::balance::prefix_affinity::Owner;
 use crate::balance::region::Spot;
 use crate::balance::{
-    self, Offer, Seen, adaptive, cost, cost_latency, hash, latency, least_requests, peak_ewma,
-    power_of_two, prefix_affinity, region, round_robin, sticky,
+    self, Offer, Seen, adaptive, capability, cost, cost_latency, hash, latency, least_requests,
+    peak_ewma, power_of_two, prefix_affinity, region, round_robin, sticky,
 };
 use crate::snapshot::{Candidate, Credential, Endpoint, Rule, Slot, Tier};
 use crate::wish::{Wish, sharing};
@@ -78,6 +79,11 @@ pub fn pick(
             let fitting = Fitting::of(tier, &fits);
             let offers = fitting.each(|place| place.offer(wish));
             fitting.at(cost::pick(&offers, &fitting.cumulative(), rng)?)
+        }
+        Strategy::Capability => {
+            let fitting = Fitting::of(tier, &fits);
+            let offers = fitting.each(|place| place.offer(wish));
+            fitting.at(capability::pick(&offers, &fitting.cumulative(), rng)?)
         }
         Strategy::CostLatency => {
             let fitting = Fitting::of(tier, &fits);
@@ -175,6 +181,7 @@ impl<'a> Place<'a> {
             ttft_ms: wish.ttft_ms(self.endpoint),
             cost_ms: wish.cost_at(self.slot, self.endpoint),
             weight: self.weight,
+            ability: Ability::of(&self.candidate.backend.profile.capabilities),
         }
     }
 

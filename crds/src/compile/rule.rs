@@ -267,6 +267,7 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::RoundRobin => Strategy::RoundRobin,
         StrategySpec::Latency => Strategy::Latency,
         StrategySpec::Cost => Strategy::Cost,
+        StrategySpec::Capability => Strategy::Capability,
         StrategySpec::CostLatency => Strategy::CostLatency,
         StrategySpec::KvAware => Strategy::KvAware,
         StrategySpec::Region => Strategy::Region,

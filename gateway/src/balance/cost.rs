@@ -7,27 +7,26 @@ use super::{Offer, power_of_two};
 /// One of those whose price is the lowest: of two drawn by weight the one that costs less time. `cumulative` holds the
 /// sums of the shares up to and with each offer.
 pub fn pick(offers: &[Offer], cumulative: &[f32], rng: &mut impl Rng) -> Option<usize> {
-    among(offers, cumulative, rng, |_| true)
+    lowest(offers, cumulative, rng, |offer| Some(offer.price))
 }
 
-/// [`pick`] among those that are `eligible`.
-pub(super) fn among(
+/// One of those whose `figure` is the lowest, drawn as by [`pick`]; who has none is not chosen.
+pub(super) fn lowest<T: Ord>(
     offers: &[Offer],
     cumulative: &[f32],
     rng: &mut impl Rng,
-    eligible: impl Fn(&Offer) -> bool,
+    figure: impl Fn(&Offer) -> Option<T>,
 ) -> Option<usize> {
-    let least = offers.iter().filter(|offer| eligible(offer));
-    let least = least.map(|offer| offer.price).min()?;
-    let is_cheapest = |index: usize| {
-        let offer = offers.get(index);
-        offer.is_some_and(|offer| offer.price == least && eligible(offer))
+    let least = offers.iter().filter_map(&figure).min()?;
+    let is_lowest = |index: usize| {
+        let figure = offers.get(index).and_then(&figure);
+        figure.is_some_and(|figure| figure == least)
     };
     let cost = |index: usize| {
         let offer = offers.get(index);
         offer.map_or(f32::INFINITY, |offer| offer.cost_ms)
     };
-    power_of_two::pick(cumulative, rng, is_cheapest, cost)
+    power_of_two::pick(cumulative, rng, is_lowest, cost)
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ pub fn pick(
 ) -> Option<usize> {
     #[expect(clippy::cast_precision_loss, reason = "a target is a rough figure")]
     let target_ms = target_ms.map_or(f32::INFINITY, |ms| ms as f32);
-    let in_time = |offer: &Offer| offer.ttft_ms <= target_ms;
-    cost::among(offers, cumulative, rng, in_time).or_else(|| {
+    let in_time = |offer: &Offer| (offer.ttft_ms <= target_ms).then_some(offer.price);
+    cost::lowest(offers, cumulative, rng, in_time).or_else(|| {
         let expected = offers.iter().map(|offer| offer.ttft_ms / offer.weight);
         latency::least(&expected.collect::<Vec<f32>>())
     })

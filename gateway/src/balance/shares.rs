@@ -57,8 +57,8 @@ const fn case(strategy: Strategy) -> Case {
 
 fn cases() -> Vec<Case> {
     use Strategy::{
-        Adaptive, Cost, CostLatency, Hash, KvAware, Latency, LeastRequests, PeakEwma, PowerOfTwo,
-        PrefixAffinity, Region, RoundRobin, Sticky,
+        Adaptive, Capability, Cost, CostLatency, Hash, KvAware, Latency, LeastRequests, PeakEwma,
+        PowerOfTwo, PrefixAffinity, Region, RoundRobin, Sticky,
     };
     let speed = |strategy| Case {
         weighs: Weighs::Speed,
@@ -75,6 +75,7 @@ fn cases() -> Vec<Case> {
         case(KvAware),
         case(Region),
         case(Cost),
+        case(Capability),
         case(CostLatency),
         // No backend is as quick as is wanted.
         Case {

@@ -1,6 +1,6 @@
 //! Requests go to backends that have what they need.
 
-use penstock_core::config::{Condition, Need};
+use penstock_core::config::{Condition, Need, Strategy};
 
 use crate::harness::*;
 
@@ -35,6 +35,52 @@ async fn a_backend_that_lacks_what_a_request_needs_is_passed_over_and_explained(
     let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
     assert_eq!(told["candidates"][0]["dropped"], "it lacks Tools");
     assert_eq!(told["chosen"]["backend"], "ns/b");
+}
+
+#[tokio::test]
+async fn who_can_do_more_is_left_to_requests_that_need_it() {
+    let able = Upstream::always(|| json_answer("able")).await;
+    let short = Upstream::always(|| json_answer("short")).await;
+    let plain = Upstream::start(|number, _| match number {
+        0..3 => json_answer("plain"),
+        _ => Reply::Json(503, shaped_error("busy")),
+    })
+    .await;
+    let plan = Plan::new()
+        .backend("able", &[able.address], 9, 0)
+        .backend("plain", &[plain.address], 1, 0)
+        .backend("short", &[short.address], 1, 0)
+        .profile("plain", |profile| {
+            profile.capabilities.lacks = [Need::Tools].into();
+            profile.capabilities.context_tokens = Some(200);
+        })
+        .profile("short", |profile| {
+            profile.capabilities.context_tokens = Some(2_000);
+        })
+        .rule(|rule| rule.strategy = Strategy::Capability);
+    let gateway = Gateway::start(&plan).await;
+    let text = chat(false);
+    let (long, longer) = (long(10), long(4_000));
+    let expected = [
+        (text.as_str(), "ns/plain"),
+        (text.as_str(), "ns/plain"),
+        (TOOLS, "ns/short"),
+        (long.as_str(), "ns/short"),
+        (longer.as_str(), "ns/able"),
+        (text.as_str(), "ns/plain"),
+        // The one that can do the least fails: the next one can do more.
+        (text.as_str(), "ns/short"),
+    ];
+    for (body, backend) in expected {
+        let answer = gateway.post(body).await;
+        assert_eq!(answer.header("x-penstock-backend"), backend, "{body}");
+    }
+    let mut client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &text).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    let figures = |index: usize| &told["candidates"][index]["endpoints"][0]["figures"];
+    assert_eq!(figures(0)["lacks"], 0.0, "{told}");
+    assert_eq!(figures(1)["contextTokens"], 200.0, "{told}");
 }
 
 #[tokio::test]

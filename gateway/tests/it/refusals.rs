@@ -93,6 +93,7 @@ async fn a_backend_that_refuses_everything_gets_next_to_nothing() {
         Strategy::Latency,
         Strategy::Cost,
         Strategy::CostLatency,
+        Strategy::Capability,
         Strategy::Region,
         Strategy::PowerOfTwo,
         Strategy::LeastRequests,
