@@ -35,6 +35,28 @@ def clean_pct(answers):
     return {"sent": len(answers), "pct": round(judge.clean_pct(answers), 3)}
 
 
+def is_open(result):
+    """Whether a case is still to be played: it could not be, for another reason than that it makes no sense."""
+    return result is None or (result["grade"] == "none" and not result.get("unfit", False))
+
+
+def together(before, facts):
+    """The facts of a run and of the one that it goes on with."""
+
+    def clean(name):
+        parts = [part for part in (before["clean"].get(name), facts.clean.get(name)) if part]
+        sent = sum(part["sent"] for part in parts)
+        answered = sum(part["sent"] * part["pct"] for part in parts)
+        return {"sent": sent, "pct": round(answered / sent, 3) if sent else 100.0}
+
+    names = {**before["clean"], **facts.clean}
+    return Facts(
+        versions={**before["versions"], **facts.versions},
+        clean={name: clean(name) for name in names},
+        seconds=before["seconds"] + facts.seconds, missing={**before["missing"], **facts.missing}, ours=facts.ours,
+    )  # fmt: skip
+
+
 def line(case, results, ours):
     """One case: our grade and why, then the peers' grades."""
     mine = results.get(ours)

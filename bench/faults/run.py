@@ -1,6 +1,7 @@
 """Faults and abuse, the same for Penstock and other gateways, graded from what callers and upstreams saw.
 
-CASE=S08,R06 and SUBJECTS=penstock,envoy narrow the run."""
+CASE=S08,R06 and SUBJECTS=penstock,envoy narrow the run. RESUME=1 plays only those that could not be played in the last
+run, whose results are in target/faults.json, and tells of both together."""
 
 import asyncio
 import json
@@ -53,11 +54,28 @@ async def play(case, benches, cases):
     return dict(zip(benches, results))
 
 
+def target():
+    """Where results are kept."""
+    return os.environ.get("FAULTS_OUT") or os.path.join(os.path.dirname(os.path.dirname(HERE)), "target")
+
+
+def last_run():
+    """What is known of the last run, where it is to be gone on with."""
+    if not os.environ.get("RESUME"):
+        return None
+    with open(os.path.join(target(), "faults.json"), encoding="utf-8") as file:
+        return json.load(file)
+
+
 async def main(folder):
     names, missing = installed(chosen("SUBJECTS", SUBJECTS))
     order = sorted(CASES)
     order.sort(key=lambda name: name[0], reverse=True)
     cases = [CASES[name] for name in chosen("CASE", order)]
+    before = last_run()
+    all_cases = cases
+    if before:
+        cases = [case for case in cases if report.is_open(before["cases"].get(case.id, {}).get(OURS))]
     benches, results = {}, {}
     if OURS in names and not os.environ.get("PENSTOCK_BIN"):
         sys.exit("faults: PENSTOCK_BIN names no binary")
@@ -77,7 +95,10 @@ async def main(folder):
         clean={name: report.clean_pct(bench.clean) for name, bench in benches.items()},
         seconds=time.monotonic() - started, missing=missing, ours=OURS,
     )  # fmt: skip
-    return cases, results, facts
+    if before:
+        results = {case.id: results.get(case.id) or before["cases"][case.id] for case in all_cases}
+        facts = report.together(before, facts)
+    return all_cases, results, facts
 
 
 def run():
@@ -96,11 +117,10 @@ def run():
             return 143
         finally:
             loop.close()
-    target = os.environ.get("FAULTS_OUT") or os.path.join(os.path.dirname(os.path.dirname(HERE)), "target")
-    os.makedirs(target, exist_ok=True)
-    with open(os.path.join(target, "faults.json"), "w", encoding="utf-8") as file:
+    os.makedirs(target(), exist_ok=True)
+    with open(os.path.join(target(), "faults.json"), "w", encoding="utf-8") as file:
         json.dump(report.raw(results, facts), file, indent=1)
-    with open(os.path.join(target, "faults.md"), "w", encoding="utf-8") as file:
+    with open(os.path.join(target(), "faults.md"), "w", encoding="utf-8") as file:
         file.write(report.markdown(cases, results, facts))
     line, code = report.last_line(results, facts)
     if missed := report.missed(results, facts.ours):

@@ -3,6 +3,7 @@ streams that say little."""
 
 import asyncio
 import os
+import socket
 import time
 
 import client

@@ -19,6 +19,20 @@ def results(**ours):
     return {name: {"penstock": mine, "envoy": result("none", "no LLM gateway")} for name, mine in ours.items()}
 
 
+class Resumed(unittest.TestCase):
+    def test_what_could_not_be_played_is_open(self):
+        self.assertTrue(report.is_open(None))
+        self.assertTrue(report.is_open(result("none", "the case broke: KeyError: 'x'")))
+        self.assertFalse(report.is_open(result("none", "no names", unfit=True)))
+        self.assertFalse(report.is_open(result("fail", "it hangs")))
+
+    def test_both_runs_are_told_of_together(self):
+        before = report.raw({}, facts(99.0))
+        both = report.together(before, facts(100.0))
+        self.assertEqual(both.clean["penstock"], {"sent": 2000, "pct": 99.5})
+        self.assertEqual(both.seconds, 2.0)
+
+
 class LastLine(unittest.TestCase):
     def test_all_passed(self):
         line, code = report.last_line(results(S01=result("pass"), S08=result("safe")), facts())
