@@ -9,7 +9,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.error
@@ -18,7 +17,8 @@ import urllib.request
 
 import openai
 
-from client import PENSTOCK, Failed, check, sdk, wait_until
+from client import Failed, check, sdk, wait_until
+from up import item, running
 
 PROVIDER = os.environ["OPENID_PROVIDER"]
 # The example's application, and a person who uses it.
@@ -107,12 +107,11 @@ def objects(upstream, port):
     access = [{"models": ["small-*"]}, {"scopes": ["llm.all"]}]
     match = {"models": ["*"], "team": "search", "user": "id1"}
     rule = {"name": "search", "match": match, "backends": [{"name": "backend"}]}
-    for kind, name, spec in (
-        ("LLMBackend", "backend", {"external": {"url": f"{upstream}/v1"}}),
-        ("RoutingPolicy", "default", {"rules": [rule]}),
-        ("IdentityProvider", "login", {"jwt": jwt, "team": {"value": "search"}, "access": access}),
-    ):
-        yield {"apiVersion": "penstock.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+    return [
+        item("LLMBackend", "backend", {"external": {"url": f"{upstream}/v1"}}),
+        item("RoutingPolicy", "default", {"rules": [rule]}),
+        item("IdentityProvider", "login", {"jwt": jwt, "team": {"value": "search"}, "access": access}),
+    ]
 
 
 def refusal(url, key, model="small-1"):
@@ -161,19 +160,8 @@ def main():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     port = free_port()
-    with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "objects.yaml"), "w") as file:
-            file.write("\n---\n".join(json.dumps(item) for item in objects(f"http://127.0.0.1:{server.server_port}", port)))
-        ports = [flag for name in ("", "admin-", "scaler-", "scaler-admin-") for flag in (f"--{name}listen", "127.0.0.1:0")]
-        up = subprocess.Popen([PENSTOCK, "up", "-f", folder, *ports], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            url = next((line.split("url=")[1].strip() for line in up.stdout if line.startswith("up: ready")), None)
-            check(url, "penstock up ended")
-            threading.Thread(target=up.stdout.read, daemon=True).start()
-            done = prove(url, port)
-        finally:
-            up.terminate()
-            up.wait(30)
+    with running(objects(f"http://127.0.0.1:{server.server_port}", port)) as (_, url):
+        done = prove(url, port)
     print(f"identity: ok={done} failed=0")
 
 

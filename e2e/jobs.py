@@ -1,36 +1,16 @@
 """The official openai SDK as a caller who comes back: background responses, files and batches, and what is left of them
 after the process was killed."""
 
-import contextlib
 import http.server
 import json
-import os
-import subprocess
 import tempfile
 import threading
 
 import openai
-from client import PENSTOCK, check, wait_until
+from client import check, wait_until
 from openai.types.responses import Response
+from up import item, running
 
-OBJECTS = """
-apiVersion: penstock.dev/v1alpha1
-kind: LLMBackend
-metadata: {{name: scripted}}
-spec:
-  external: {{url: "http://127.0.0.1:{port}/v1"}}
----
-apiVersion: penstock.dev/v1alpha1
-kind: RoutingPolicy
-metadata: {{name: scripted}}
-spec:
-  rules:
-  - name: any
-    match: {{models: ["scripted/*"]}}
-    backends: [{{name: scripted}}]
-    retry: {{attempts: 1}}
-    resumable: 30s
-"""
 TEXT = "Let mé see."
 IN_TIME_S = 60
 
@@ -221,34 +201,22 @@ def come_back(url, model, left):
     return caller.done
 
 
-@contextlib.contextmanager
-def running(folder):
-    """`penstock up` with its store in the same folder: its address and its process."""
-    ports = [flag for name in ("", "admin-", "scaler-", "scaler-admin-") for flag in (f"--{name}listen", "127.0.0.1:0")]
-    command = [PENSTOCK, "up", "-f", folder, "--store", f"file:{folder}/store.redb", *ports]
-    up = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        url = next((line.split("url=")[1].strip() for line in up.stdout if line.startswith("up: ready")), None)
-        check(url, "penstock up ended")
-        threading.Thread(target=up.stdout.read, daemon=True).start()
-        yield url, up
-    finally:
-        up.terminate()
-        up.wait(30)
-
-
 def prove():
     """Returns how much was checked."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
+    rule = {"name": "any", "match": {"models": ["scripted/*"]}, "backends": [{"name": "scripted"}], "retry": {"attempts": 1}, "resumable": "30s"}
+    objects = [
+        item("LLMBackend", "scripted", {"external": {"url": f"http://127.0.0.1:{server.server_port}/v1"}}),
+        item("RoutingPolicy", "scripted", {"rules": [rule]}),
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "objects.yaml"), "w") as objects:
-            objects.write(OBJECTS.format(port=server.server_port))
-        with running(folder) as (url, process):
+        store = ("--store", f"file:{folder}/store.redb")
+        with running(objects, *store) as (up, url):
             done, left = leave(url, "scripted")
-            process.kill()
-        with running(folder) as (url, _):
+            up.kill()
+        with running(objects, *store) as (_, url):
             done += come_back(url, "scripted", left)
     Backend.stopping.set()
     check(not Backend.problems, "calls that no backend would take:\n" + "\n".join(Backend.problems[:5]))

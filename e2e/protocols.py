@@ -5,16 +5,14 @@ turn, why it ended, how many tokens it took, of which a cache had some, and an e
 
 import http.server
 import json
-import os
-import subprocess
 import sys
-import tempfile
 import threading
 
 import anthropic
 import jobs
 import openai
-from client import PENSTOCK, Failed, check
+from client import Failed, check
+from up import item, running
 
 from wires import COUNT, PICTURE, REFUSAL, SCHEMA, SHOWN, bedrock, calls_of, gemini, scene_of
 from wires.azure import KEY as AZURE_KEY
@@ -261,8 +259,8 @@ def objects(url):
         if name in KEPT:
             rule["resumable"] = "30s"
         backend = {"external": external, "capabilities": wire.capabilities}
-        for kind, spec in (("LLMBackend", backend), ("RoutingPolicy", {"rules": [rule]})):
-            yield {"apiVersion": "penstock.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+        yield item("LLMBackend", name, backend)
+        yield item("RoutingPolicy", name, {"rules": [rule]})
 
 
 def main():
@@ -270,19 +268,8 @@ def main():
     threading.Thread(target=server.serve_forever, daemon=True).start()
     upstream = f"http://127.0.0.1:{server.server_port}"
     done = ask_vendors(upstream)
-    with tempfile.TemporaryDirectory() as folder:
-        with open(os.path.join(folder, "objects.yaml"), "w") as file:
-            file.write("\n---\n".join(json.dumps(item) for item in objects(upstream)))
-        ports = [flag for name in ("", "admin-", "scaler-", "scaler-admin-") for flag in (f"--{name}listen", "127.0.0.1:0")]
-        up = subprocess.Popen([PENSTOCK, "up", "-f", folder, *ports], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        try:
-            url = next((line.split("url=")[1].strip() for line in up.stdout if line.startswith("up: ready")), None)
-            check(url, "penstock up ended")
-            threading.Thread(target=up.stdout.read, daemon=True).start()
-            done += ask_gateway(url)
-        finally:
-            up.terminate()
-            up.wait(30)
+    with running(objects(upstream)) as (_, url):
+        done += ask_gateway(url)
     problems = [problem for wire in WIRES.values() for problem in wire.problems]
     check(not problems, "requests that the vendor would refuse:\n" + "\n".join(problems[:5]))
     done += jobs.prove()
