@@ -1,6 +1,9 @@
-//! (IO) `penstock key`: keys of callers, as VirtualKey objects of a cluster.
+//! (IO) `penstock key`: keys of callers, as VirtualKey objects of a cluster, or in a gateway's store ([`stored`]).
+
+mod stored;
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -18,12 +21,19 @@ use crate::table::aligned;
 const MADE_WITHIN: Duration = Duration::from_secs(30);
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// Makes, changes and takes back keys of a gateway's callers. Needs a kubeconfig.
+/// Makes, changes and takes back keys of a gateway's callers: VirtualKeys of the cluster that the kubeconfig names, or
+/// with `--admin` keys that the gateway there has in its store.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
     /// Namespace of the keys; default: the kubeconfig's.
     #[arg(short, long, global = true)]
     namespace: Option<String>,
+    /// Keys in a gateway's store: its admin address, of `penstock up` or of a port-forward to a gateway's port 9090.
+    #[arg(long, global = true, value_name = "URL", conflicts_with = "namespace")]
+    admin: Option<String>,
+    /// File with the gateway's admin token, for --admin; else it is in PENSTOCK_ADMIN_TOKEN.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -59,7 +69,7 @@ struct Create {
     /// A RoutingPolicy whose rules it may use; may be given several times. Default: all of its gateway.
     #[arg(long = "policy", value_name = "POLICY")]
     policies: Vec<String>,
-    /// The gateway that knows it.
+    /// The gateway that knows it; with --admin it is the one there.
     #[arg(long, default_value = "default")]
     gateway: String,
     /// When it ends, such as 2027-01-01T00:00:00Z. Default: never.
@@ -80,7 +90,7 @@ struct Rotate {
 struct Revoke {
     /// Name of the VirtualKey.
     name: String,
-    /// Keep the object: the key is refused until `suspended` is taken out of it.
+    /// Keep it: the key is refused until `suspended` is taken out of it.
     #[arg(long)]
     suspend: bool,
 }
@@ -96,6 +106,10 @@ fn attribute(text: &str) -> Result<(String, String), String> {
 
 /// Does it.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(admin) = &args.admin {
+        let desk = stored::Desk::open(admin, args.token_file.as_deref())?;
+        return desk.run(args.command).await;
+    }
     let client = Client::try_default()
         .await
         .context("find a cluster: is there a kubeconfig?")?;

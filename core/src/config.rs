@@ -347,6 +347,15 @@ pub enum NameMatch {
 }
 
 impl NameMatch {
+    /// A name, or a beginning followed by one star; `None` for other stars.
+    pub fn read(text: &str) -> Option<Self> {
+        match text.strip_suffix('*') {
+            Some(prefix) if !prefix.contains('*') => Some(Self::Prefix(prefix.to_owned())),
+            None if !text.contains('*') && !text.is_empty() => Some(Self::Exact(text.to_owned())),
+            _ => None,
+        }
+    }
+
     /// Whether `model` is selected.
     pub fn matches(&self, model: &str) -> bool {
         match self {

@@ -94,6 +94,14 @@ pub fn gateway_pepper(gateway: &str) -> String {
 /// The key of the value in [`gateway_pepper`].
 pub const PEPPER_KEY: &str = "pepper";
 
+/// The name of the Secret with what those show who manage the keys in a gateway's store.
+pub fn gateway_admin(gateway: &str) -> String {
+    format!("{gateway}-admin")
+}
+
+/// The key of the value in [`gateway_admin`].
+pub const ADMIN_KEY: &str = "token";
+
 /// The name of the Secret with a VirtualKey's key, where the object names none.
 pub fn key_secret(virtual_key: &str) -> String {
     format!("{virtual_key}-key")

@@ -1,4 +1,5 @@
-"""Two budgets and a key: spent to the limit through two gateways, and not beyond; the window rolls over."""
+"""Two budgets and a key: spent to the limit through two gateways, and not beyond; the window rolls over. A key in their
+store."""
 
 import concurrent.futures
 import time
@@ -9,6 +10,7 @@ from client import PENSTOCK, check, sdk, wait_until
 from cluster import Skipped, command, policy, pool, rule
 
 REQUESTS, WINDOW_S = 20, 12
+TOKEN = "token-of-those-who-manage-keys"
 
 
 def run(story):
@@ -70,6 +72,31 @@ def run(story):
     wait_until("the key is refused", lambda: call(url, alice, "chat", 4, openai.AuthenticationError), 10)
     for _ in range(8):
         check(call(url, alice, "chat", 4, openai.AuthenticationError), "a gateway takes a key that was taken back")
+    stored_key(story, url)
+
+
+def stored_key(story, url):
+    """A key in the gateways' store: every replica knows it, counts it, and refuses it when it is taken back."""
+    story.apply({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "default-admin"}, "stringData": {"token": TOKEN}})
+    admin = story.expose("default-admin", {"penstock.dev/gateway": "default"}, 9090)
+
+    def key(*words, ok=True):
+        return command("env", f"PENSTOCK_ADMIN_TOKEN={TOKEN}", PENSTOCK, "key", "--admin", admin, *words, ok=ok)
+
+    # Each question has a connection of its own, so it may come to either replica.
+    wait_until("keys can be managed", lambda: all(key("list", ok=False).returncode == 0 for _ in range(6)), 60)
+    carol = key("create", "carol", "--team=search").strip()
+    answers = [call(url, carol, "chat", 4) for _ in range(REQUESTS + 4)]
+    check([answer is None for answer in answers] == [True] * REQUESTS + [False] * 4, "a key in the store has another budget")
+    check("carol" in key("list") and carol not in key("list"), "penstock key list does not tell of a key in the store")
+    key("revoke", "carol")
+    taken_back = time.monotonic()
+    last = taken_back
+    while time.monotonic() < taken_back + 3.0:
+        # As long as it is known, its budget refuses it.
+        if call(url, carol, "chat", 4, (openai.AuthenticationError, openai.RateLimitError)).status_code != 401:
+            last = time.monotonic()
+    check(last - taken_back < 1.0, f"a key that was taken back was good for {last - taken_back:.1f} s")
 
 
 def refused_for(answer, seconds):

@@ -1,6 +1,7 @@
 //! (IO) The gateway's own paths on the admin port: `GET /config` says what is in force, `GET /budgets` how much of the
 //! budgets is left that this replica has asked for, `GET /usage` what callers of all replicas took, `GET /load` tells
-//! the scaler what every backend has to do, `POST /explain` where a request would go and why.
+//! the scaler what every backend has to do, `POST /explain` where a request would go and why, `/keys` are those in the
+//! store.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -31,6 +32,7 @@ use crate::openai::{Api, Call};
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::reshape::reshape;
+use crate::stored_keys;
 use crate::tasks::TaskSet;
 use crate::usage::MAX_DAYS;
 use crate::usage::sums::{Row, Sums};
@@ -43,7 +45,7 @@ const EVERY: Duration = Duration::from_secs(1);
 /// line takes time from requests.
 const APART: Duration = Duration::from_millis(250);
 
-/// `/config`, `/budgets`, `/usage`, `/load` and `/explain`.
+/// `/config`, `/budgets`, `/usage`, `/load`, `/explain` and `/keys`.
 pub(crate) fn routes(process: &Arc<Process>) -> Router {
     Router::new()
         .route("/config", get(config))
@@ -52,6 +54,7 @@ pub(crate) fn routes(process: &Arc<Process>) -> Router {
         .route("/load", get(load))
         .route("/explain", post(explain))
         .with_state(Arc::clone(process))
+        .merge(stored_keys::api::routes(process))
 }
 
 async fn config(State(process): State<Arc<Process>>) -> Response {
@@ -192,7 +195,7 @@ async fn explained(
     let settings = &process.settings;
     let region = settings.origins.said(headers);
     // Who shows no key is told of rules for anybody, whatever they want of callers.
-    let (who, _) = behalf::shown(Some(&snapshot), headers, &[])?;
+    let (who, _) = behalf::shown_to(process, headers, &[]).await?;
     let asked = Asked {
         method: &method,
         path,

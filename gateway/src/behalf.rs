@@ -11,6 +11,7 @@ use crate::principal::Who;
 use crate::process::Process;
 use crate::reject::Reject;
 use crate::snapshot::Snapshot;
+use crate::stored_keys;
 
 /// How long a request waits for the keys by which its token is verified.
 const KEYS_WAIT: Duration = Duration::from_secs(2);
@@ -30,7 +31,12 @@ pub(crate) enum Behalf {
 
 impl Behalf {
     /// Who that is now.
-    pub(crate) fn who(&self, process: &Process) -> Result<Who, Reject> {
+    pub(crate) async fn who(&self, process: &Process) -> Result<Who, Reject> {
+        if let Self::Key(id) = self
+            && id.namespace == stored_keys::NAMESPACE
+        {
+            return Ok(Who::Known(process.stored_keys.of(id).await?));
+        }
         let snapshot = process.snapshot.load();
         let principals = snapshot.as_ref().and_then(|of| of.principals.as_ref());
         match (self, principals) {
@@ -46,7 +52,7 @@ fn now_s() -> u64 {
 }
 
 /// Who shows one of these headers, and in which, or a certificate with these names.
-pub(crate) fn shown(
+fn shown(
     snapshot: Option<&Snapshot>,
     headers: &HeaderMap,
     names: &[String],
@@ -64,17 +70,31 @@ pub(crate) async fn identify(
     head: &mut Parts,
     names: &[String],
 ) -> Result<Who, Reject> {
-    let look = |headers: &HeaderMap| shown(process.snapshot.load().as_deref(), headers, names);
-    let (who, shown_in) = match look(&head.headers) {
-        Err(Reject::IdentityUnavailable { is_awaited: true }) => {
-            known_soon(process, || look(&head.headers)).await?
-        }
-        found => found?,
-    };
+    let (who, shown_in) = shown_to(process, &head.headers, names).await?;
     if let Some(name) = shown_in {
         head.headers.remove(name);
     }
     Ok(who)
+}
+
+/// Who shows one of these headers, and in which; waits for what must be read to tell.
+pub(crate) async fn shown_to(
+    process: &Process,
+    headers: &HeaderMap,
+    names: &[String],
+) -> Result<(Who, Option<HeaderName>), Reject> {
+    let look = || shown(process.snapshot.load().as_deref(), headers, names);
+    let found = match look() {
+        Err(Reject::KeysUnavailable { unread: Some(hash) }) => {
+            process.stored_keys.read(&hash).await?;
+            look()
+        }
+        found => found,
+    };
+    match found {
+        Err(Reject::IdentityUnavailable { is_awaited: true }) => known_soon(process, look).await,
+        found => found,
+    }
 }
 
 /// What is known once the keys of a provider have been read that are on their way.

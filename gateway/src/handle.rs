@@ -134,7 +134,7 @@ pub(crate) async fn answer(
     let who = match &behalf {
         _ if is_doubtful => Err(Reject::AmbiguousLength),
         Behalf::Caller => behalf::identify(&worker.process, &mut head, watch.names()).await,
-        behalf => behalf.who(&worker.process),
+        behalf => behalf.who(&worker.process).await,
     };
     let step = match who {
         Ok(who) => {

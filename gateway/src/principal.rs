@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use penstock_core::config::{Callers, NameMatch};
+use penstock_core::config::{Callers, Key, NameMatch};
 use penstock_core::ids::Id;
-use penstock_core::key::{self, Hash, Hasher, MAX_BYTES};
+use penstock_core::key::{self, Hash, Hasher, MAX_BYTES, MIN_FOREIGN_BYTES};
 use penstock_core::names::KEY_HEADER;
 
 use crate::identity::sets::Sets;
@@ -18,6 +18,7 @@ use crate::identity::{Claimed, Identities};
 use crate::outbound::API_KEYS;
 use crate::reject::Reject;
 use crate::source::Credentials;
+use crate::stored_keys::{Owner, StoredKeys};
 
 /// Where only a key of the gateway can be.
 pub(crate) const KEY: HeaderName = HeaderName::from_static(KEY_HEADER);
@@ -91,6 +92,23 @@ impl Principal {
         }
     }
 
+    /// One with a key.
+    pub(crate) fn of_key(id: &Id, spec: &Key) -> Self {
+        Self {
+            id: id.clone(),
+            team: spec.team.clone(),
+            user: spec.user.clone(),
+            attributes: spec.attributes.clone(),
+            claimed: None,
+            grants: vec![Grant {
+                models: spec.models.clone(),
+                policies: spec.policies.clone(),
+            }],
+            expires_s: spec.expires_s,
+            is_suspended: spec.suspended,
+        }
+    }
+
     /// One that a provider vouches for.
     pub(crate) fn claimed(claimed: Claimed, grants: Vec<Grant>) -> Self {
         Self {
@@ -120,7 +138,8 @@ impl Principal {
         }
     }
 
-    fn check(&self, now_s: u64) -> Result<(), Reject> {
+    /// Whether it may call now.
+    pub(crate) fn check(&self, now_s: u64) -> Result<(), Reject> {
         if self.is_suspended {
             return Err(Reject::KeySuspended);
         }
@@ -185,11 +204,12 @@ impl Who {
     }
 }
 
-/// A text that stands for a caller.
-#[derive(Debug)]
-struct Known {
-    principal: Arc<Principal>,
-    until_s: Option<u64>,
+/// Whom a text stands for.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) principal: Arc<Principal>,
+    /// Until when, in Unix seconds.
+    pub(crate) until_s: Option<u64>,
 }
 
 /// Everybody that a gateway knows.
@@ -199,29 +219,26 @@ pub struct Principals {
     hasher: Option<Hasher>,
     by_hash: HashMap<Hash, Known>,
     by_id: HashMap<Id, Arc<Principal>>,
+    /// There are keys in the store.
+    is_managed: bool,
+    /// Those, and the hash of what those show who manage them.
+    stored: Option<(Arc<StoredKeys>, Hash)>,
     pub(crate) identities: Identities,
 }
 
 impl Principals {
     /// Those of a config.
-    pub(crate) fn new(callers: &Callers, credentials: &Credentials, sets: &Arc<Sets>) -> Self {
+    pub(crate) fn new(
+        callers: &Callers,
+        credentials: &Credentials,
+        sets: &Arc<Sets>,
+        stored: &Arc<StoredKeys>,
+    ) -> Self {
         let pepper = credentials.values.get(&callers.pepper.id);
         let hasher = pepper.map(|pepper| Hasher::new(pepper.value.expose().as_bytes()));
         let (mut by_hash, mut by_id) = (HashMap::new(), HashMap::new());
         for (id, spec) in &callers.keys {
-            let principal = Arc::new(Principal {
-                id: id.clone(),
-                team: spec.team.clone(),
-                user: spec.user.clone(),
-                attributes: spec.attributes.clone(),
-                claimed: None,
-                grants: vec![Grant {
-                    models: spec.models.clone(),
-                    policies: spec.policies.clone(),
-                }],
-                expires_s: spec.expires_s,
-                is_suspended: spec.suspended,
-            });
+            let principal = Arc::new(Principal::of_key(id, spec));
             for (hash, until_s) in &spec.hashes {
                 if let Some(hash) = key::read_hash(hash) {
                     by_hash.entry(hash).or_insert(Known {
@@ -232,10 +249,20 @@ impl Principals {
             }
             by_id.insert(id.clone(), principal);
         }
+        let admin = callers.admin.as_ref();
+        let token = admin.and_then(|admin| credentials.values.get(&admin.id));
+        let token = token.map(|token| token.value.expose().trim().as_bytes());
+        let token = token.filter(|token| token.len() >= MIN_FOREIGN_BYTES);
+        let stored = hasher
+            .as_ref()
+            .zip(token)
+            .map(|(hasher, token)| (Arc::clone(stored), hasher.hash(token)));
         Self {
             hasher,
             by_hash,
             by_id,
+            is_managed: admin.is_some(),
+            stored,
             identities: Identities::new(&callers.identities, sets),
         }
     }
@@ -257,8 +284,8 @@ impl Principals {
             let known = match &self.hasher {
                 // No key is so long: tokens of others are.
                 _ if text.len() > MAX_BYTES => None,
-                Some(hasher) => self.by_hash.get(&hasher.hash(text)),
-                None if self.by_hash.is_empty() => None,
+                Some(hasher) => self.owner(&hasher.hash(text), text, now_s)?,
+                None if self.by_hash.is_empty() && !self.is_managed => None,
                 None => return Err(Reject::NotConfigured),
             };
             match known {
@@ -267,8 +294,7 @@ impl Principals {
                         return Err(Reject::KeyExpired);
                     }
                     known.principal.check(now_s)?;
-                    let who = Who::Known(Arc::clone(&known.principal));
-                    return Ok((who, Some(name)));
+                    return Ok((Who::Known(known.principal), Some(name)));
                 }
                 None if name == KEY || text.starts_with(key::PREFIX.as_bytes()) => {
                     return Err(Reject::KeyUnknown);
@@ -287,6 +313,36 @@ impl Principals {
             Some(principal) => (Who::Known(Arc::new(principal)), None),
             None => (stranger, None),
         })
+    }
+
+    /// Whose this text is.
+    fn owner(&self, hash: &Hash, text: &[u8], now_s: u64) -> Result<Option<Known>, Reject> {
+        if let Some(known) = self.by_hash.get(hash) {
+            return Ok(Some(known.clone()));
+        }
+        // The store has no other texts than those that gateways make.
+        let is_made_here = text.starts_with(key::PREFIX.as_bytes());
+        let Some((stored, _)) = self.stored.as_ref().filter(|_| is_made_here) else {
+            return Ok(None);
+        };
+        match stored.find(hash, now_s) {
+            Owner::Caller(known) => Ok(Some(known)),
+            Owner::Nobody => Ok(None),
+            Owner::Unread => Err(Reject::KeysUnavailable {
+                unread: Some(*hash),
+            }),
+        }
+    }
+
+    /// Whether this is what those show who manage the keys in the store; `None` where there is no such token.
+    pub(crate) fn is_admin(&self, token: &[u8]) -> Option<bool> {
+        let (hasher, (_, admin)) = self.hasher.as_ref().zip(self.stored.as_ref())?;
+        Some(hasher.hash(token) == *admin)
+    }
+
+    /// The hash of a key.
+    pub(crate) fn hash(&self, text: &[u8]) -> Option<Hash> {
+        self.hasher.as_ref().map(|hasher| hasher.hash(text))
     }
 
     /// A caller for whom a provider vouched, as long as that one is known.
@@ -347,13 +403,19 @@ mod tests {
                 version: String::new(),
             },
             keys: BTreeMap::from([(Id::new("ns", "alice"), alice)]),
+            admin: None,
             identities: BTreeMap::new(),
         };
         let mut credentials = Credentials::default();
         if has_pepper {
             credentials.values.insert(id, Credential::new("p"));
         }
-        Principals::new(&callers, &credentials, &Arc::default())
+        Principals::new(
+            &callers,
+            &credentials,
+            &Arc::default(),
+            &Arc::new(StoredKeys::new(None, "ns")),
+        )
     }
 
     fn shows(pairs: &[(&'static str, &str)]) -> HeaderMap {

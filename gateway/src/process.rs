@@ -23,6 +23,7 @@ use crate::queue::Queue;
 use crate::resume::Streams;
 use crate::settings::Settings;
 use crate::snapshot::{Parts, Snapshot};
+use crate::stored_keys::StoredKeys;
 use crate::suspects::Suspects;
 use crate::trust::Trust;
 use crate::upstream::Tasks;
@@ -31,6 +32,14 @@ use crate::usage::Usage;
 /// Bodies up to this size are bounded by the number of requests; only what is above counts against
 /// `total_body_bytes`, so that usual requests touch no shared counter.
 const UNCOUNTED_BODY_BYTES: usize = 64 << 10;
+
+/// What works with the store, or goes without it.
+pub(crate) struct Stored {
+    pub(crate) jobs: Jobs,
+    pub(crate) books: Books,
+    pub(crate) usage: Usage,
+    pub(crate) keys: StoredKeys,
+}
 
 /// Shared by all workers.
 pub(crate) struct Process {
@@ -48,6 +57,8 @@ pub(crate) struct Process {
     pub(crate) suspects: Suspects,
     /// What tokens of callers are verified by.
     pub(crate) key_sets: Arc<Sets>,
+    /// Callers' keys in the store.
+    pub(crate) stored_keys: Arc<StoredKeys>,
     pub(crate) metrics: Metrics,
     /// Whom backends are believed to be by.
     trust: Trust,
@@ -79,9 +90,7 @@ impl Process {
         settings: Settings,
         metrics: Metrics,
         trust: Trust,
-        jobs: Jobs,
-        books: Books,
-        usage: Usage,
+        stored: Stored,
         streams: Streams,
     ) -> Arc<Self> {
         let via_token = format!(
@@ -96,11 +105,12 @@ impl Process {
             prefixes: Arc::default(),
             suspects: Suspects::default(),
             key_sets: Arc::default(),
+            stored_keys: Arc::new(stored.keys),
             metrics,
             trust,
-            jobs,
-            books: Arc::new(books),
-            usage: Arc::new(usage),
+            jobs: stored.jobs,
+            books: Arc::new(stored.books),
+            usage: Arc::new(stored.usage),
             desk: Desk::default(),
             streams: Arc::new(streams),
             draining: AtomicBool::new(false),
@@ -128,6 +138,7 @@ impl Process {
             prefixes: &self.prefixes,
             trust: &self.trust,
             key_sets: &self.key_sets,
+            stored_keys: &self.stored_keys,
         }
     }
 

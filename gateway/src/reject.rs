@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use penstock_core::config::Unit;
+use penstock_core::key::Hash;
 use penstock_core::names::REASON_HEADER;
 use serde_json::{Value, json};
 
@@ -137,6 +138,11 @@ pub enum Reject {
     IdentityUnavailable {
         /// They are being read.
         is_awaited: bool,
+    },
+    /// Keys cannot be read from the store.
+    KeysUnavailable {
+        /// The one that was not read yet.
+        unread: Option<Hash>,
     },
     /// The key is not for this model.
     ModelNotAllowed {

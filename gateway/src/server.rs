@@ -23,13 +23,14 @@ use crate::identity::follow;
 use crate::jobs::{self, Jobs};
 use crate::metrics::Metrics;
 use crate::probe;
-use crate::process::{Process, Worker};
+use crate::process::{Process, Stored, Worker};
 use crate::resume::{self, Streams};
 use crate::scrape;
 use crate::settings::Settings;
 use crate::snapshot::Snapshot;
 use crate::source::{Applied, Sources};
 use crate::store::{OpenError, Store};
+use crate::stored_keys::{self, StoredKeys};
 use crate::trust::{TlsError, Trust, Unsecured};
 use crate::usage::Usage;
 use crate::worker::{self, Arrival, Signals};
@@ -88,11 +89,14 @@ pub async fn run(
     let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
     let store = open_store(&settings)?.map(Arc::new);
     let budgets = budgets::metrics::Metrics::register(&mut registry);
-    let books = Books::new(store.clone(), &settings.replica, budgets);
-    let usage = Usage::new(store.clone());
-    let jobs = Jobs::new(store, jobs::Metrics::register(&mut registry));
+    let stored = Stored {
+        books: Books::new(store.clone(), &settings.replica, budgets),
+        usage: Usage::new(store.clone()),
+        keys: StoredKeys::new(store.clone(), &settings.gateway.namespace),
+        jobs: Jobs::new(store, jobs::Metrics::register(&mut registry)),
+    };
     let streams = Streams::register(&mut registry);
-    let process = Process::new(settings, metrics, trust, jobs, books, usage, streams);
+    let process = Process::new(settings, metrics, trust, stored, streams);
     let readiness = Readiness::default();
     let signals = Signals {
         drain: CancellationToken::new(),
@@ -166,6 +170,13 @@ fn look_around(process: &Arc<Process>, tasks: &mut JoinSet<Result<(), Error>>) {
         let process = Arc::clone(process);
         async move {
             follow::run(process).await;
+            Ok(())
+        }
+    });
+    tasks.spawn({
+        let process = Arc::clone(process);
+        async move {
+            stored_keys::run(process).await;
             Ok(())
         }
     });

@@ -48,6 +48,7 @@ use crate::pulse::Pulse;
 use crate::queue::Queue;
 use crate::retry_budget::RetryBudget;
 use crate::settings::Place;
+use crate::stored_keys::StoredKeys;
 use crate::tasks::TaskSet;
 use crate::trust::{LastHandshake, Secured, Trust, Unsecured};
 use crate::upstream::Pool;
@@ -81,6 +82,8 @@ pub struct Parts<'a> {
     pub trust: &'a Trust,
     /// What tokens of callers are verified by.
     pub(crate) key_sets: &'a Arc<Sets>,
+    /// Callers' keys in the store.
+    pub(crate) stored_keys: &'a Arc<StoredKeys>,
 }
 
 /// Everything that a request may need, resolved.
@@ -751,6 +754,7 @@ pub(crate) mod tests {
             prefixes: &Arc::default(),
             trust: &Trust::new(None).unwrap(),
             key_sets: &Arc::default(),
+            stored_keys: &Arc::new(StoredKeys::new(None, "ns")),
         };
         let digest = config.digest().unwrap();
         Snapshot::build(

@@ -3,7 +3,7 @@
 //! A key is in a Secret of its own, with the number of its rotation; of the one before it the Secret holds the text and
 //! until when it may be used. A Secret without a number was made by somebody else: its key is used as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use penstock_core::ids::Id;
@@ -45,29 +45,51 @@ pub(crate) enum Wanted {
     },
 }
 
-/// Every Secret that VirtualKeys of a namespace refer to.
+/// Every Secret that gateways of a namespace know callers by.
 pub(crate) fn secrets(observed: &Observed) -> impl Iterator<Item = Id> {
     let keys = observed.objects.keys.iter();
-    keys.flat_map(|(id, object)| {
-        let pepper = names::gateway_pepper(&object.spec.gateway);
-        [object.spec.secret(&id.name), pepper].map(|name| Id::new(&id.namespace, name))
-    })
+    let own = keys.map(|(id, object)| Id::new(&id.namespace, object.spec.secret(&id.name)));
+    let shared = gateways(observed).into_iter().flat_map(|gateway| {
+        let names = [
+            names::gateway_pepper(gateway),
+            names::gateway_admin(gateway),
+        ];
+        names.map(|name| Id::new(&observed.namespace, name))
+    });
+    own.chain(shared)
+}
+
+/// The gateways that objects name.
+fn gateways(observed: &Observed) -> BTreeSet<&str> {
+    let objects = &observed.objects;
+    let keys = objects.keys.values().map(|key| &key.spec.gateway);
+    let policies = objects.policies.values().map(|policy| &policy.spec.gateway);
+    keys.chain(policies).map(String::as_str).collect()
+}
+
+/// Those of which somebody knows a key, or may.
+fn with_keys(observed: &Observed) -> BTreeSet<&str> {
+    let keys = observed.objects.keys.values();
+    let named = keys.map(|key| key.spec.gateway.as_str());
+    let managed = gateways(observed).into_iter().filter(|gateway| {
+        let secret = Id::new(&observed.namespace, names::gateway_admin(gateway));
+        observed.secrets.contains_key(&secret)
+    });
+    named.chain(managed).collect()
 }
 
 /// What is to be made, in this order.
 pub(crate) fn wanted(observed: &Observed) -> Vec<Wanted> {
-    let mut wanted = Vec::new();
+    let secret = |name: &str| observed.secrets.get(&Id::new(&observed.namespace, name));
+    let mut wanted: Vec<Wanted> = with_keys(observed)
+        .into_iter()
+        .filter(|gateway| secret(&names::gateway_pepper(gateway)).is_none())
+        .map(|gateway| Wanted::Pepper {
+            gateway: gateway.to_owned(),
+        })
+        .collect();
     for (id, object) in &observed.objects.keys {
         let spec = &object.spec;
-        let secret = |name: &str| observed.secrets.get(&Id::new(&id.namespace, name));
-        if secret(&names::gateway_pepper(&spec.gateway)).is_none() {
-            let pepper = Wanted::Pepper {
-                gateway: spec.gateway.clone(),
-            };
-            if !wanted.contains(&pepper) {
-                wanted.push(pepper);
-            }
-        }
         let name = spec.secret(&id.name);
         let revision = spec.revision();
         match secret(&name) {
@@ -158,6 +180,29 @@ mod tests {
     }
 
     const FIRST: &str = "sk-penstock-first-of-alice";
+
+    #[test]
+    fn a_gateway_whose_keys_are_in_its_store_has_a_pepper() {
+        let mut observed = Observed {
+            namespace: "ns".to_owned(),
+            ..Observed::default()
+        };
+        let policy = serde_json::from_value(json!({
+            "apiVersion": "penstock.dev/v1alpha1", "kind": "RoutingPolicy", "metadata": {"name": "p"},
+            "spec": {"gateway": "chat", "rules": []},
+        }));
+        let policies = &mut observed.objects.policies;
+        policies.insert(Id::new("ns", "p"), policy.unwrap());
+        let asked: Vec<String> = secrets(&observed).map(|id| id.name).collect();
+        assert_eq!(asked, ["chat-pepper", "chat-admin"]);
+        assert_eq!(wanted(&observed), []);
+        let admin = BTreeMap::from([("token".to_owned(), b"t".to_vec())]);
+        observed.secrets.insert(Id::new("ns", "chat-admin"), admin);
+        let pepper = Wanted::Pepper {
+            gateway: "chat".to_owned(),
+        };
+        assert_eq!(wanted(&observed), [pepper]);
+    }
 
     #[test]
     fn what_is_missing_is_made_once_and_what_is_there_stays() {

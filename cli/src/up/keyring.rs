@@ -27,18 +27,20 @@ impl Keyring {
     /// Adds what is missing, and returns one line for each key that is new.
     pub(super) fn complete(&mut self, manifests: &mut Manifests) -> Vec<String> {
         let mut told = Vec::new();
+        let keys = manifests.objects.keys.iter();
+        let keys = keys.map(|(id, object)| (id, &object.spec.gateway));
+        let policies = manifests.objects.policies.iter();
+        let policies = policies.map(|(id, object)| (id, &object.spec.gateway));
+        // Of a gateway that has its keys in its store, nothing else may name one.
+        for (id, gateway) in keys.chain(policies) {
+            let pepper = Id::new(&id.namespace, names::gateway_pepper(gateway));
+            let pepper = manifests.secrets.entry(pepper);
+            pepper.or_insert_with(|| {
+                let value = self.pepper.as_bytes().to_vec();
+                BTreeMap::from([(names::PEPPER_KEY.to_owned(), value)])
+            });
+        }
         for (id, object) in &manifests.objects.keys {
-            let mut add = |name: String, key: &str, value: &str| {
-                let secret = manifests.secrets.entry(Id::new(&id.namespace, name));
-                let value = BTreeMap::from([(key.to_owned(), value.as_bytes().to_vec())]);
-                secret.or_insert(value);
-            };
-            let gateway = &object.spec.gateway;
-            add(
-                names::gateway_pepper(gateway),
-                names::PEPPER_KEY,
-                &self.pepper,
-            );
             let name = object.spec.secret(&id.name);
             if manifests
                 .secrets

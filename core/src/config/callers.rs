@@ -16,6 +16,9 @@ pub struct Callers {
     pub pepper: CredentialRef,
     /// Keys by the VirtualKey that they belong to.
     pub keys: BTreeMap<Id, Key>,
+    /// What those show who manage the keys in the gateway's store; `None`: nobody does, and none are looked for there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub admin: Option<CredentialRef>,
     /// Who vouches for callers without a key.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", default)]
     pub identities: BTreeMap<Id, IdentityProvider>,

@@ -40,7 +40,7 @@ pub(super) fn compile(
             let message = format!("'{}' is not the name of a header", header.name);
             scope.refuse(&format!("{at}.name"), Reason::InvalidValue, message);
         }
-        match name_match(&header.value) {
+        match NameMatch::read(&header.value) {
             Some(value) => conditions.push(Condition::Header(name, value)),
             None => refuse_star(&format!("{at}.value"), &header.value, scope),
         }
@@ -55,7 +55,7 @@ pub(super) fn compile(
     }
     conditions.extend(spec.stream.map(Condition::Stream));
     if let Some(region) = &spec.region {
-        match name_match(region) {
+        match NameMatch::read(region) {
             Some(region) => conditions.push(Condition::Region(region)),
             None => refuse_star(".match.region", region, scope),
         }
@@ -93,13 +93,12 @@ fn of_callers(spec: &MatchSpec, scope: &mut Scope<'_>) -> Vec<Condition> {
         scope.refuse(".match.attributes", Reason::InvalidValue, message);
     }
     let mut conditions = Vec::new();
-    let mut add =
-        |at: String, text: &String, condition: &dyn Fn(NameMatch) -> Condition| match name_match(
-            text,
-        ) {
+    let mut add = |at: String, text: &String, condition: &dyn Fn(NameMatch) -> Condition| {
+        match NameMatch::read(text) {
             Some(wanted) => conditions.push(condition(wanted)),
             None => refuse_star(&at, text, scope),
-        };
+        }
+    };
     if let Some(team) = &spec.team {
         add(".match.team".to_owned(), team, &Condition::Team);
     }
@@ -130,7 +129,7 @@ fn paths(paths: &[String], scope: &mut Scope<'_>) -> Vec<NameMatch> {
     let mut matches = Vec::new();
     for (position, path) in paths.iter().enumerate() {
         let at = format!(".match.paths[{position}]");
-        match name_match(path) {
+        match NameMatch::read(path) {
             _ if !path.starts_with('/') => {
                 let message = format!("'{path}' is not a path: begin with '/'");
                 scope.refuse(&at, Reason::InvalidValue, message);
@@ -167,15 +166,6 @@ fn need(spec: NeedSpec) -> Need {
         NeedSpec::Audio => Need::Audio,
         NeedSpec::Tools => Need::Tools,
         NeedSpec::JsonSchema => Need::JsonSchema,
-    }
-}
-
-/// A name, or a beginning followed by one star; `None` for other stars.
-pub(super) fn name_match(text: &str) -> Option<NameMatch> {
-    match text.strip_suffix('*') {
-        Some(prefix) if !prefix.contains('*') => Some(NameMatch::Prefix(prefix.to_owned())),
-        None if !text.contains('*') && !text.is_empty() => Some(NameMatch::Exact(text.to_owned())),
-        _ => None,
     }
 }
 

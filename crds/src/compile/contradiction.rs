@@ -3,7 +3,6 @@
 use penstock_core::config::NameMatch;
 use penstock_core::names::{CALL_PATHS, OPEN_CALL_PATHS, OWN_PATHS};
 
-use super::condition::name_match;
 use super::rule::Scope;
 use crate::policy::{MatchSpec, NeedSpec};
 use crate::problem::Reason;
@@ -32,7 +31,7 @@ pub(super) fn check(spec: &MatchSpec, is_service: bool, scope: &mut Scope<'_>) {
     let paths = spec.paths.iter().enumerate();
     let paths = paths.filter(|(_, path)| path.starts_with('/'));
     let paths: Vec<(usize, NameMatch)> = paths
-        .filter_map(|(position, path)| Some((position, name_match(path)?)))
+        .filter_map(|(position, path)| Some((position, NameMatch::read(path)?)))
         .collect();
     for (position, path) in &paths {
         let at = format!(".match.paths[{position}]");

@@ -86,9 +86,8 @@ fn text<'a>(values: &'a Values, name: &str) -> Option<&'a str> {
     (!text.is_empty()).then_some(text)
 }
 
-/// Who may call `gateway`; `None` where no VirtualKey or IdentityProvider names it, and no policy of it refuses
-/// strangers. A key that
-/// cannot be used leaves the others: then nobody has it.
+/// Who may call `gateway`; `None` where no VirtualKey or IdentityProvider names it, no policy of it refuses strangers,
+/// and nobody manages keys in its store. A key that cannot be used leaves the others: then nobody has it.
 pub(super) fn compile(
     gateway: &Id,
     objects: &Objects,
@@ -118,20 +117,26 @@ pub(super) fn compile(
         }
         keys.insert(id.clone(), key);
     }
-    let pepper = names::gateway_pepper(&gateway.name);
-    let values = facts
-        .secrets
-        .as_ref()
-        .and_then(|secrets| secrets.get(&Id::new(&gateway.namespace, &pepper)));
-    let version = values
-        .and_then(|values| values.get(names::PEPPER_KEY))
-        .cloned();
-    is_known.then(|| Callers {
+    let version = |secret: &str, key: &str| {
+        let secrets = facts.secrets.as_ref()?;
+        let values = secrets.get(&Id::new(&gateway.namespace, secret))?;
+        values.get(key).cloned()
+    };
+    let (pepper, admin) = (
+        names::gateway_pepper(&gateway.name),
+        names::gateway_admin(&gateway.name),
+    );
+    let managed = version(&admin, names::ADMIN_KEY);
+    (is_known || managed.is_some()).then(|| Callers {
         pepper: CredentialRef {
             id: names::credential_id(&pepper, names::PEPPER_KEY),
-            version: version.unwrap_or_default(),
+            version: version(&pepper, names::PEPPER_KEY).unwrap_or_default(),
         },
         keys,
+        admin: managed.map(|version| CredentialRef {
+            id: names::credential_id(&admin, names::ADMIN_KEY),
+            version,
+        }),
         identities: identity::compile(gateway, objects, problems),
     })
 }

@@ -478,7 +478,7 @@ fn models(models: &[String], scope: &mut Scope<'_>) -> Vec<(NameMatch, usize)> {
     }
     let mut found = Vec::new();
     for (position, text) in models.iter().enumerate() {
-        match condition::name_match(text) {
+        match NameMatch::read(text) {
             Some(model) => found.push((model, position)),
             None => refuse_star(text, position, scope),
         }

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use penstock_core::config::NameMatch;
 use penstock_core::ids::Id;
 
-use super::condition::name_match;
 use crate::object::{Kind, ObjectRef, Objects};
 use crate::problem::{Problem, Reason};
 
@@ -59,7 +58,7 @@ impl<'a> Scope<'a> {
         self.at_most(path, names.len(), MAX_LIST);
         let mut matches = Vec::new();
         for (position, name) in names.iter().enumerate() {
-            if let Some(name) = name_match(name) {
+            if let Some(name) = NameMatch::read(name) {
                 matches.push(name);
             } else {
                 let message = format!("'{name}': write one '*' at most, at the end");

@@ -3,7 +3,6 @@
 
 use penstock_core::config::{Condition, NameMatch, Protocol, Rule};
 
-use super::condition;
 use super::rule::{Known, Scope};
 use crate::policy::{RuleSpec, StrategySpec};
 use crate::problem::Reason;
@@ -106,7 +105,7 @@ pub(super) fn paths(paths: &[String]) -> Vec<(NameMatch, usize)> {
     let paths = paths.iter().enumerate();
     paths
         .filter(|(_, path)| path.starts_with('/'))
-        .filter_map(|(position, path)| Some((condition::name_match(path)?, position)))
+        .filter_map(|(position, path)| Some((NameMatch::read(path)?, position)))
         .collect()
 }
 

@@ -61,7 +61,7 @@ pub(super) async fn place(
     behalf: &Behalf,
 ) -> Result<Option<Place>, Reject> {
     let process = &worker.process;
-    let who = behalf.who(process)?;
+    let who = behalf.who(process).await?;
     let asked = Asked {
         method: &http::Method::POST,
         path: head.uri.path(),

@@ -255,6 +255,15 @@ impl Reject {
                     "The keys of this token's issuer could not be read yet. Try again.",
                 )
             },
+            Self::KeysUnavailable { .. } => Shape {
+                retry_after_s: Some(2),
+                ..shape(
+                    503,
+                    "keys_unavailable",
+                    SERVER,
+                    "The gateway's store, which has its keys, does not answer. Try again.",
+                )
+            },
             Self::ModelNotAllowed { model } => Shape {
                 param: Some("model".to_owned()),
                 ..shape(

@@ -96,9 +96,9 @@ impl Snapshot {
         let services = indexed.filter(|(_, rule)| rule.models.is_empty());
         let services = services.map(|(index, _)| index).collect();
         let models = Models::new(&config);
-        let callers = config.callers.as_ref();
-        let principals =
-            callers.map(|callers| Principals::new(callers, credentials, parts.key_sets));
+        let principals = config.callers.as_ref().map(|callers| {
+            Principals::new(callers, credentials, parts.key_sets, parts.stored_keys)
+        });
         let budgets = Budgets::new(&config.budgets);
         Self {
             config,

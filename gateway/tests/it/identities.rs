@@ -74,6 +74,7 @@ fn known(mut plan: Plan, provider: IdentityProvider) -> Plan {
             version: String::new(),
         },
         keys: BTreeMap::new(),
+        admin: None,
         identities: BTreeMap::from([(id("idp"), provider)]),
     });
     plan

@@ -45,6 +45,7 @@ fn known(plan: Plan, change: impl FnOnce(&mut BTreeMap<Id, Key>)) -> Plan {
             version: String::new(),
         },
         keys,
+        admin: None,
         identities: BTreeMap::new(),
     });
     plan

@@ -45,6 +45,7 @@ mod resume;
 mod rules;
 mod services;
 mod smuggling;
+mod stored_keys;
 mod strategies;
 mod stream;
 mod tasks;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::ByteString;
-use penstock_core::config::GatewayConfig;
+use penstock_core::config::{CredentialRef, GatewayConfig};
 use penstock_core::ids::Id;
 use penstock_core::names;
 use penstock_crds::tls::{SourceKind, ValueRef};
@@ -23,13 +23,20 @@ pub(super) fn plan(draft: Draft<'_>, observed: &Observed, config: &GatewayConfig
         let keys = objects.get(&Id::new(&id.namespace, value.name))?;
         Some((value.id(), ByteString(keys.get(value.key)?.clone())))
     };
-    let pepper = config.callers.as_ref().and_then(|callers| {
-        let secret = names::gateway_pepper(&config.gateway.name);
-        let values = observed
-            .secrets
-            .get(&Id::new(&config.gateway.namespace, secret))?;
-        let value = ByteString(values.get(names::PEPPER_KEY)?.clone());
-        Some((callers.pepper.id.clone(), value))
+    let of_callers = |reference: &CredentialRef, secret: String, key: &str| {
+        let secret = Id::new(&config.gateway.namespace, secret);
+        let value = observed.secrets.get(&secret)?.get(key)?;
+        Some((reference.id.clone(), ByteString(value.clone())))
+    };
+    let gateway = &config.gateway.name;
+    let callers = config.callers.as_ref();
+    let pepper = callers.and_then(|callers| {
+        let secret = names::gateway_pepper(gateway);
+        of_callers(&callers.pepper, secret, names::PEPPER_KEY)
+    });
+    let admin = callers.and_then(|callers| {
+        let secret = names::gateway_admin(gateway);
+        of_callers(callers.admin.as_ref()?, secret, names::ADMIN_KEY)
     });
     let data: BTreeMap<String, ByteString> = config
         .backends
@@ -40,6 +47,7 @@ pub(super) fn plan(draft: Draft<'_>, observed: &Observed, config: &GatewayConfig
             values.filter_map(move |reference| value(id, reference))
         })
         .chain(pepper)
+        .chain(admin)
         .collect();
     draft.finish(Map::new(), json!({ "data": data, "type": "Opaque" }))
 }

@@ -52,6 +52,30 @@ fn a_policy_may_close_a_gateway_that_has_no_key() {
 }
 
 #[test]
+fn who_has_an_admin_token_has_keys_in_its_store() {
+    let facts = |gateway: &str| {
+        let secret = Id::new("default", format!("{gateway}-admin"));
+        let values = BTreeMap::from([("token".to_owned(), "1".to_owned())]);
+        Facts {
+            secrets: Some(BTreeMap::from([(secret, values)])),
+            ..Facts::default()
+        }
+    };
+    let managed = compile(&objects(&base()), &facts("default"));
+    let callers = only(&managed).callers.as_ref().unwrap();
+    let admin = callers.admin.as_ref().unwrap();
+    assert_eq!(
+        (admin.id.as_str(), admin.version.as_str()),
+        ("default-admin_token", "1")
+    );
+    assert!(callers.keys.is_empty() && !only(&managed).rules[0].anonymous);
+    assert_eq!(
+        only(&compile(&objects(&base()), &facts("other"))).callers,
+        None
+    );
+}
+
+#[test]
 fn a_key_says_whose_it_is_and_what_it_may_do() {
     let spec = "{team: search, user: alice, attributes: {tier: gold}, models: ['chat', 'gpt-*'], policies: [p], \
                 expiresAt: '2027-01-01T00:00:00Z', suspended: true}";
