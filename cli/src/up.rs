@@ -20,6 +20,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use penstock_core::config::{GatewayConfig, NameMatch};
 use penstock_core::duration;
+use penstock_gateway::UsageTarget;
 use penstock_gateway::store::{Spec, Store, Target};
 use penstock_shell::listen;
 use tokio::sync::watch;
@@ -67,6 +68,10 @@ pub(crate) struct Args {
     /// file:.penstock/store.redb below the current folder; without it, where that cannot be used.
     #[arg(long, value_name = "STORE")]
     store: Option<Spec>,
+    /// Where a line for each request goes that says who took what: file:PATH, s3://BUCKET[/PREFIX] or
+    /// otlp+http://HOST:PORT.
+    #[arg(long, value_name = "URL")]
+    usage_export: Option<UsageTarget>,
     /// Keep each pool at its minimum, whatever the scaler says.
     #[arg(long)]
     no_scaling: bool,
@@ -105,6 +110,7 @@ pub(crate) async fn run(args: Args, stop: CancellationToken) -> anyhow::Result<(
             client_ca: None,
         },
         store: store(args.store),
+        usage_export: args.usage_export,
         place: penstock_gateway::Place {
             region: args.region.clone(),
             zone: None,

@@ -17,6 +17,7 @@ use crate::origin::Origins;
 use crate::settings::{JobLimits, Limits, Place, Settings};
 use crate::source::cluster::ClusterSettings;
 use crate::store::Spec;
+use crate::usage;
 
 /// Arguments of `penstock gateway`. Durations are written `500ms`, `10s`, `5m` or `1h`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -123,6 +124,10 @@ pub struct Args {
     /// What a store in a file may hold, in bytes.
     #[arg(long)]
     pub store_max_bytes: Option<u64>,
+    /// Where a line for each request goes that says who took what: file:PATH, s3://BUCKET[/PREFIX] (with AWS_REGION,
+    /// AWS_ENDPOINT and credentials as AWS's own tools read them) or otlp+http://HOST:PORT (otlp+https). Needs a store.
+    #[arg(long, env = "PENSTOCK_USAGE_EXPORT", value_name = "URL")]
+    pub usage_export: Option<usage::Target>,
     /// Calls of jobs at one time, for each endpoint that has room for jobs.
     #[arg(long, default_value_t = JobLimits::default().per_endpoint)]
     pub jobs_per_endpoint: usize,
@@ -245,6 +250,9 @@ impl Args {
             }
             None => {}
         }
+        if self.usage_export.is_some() && store.is_none() {
+            problems.push("--usage-export: needs --store".to_owned());
+        }
         if !problems.is_empty() {
             return Err(ArgsError { problems });
         }
@@ -260,6 +268,7 @@ impl Args {
         };
         settings.limits = limits;
         settings.store = store;
+        settings.usage_export = self.usage_export;
         settings.jobs = JobLimits {
             per_endpoint: self.jobs_per_endpoint,
             busy_at: self.jobs_busy_at,

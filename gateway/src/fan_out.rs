@@ -27,6 +27,7 @@ use crate::record::{OK, Record, count_usage, sums};
 use crate::reject::Reject;
 use crate::snapshot::Rule;
 use crate::upstream::Exchange;
+use crate::usage::Taken;
 use crate::wish::{BackendModel, Unfit};
 
 /// What one backend may answer to a rule that wants all answers; those of eight have 8 MiB.
@@ -222,9 +223,10 @@ fn count(job: &Job<'_>, rule: &Rule, lane: &Lane, end: Option<&End>, record: &Re
     call.duration.observe(took.as_secs_f64());
     if let Some(usage) = usage {
         count_usage(metrics, candidate, job.api, *usage);
-        let (who, model) = (record.who.principal(), &job.call.model);
-        let took = sums(candidate, *usage);
-        job.worker.process.usage.note(who, model, candidate, took);
+        job.worker.process.usage.note(&Taken {
+            sums: sums(candidate, *usage),
+            ..record.taken_from(candidate)
+        });
     }
 }
 

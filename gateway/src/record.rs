@@ -22,6 +22,7 @@ use crate::principal::Who;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Rule};
+use crate::usage::Taken;
 use crate::usage::sums::Sums;
 use crate::vitals::Sample;
 
@@ -451,6 +452,21 @@ impl Record {
         );
     }
 
+    /// What there is to say of what it takes of `candidate`, which answers it.
+    pub(crate) fn taken_from<'a>(&'a self, candidate: &'a Candidate) -> Taken<'a> {
+        Taken {
+            id: self.id.to_str().unwrap_or(""),
+            who: self.who.principal(),
+            model: &self.model,
+            api: self.api,
+            rule: self.rule.as_ref().map_or("", |rule| rule.label.as_str()),
+            candidate,
+            status: 200,
+            outcome: OK,
+            sums: Sums::default(),
+        }
+    }
+
     /// Adds what the request took to the sums of the day.
     fn sum_up(&self, candidate: &Candidate) {
         let is_answered = self.status < 400 && self.status > 0 || self.first_token.is_some();
@@ -466,8 +482,12 @@ impl Record {
             estimated: u64::from(counted.is_none()),
             ..sums(candidate, usage)
         };
-        let usage = &self.worker.process.usage;
-        usage.note(self.who.principal(), &self.model, candidate, took);
+        self.worker.process.usage.note(&Taken {
+            status: self.status,
+            outcome: self.outcome,
+            sums: took,
+            ..self.taken_from(candidate)
+        });
     }
 
     /// A caller who left while waiting for the beginning of an answer shows how long callers wait.

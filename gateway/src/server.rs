@@ -32,7 +32,8 @@ use crate::source::{Applied, Sources};
 use crate::store::{OpenError, Store};
 use crate::stored_keys::{self, StoredKeys};
 use crate::trust::{TlsError, Trust, Unsecured};
-use crate::usage::Usage;
+use crate::usage::export::{self, Export};
+use crate::usage::{self, Usage};
 use crate::worker::{self, Arrival, Signals};
 
 /// After the limit of a drain streams have this long to tell their callers that they end.
@@ -56,6 +57,9 @@ pub enum Error {
     /// A worker's thread or runtime cannot be started.
     #[error("start a worker")]
     StartWorker(#[source] std::io::Error),
+    /// Nothing can be sent to where usage goes.
+    #[error("send usage")]
+    Usage(#[source] usage::OpenError),
     /// A worker ended though nothing told it to.
     #[error("a worker ended by itself")]
     WorkerEnded,
@@ -89,9 +93,10 @@ pub async fn run(
     let trust = Trust::new(settings.upstream_ca.as_deref()).map_err(Error::Tls)?;
     let store = open_store(&settings)?.map(Arc::new);
     let budgets = budgets::metrics::Metrics::register(&mut registry);
+    let export = open_export(&settings, store.as_ref(), &trust, &mut registry)?;
     let stored = Stored {
         books: Books::new(store.clone(), &settings.replica, budgets),
-        usage: Usage::new(store.clone()),
+        usage: Usage::new(store.clone(), export),
         keys: StoredKeys::new(store.clone(), &settings.gateway.namespace),
         jobs: Jobs::new(store, jobs::Metrics::register(&mut registry)),
     };
@@ -194,12 +199,35 @@ fn look_around(process: &Arc<Process>, tasks: &mut JoinSet<Result<(), Error>>) {
             Ok(())
         }
     });
+    tasks.spawn({
+        let usage = Arc::clone(&process.usage);
+        async move {
+            usage.send().await;
+            Ok(())
+        }
+    });
 }
 
 fn open_store(settings: &Settings) -> Result<Option<Store>, Error> {
     let store = settings.store.as_ref();
     let store = store.map(|spec| Store::open(spec, &settings.gateway.to_string()));
     store.transpose().map_err(Error::Store)
+}
+
+/// Where a line for each request is sent.
+fn open_export(
+    settings: &Settings,
+    store: Option<&Arc<Store>>,
+    trust: &Trust,
+    registry: &mut Registry,
+) -> Result<Option<Export>, Error> {
+    let Some((target, store)) = settings.usage_export.as_ref().zip(store) else {
+        return Ok(None);
+    };
+    let metrics = export::Metrics::register(registry);
+    let store = Arc::clone(store);
+    let export = Export::open(store, target, trust.usual(), &settings.replica, metrics);
+    export.map(Some).map_err(Error::Usage)
 }
 
 /// Begins to accept.

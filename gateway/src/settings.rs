@@ -10,6 +10,7 @@ use crate::balance::region::Distance;
 use crate::certificates::TlsSettings;
 use crate::origin::Origins;
 use crate::store;
+use crate::usage;
 
 /// What a gateway is told at start. Nothing here changes while it runs.
 #[derive(Clone, Debug)]
@@ -40,6 +41,8 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// Where jobs and files are kept; without one there are none.
     pub store: Option<store::Spec>,
+    /// Where a line for each request goes; needs a store.
+    pub usage_export: Option<usage::Target>,
     /// How much jobs may take of what callers leave.
     pub jobs: JobLimits,
 }
@@ -170,6 +173,7 @@ impl Settings {
             upstream_ca: None,
             tls: TlsSettings::default(),
             store: None,
+            usage_export: None,
             jobs: JobLimits::default(),
         }
     }

@@ -1,8 +1,15 @@
 //! (IO) What callers took, summed up by day, caller, model and backend, for people who pay for it. Each gateway sums up
 //! for itself and adds to the store's sums every few seconds; what a gateway had not added yet is lost with it, which
-//! budgets are not (see `ledger`). The access log has a line for each request.
+//! budgets are not (see `ledger`). The access log has a line for each request, and [`export`] sends one to where it is
+//! wanted.
 
+mod destination;
+pub(crate) mod export;
+mod line;
+mod outbox;
 pub(crate) mod sums;
+
+pub use destination::{OpenError, Target};
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +18,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use xxhash_rust::xxh3::Xxh3Default;
 
+use self::export::Export;
+use self::line::Line;
+use self::sums::{Day, Row, Sums};
+use crate::openai::Api;
 use crate::principal::Principal;
 use crate::snapshot::Candidate;
 use crate::store::{Error, Expect, Key, Store};
-use sums::{Day, Row, Sums};
 
 /// Between two additions to the store.
 const EVERY: Duration = Duration::from_secs(10);
@@ -30,9 +40,52 @@ const MAX_PENDING: usize = 10_000;
 const MAX_RACES: usize = 32;
 const DAY_MS: u64 = 86_400_000;
 
+/// A request that took something.
+pub(crate) struct Taken<'a> {
+    /// The request's.
+    pub(crate) id: &'a str,
+    pub(crate) who: Option<&'a Principal>,
+    /// As its caller called it.
+    pub(crate) model: &'a str,
+    pub(crate) api: Option<Api>,
+    pub(crate) rule: &'a str,
+    pub(crate) candidate: &'a Candidate,
+    pub(crate) status: u16,
+    pub(crate) outcome: &'a str,
+    pub(crate) sums: Sums,
+}
+
+impl Taken<'_> {
+    fn row(&self, model: &str) -> Row {
+        let who = self.who;
+        Row {
+            team: who.map(|of| of.team.clone()).unwrap_or_default(),
+            user: who.and_then(|of| of.user.clone()).unwrap_or_default(),
+            key: who.map(|of| of.id.to_string()).unwrap_or_default(),
+            model: model.to_owned(),
+            backend: self.candidate.metrics.backend().to_owned(),
+        }
+    }
+
+    fn line(&self) -> Line {
+        Line {
+            id: self.id.to_owned(),
+            at_ms: penstock_shell::clock::unix_ms(),
+            operation: self.api.map_or("", Api::operation).to_owned(),
+            row: self.row(self.model),
+            rule: self.rule.to_owned(),
+            status: self.status,
+            outcome: self.outcome.to_owned(),
+            sums: self.sums,
+            price: self.candidate.backend.profile.price,
+        }
+    }
+}
+
 /// See the module.
 pub(crate) struct Usage {
     store: Option<Arc<Store>>,
+    export: Option<Export>,
     pending: Mutex<HashMap<u128, (u32, Row, Sums)>>,
 }
 
@@ -42,9 +95,10 @@ pub(crate) fn today() -> u32 {
 }
 
 impl Usage {
-    pub(crate) fn new(store: Option<Arc<Store>>) -> Self {
+    pub(crate) fn new(store: Option<Arc<Store>>, export: Option<Export>) -> Self {
         Self {
             store,
+            export,
             pending: Mutex::default(),
         }
     }
@@ -58,37 +112,35 @@ impl Usage {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request is over that took something. `model` is as its caller called it.
-    pub(crate) fn note(
-        &self,
-        who: Option<&Principal>,
-        model: &str,
-        candidate: &Candidate,
-        took: Sums,
-    ) {
+    /// A request is over that took something.
+    pub(crate) fn note(&self, taken: &Taken<'_>) {
         if self.store.is_none() {
             return;
         }
+        if let Some(export) = &self.export {
+            export.push(&taken.line());
+        }
         let day = today();
-        let backend = candidate.metrics.backend();
+        let (who, backend) = (taken.who, taken.candidate.metrics.backend());
         let mut pending = self.pending();
+        let mut model = taken.model;
         let mut name = named(day, who, model, backend);
-        let mut model = model;
         if pending.len() >= MAX_PENDING && !pending.contains_key(&name) {
             model = "";
             name = named(day, who, model, backend);
         }
-        let entry = pending.entry(name).or_insert_with(|| {
-            let row = Row {
-                team: who.map(|of| of.team.clone()).unwrap_or_default(),
-                user: who.and_then(|of| of.user.clone()).unwrap_or_default(),
-                key: who.map(|of| of.id.to_string()).unwrap_or_default(),
-                model: model.to_owned(),
-                backend: backend.to_owned(),
-            };
-            (day, row, Sums::default())
-        });
-        entry.2.add(took);
+        let entry = pending
+            .entry(name)
+            .or_insert_with(|| (day, taken.row(model), Sums::default()));
+        entry.2.add(taken.sums);
+    }
+
+    /// Sends a line for each request where they are wanted, for as long as the process runs.
+    pub(crate) async fn send(&self) {
+        match &self.export {
+            Some(export) => export.run().await,
+            None => std::future::pending().await,
+        }
     }
 
     /// Adds to the store every few seconds, for as long as the process runs.
@@ -101,7 +153,13 @@ impl Usage {
 
     /// The process ends.
     pub(crate) async fn close(&self) {
-        if tokio::time::timeout(LAST_WORDS, self.add()).await.is_err() {
+        let last = async {
+            if let Some(export) = &self.export {
+                export.write().await;
+            }
+            self.add().await;
+        };
+        if tokio::time::timeout(LAST_WORDS, last).await.is_err() {
             tracing::warn!("the store did not take the sums of what callers took last");
         }
     }
@@ -112,11 +170,15 @@ impl Usage {
         for (day, row, sums) in std::mem::take(&mut *self.pending()).into_values() {
             days.entry(day).or_default().add(row, sums);
         }
+        let any = !days.is_empty();
         for (number, day) in days {
             if let Err(err) = add_to(store, number, &day).await {
                 tracing::debug!(error = %err, "sums of what callers took could not be stored yet");
                 self.put_back(number, day);
             }
+        }
+        if any && let Err(err) = store.settle().await {
+            tracing::debug!(error = %err, "whether sums are on the store's disk is not known");
         }
     }
 

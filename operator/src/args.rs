@@ -41,6 +41,16 @@ pub struct Args {
     #[arg(long, value_name = "NAME")]
     pub gateway_store_secret: Option<String>,
 
+    /// Where gateways send a line for each request: s3://BUCKET[/PREFIX] or otlp+http://HOST:PORT (otlp+https). Default:
+    /// nowhere. Needs --gateway-store.
+    #[arg(long, value_name = "URL", requires = "gateway_store")]
+    pub gateway_usage_export: Option<String>,
+
+    /// Secret, in each gateway's namespace, with what they need for that as variables, such as AWS_ACCESS_KEY_ID,
+    /// AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT.
+    #[arg(long, value_name = "NAME", requires = "gateway_usage_export")]
+    pub gateway_usage_export_secret: Option<String>,
+
     /// Region that gateways are in. Default: the label topology.kubernetes.io/region of their pods, which Kubernetes
     /// sets from 1.35 on.
     #[arg(long, value_name = "REGION", default_value = "")]
@@ -108,6 +118,8 @@ pub struct PlanSettings {
     pub image_pull_policy: String,
     /// Where gateways keep jobs.
     pub store: Option<StoreSettings>,
+    /// Where they send a line for each request, and the Secret with what that needs as variables.
+    pub usage_export: Option<(String, Option<String>)>,
 }
 
 /// A store that gateways share.
@@ -163,6 +175,17 @@ impl Args {
                 self.image_pull_policy
             ));
         }
+        let usage_export = self.gateway_usage_export;
+        let is_known = |url: &String| {
+            ["s3://", "otlp+http://", "otlp+https://"]
+                .iter()
+                .any(|scheme| url.starts_with(scheme))
+        };
+        if let Some(url) = usage_export.as_ref().filter(|url| !is_known(url)) {
+            mistakes.push(format!(
+                "'{url}' is not s3://BUCKET[/PREFIX], otlp+http://HOST:PORT or otlp+https://HOST:PORT (--gateway-usage-export)"
+            ));
+        }
         let store = store(self.gateway_store, self.gateway_store_secret, &mut mistakes);
         if !mistakes.is_empty() {
             return Err(SettingsError(mistakes));
@@ -182,6 +205,7 @@ impl Args {
                 gateway_trusted_proxies: self.gateway_trusted_proxies,
                 image_pull_policy: self.image_pull_policy,
                 store,
+                usage_export: usage_export.map(|url| (url, self.gateway_usage_export_secret)),
             },
         })
     }

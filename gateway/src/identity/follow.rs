@@ -10,15 +10,14 @@ use futures::StreamExt as _;
 use futures::stream;
 use http::{StatusCode, Uri};
 use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
-use rustls::ClientConfig;
 use serde::Deserialize;
 
 use super::keys::KeySet;
 use super::sets::{Sets, Source};
+use crate::own_client;
 use crate::process::Process;
 
 /// Between two looks at whose turn it is.
@@ -64,7 +63,7 @@ struct Discovery {
 /// Runs until it is dropped.
 pub(crate) async fn run(process: Arc<Process>) {
     let sets = &process.key_sets;
-    let reader = reader(process.tls());
+    let reader: Reader = own_client::open(process.tls());
     loop {
         let now_s = penstock_shell::clock::since_epoch().as_secs();
         let due = {
@@ -83,20 +82,6 @@ pub(crate) async fn run(process: Arc<Process>) {
         // Whoever asks is heard at once, and the rest in turns.
         let _asked = tokio::time::timeout(TICK, sets.wake.notified()).await;
     }
-}
-
-fn reader(tls: &ClientConfig) -> Reader {
-    let mut tls = tls.clone();
-    // The connector says itself what is spoken.
-    tls.alpn_protocols.clear();
-    let connector = HttpsConnectorBuilder::new()
-        .with_tls_config(tls)
-        .https_or_http()
-        .enable_http1()
-        .build();
-    Client::builder(TokioExecutor::new())
-        .pool_max_idle_per_host(0)
-        .build(connector)
 }
 
 async fn read_one(sets: &Sets, reader: &Reader, source: Source) {
@@ -140,7 +125,7 @@ async fn get(reader: &Reader, url: &str) -> Result<Bytes, Trouble> {
     let uri: Uri = url.parse().map_err(|_| Trouble::Url(url.to_owned()))?;
     let asked = async {
         let answer = reader.get(uri).await;
-        let answer = answer.map_err(|err| Trouble::Connection(root(&err)))?;
+        let answer = answer.map_err(|err| Trouble::Connection(own_client::root(&err)))?;
         if answer.status() != StatusCode::OK {
             return Err(Trouble::Status(answer.status()));
         }
@@ -151,13 +136,4 @@ async fn get(reader: &Reader, url: &str) -> Result<Bytes, Trouble> {
         Ok(got) => got,
         Err(_) => Err(Trouble::Late),
     }
-}
-
-/// What lies at the bottom of an error.
-fn root(err: &dyn std::error::Error) -> String {
-    let mut at = err;
-    while let Some(source) = at.source() {
-        at = source;
-    }
-    at.to_string()
 }

@@ -1,6 +1,7 @@
 //! What callers took, summed up in the store.
 
 use penstock_core::config::Price;
+use penstock_gateway::UsageTarget;
 use serde_json::{Value, json};
 
 use crate::harness::*;
@@ -51,6 +52,49 @@ async fn replicas_sum_up_together(kept: Kept) {
     assert_eq!(gateway.post(&chat(false)).await.status, 200);
     let lines = gateway.usage().await;
     assert_eq!((lines.len(), &lines[0]["requests"]), (1, &json!(5)));
+}
+
+/// A line for each request, with whose it was and what it cost then.
+#[tokio::test]
+async fn each_request_has_a_line_where_they_are_wanted() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let (kept, folder) = (Kept::file(), tempfile::tempdir().unwrap());
+    let mut settings = kept.settings();
+    settings.usage_export = Some(UsageTarget::Folder(folder.path().to_owned()));
+    let gateway = Gateway::start_with(&priced(&upstream), settings).await;
+    for _ in 0..3 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+    let read = || {
+        let days = std::fs::read_dir(folder.path()).unwrap();
+        let objects = days.flat_map(|day| std::fs::read_dir(day.unwrap().path()).unwrap());
+        let texts = objects.map(|object| std::fs::read_to_string(object.unwrap().path()).unwrap());
+        let lines: Vec<Value> = texts
+            .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
+            .map(|line| serde_json::from_str(&line).unwrap())
+            .collect();
+        lines
+    };
+    let mut lines = Vec::new();
+    for _ in 0..200 {
+        lines = read();
+        if lines.len() == 3 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+    assert_eq!(lines.len(), 3);
+    let line = &lines[0];
+    assert_eq!(
+        (
+            &line["backend"],
+            &line["inputTokens"],
+            &line["picoUsd"],
+            &line["status"]
+        ),
+        (&json!("ns/a"), &json!(5), &json!(9_000_000), &json!(200))
+    );
+    assert_eq!(line["price"]["output"], 2_000_000);
 }
 
 #[tokio::test]

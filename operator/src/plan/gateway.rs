@@ -206,7 +206,7 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
     if store_secret(settings).is_some() {
         mounts.push(json!({ "mountPath": STORE_PATH, "name": "store", "readOnly": true }));
     }
-    json!({
+    let mut container = json!({
         "args": arguments(settings, gateway),
         "env": [
             field("POD_NAME", "metadata.name"),
@@ -228,7 +228,11 @@ fn container(settings: &PlanSettings, gateway: &str, config: &GatewayConfig) -> 
         },
         "securityContext": container_security(true),
         "volumeMounts": mounts,
-    })
+    });
+    if let Some((_, Some(secret))) = &settings.usage_export {
+        container["envFrom"] = json!([{ "secretRef": { "name": secret } }]);
+    }
+    container
 }
 
 fn arguments(settings: &PlanSettings, gateway: &str) -> Vec<String> {
@@ -250,6 +254,9 @@ fn arguments(settings: &PlanSettings, gateway: &str) -> Vec<String> {
             "--store-password-file".to_owned(),
             format!("{STORE_PATH}/password"),
         ]);
+    }
+    if let Some((url, _)) = &settings.usage_export {
+        arguments.extend(["--usage-export".to_owned(), url.clone()]);
     }
     arguments
 }

@@ -25,6 +25,7 @@ pub(crate) fn settings() -> PlanSettings {
         gateway_trusted_proxies: vec!["10.0.0.0/8".parse().unwrap()],
         image_pull_policy: "Never".into(),
         store: None,
+        usage_export: None,
     }
 }
 
@@ -302,6 +303,24 @@ fn gateways_are_told_of_their_store_and_get_its_password_as_a_file() {
     assert!(told.contains(r#""--store","rediss://cache.db:6380""#));
     assert!(told.contains(r#""/var/run/penstock/store/password""#));
     assert!(told.contains(r#""secretName":"cache""#));
+}
+
+#[test]
+fn gateways_are_told_where_usage_goes_and_get_its_variables() {
+    let pod = |usage_export: Option<(String, Option<String>)>| {
+        let settings = PlanSettings {
+            usage_export,
+            ..settings()
+        };
+        let plan = plan(&observed(), &settings);
+        child(&plan, ChildKind::Deployment, "counter-gateway")["spec"]["template"]["spec"]
+            .to_string()
+    };
+    assert!(!pod(None).contains("usage-export"));
+    let told = pod(Some(("s3://usage/a".to_owned(), None)));
+    assert!(told.contains(r#""--usage-export","s3://usage/a""#) && !told.contains("envFrom"));
+    let told = pod(Some(("s3://usage/a".to_owned(), Some("keys".to_owned()))));
+    assert!(told.contains(r#""envFrom":[{"secretRef":{"name":"keys"}}]"#));
 }
 
 #[test]
