@@ -33,6 +33,12 @@ pub struct BackendLoad {
     pub arrivals: u64,
     /// Estimated prompt tokens of these requests (body bytes / 4), cumulative.
     pub prompt_tokens: u64,
+    /// Tokens of prompts that were answered, as they are put on accounts, cumulative.
+    #[serde(default)]
+    pub counted_input: u64,
+    /// Tokens of answers, likewise.
+    #[serde(default)]
+    pub counted_output: u64,
     /// Requests without their last byte.
     pub in_flight: u64,
     /// Requests without their first token, held ones included.

@@ -223,8 +223,11 @@ fn count(job: &Job<'_>, rule: &Rule, lane: &Lane, end: Option<&End>, record: &Re
     call.duration.observe(took.as_secs_f64());
     if let Some(usage) = usage {
         count_usage(metrics, candidate, job.api, *usage);
+        let sums = sums(candidate, *usage);
+        let ledger = &candidate.backend.ledger;
+        ledger.count(sums.input_tokens, sums.output_tokens);
         job.worker.process.usage.note(&Taken {
-            sums: sums(candidate, *usage),
+            sums,
             ..record.taken_from(candidate)
         });
     }

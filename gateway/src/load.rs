@@ -62,6 +62,8 @@ pub struct Ledger {
 pub struct BackendLedger {
     arrivals: AtomicU64,
     prompt_tokens: AtomicU64,
+    counted_input: AtomicU64,
+    counted_output: AtomicU64,
     in_flight: AtomicU64,
     held: AtomicU64,
     /// One for each worker, so that workers do not wait for one another on each token.
@@ -123,6 +125,8 @@ impl Ledger {
         let ledger = Arc::new(BackendLedger {
             arrivals: AtomicU64::new(0),
             prompt_tokens: AtomicU64::new(0),
+            counted_input: AtomicU64::new(0),
+            counted_output: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
             held: AtomicU64::new(0),
             shards: (0..self.shards).map(|_| Mutex::default()).collect(),
@@ -174,6 +178,12 @@ impl BackendLedger {
         self.in_flight.load(Ordering::Relaxed)
     }
 
+    /// A request is over that took so many tokens.
+    pub(crate) fn count(&self, input: u64, output: u64) {
+        self.counted_input.fetch_add(input, Ordering::Relaxed);
+        self.counted_output.fetch_add(output, Ordering::Relaxed);
+    }
+
     /// Requests that wait for a ready endpoint.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Relaxed)
@@ -189,6 +199,8 @@ impl BackendLedger {
         let mut load = BackendLoad {
             arrivals: self.arrivals.load(Ordering::Relaxed),
             prompt_tokens: self.prompt_tokens.load(Ordering::Relaxed),
+            counted_input: self.counted_input.load(Ordering::Relaxed),
+            counted_output: self.counted_output.load(Ordering::Relaxed),
             in_flight: self.in_flight.load(Ordering::Relaxed),
             held: self.held.load(Ordering::Relaxed),
             ..BackendLoad::default()

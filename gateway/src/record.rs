@@ -482,6 +482,10 @@ impl Record {
             estimated: u64::from(counted.is_none()),
             ..sums(candidate, usage)
         };
+        candidate
+            .backend
+            .ledger
+            .count(took.input_tokens, took.output_tokens);
         self.worker.process.usage.note(&Taken {
             status: self.status,
             outcome: self.outcome,

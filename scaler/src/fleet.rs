@@ -13,6 +13,7 @@ use penstock_core::load::{BackendLoad, LoadReport};
 use serde::{Deserialize, Serialize};
 
 use crate::decide::{self, Bounds, Decision, Learned};
+use crate::drift::{Drift, Side, Tokens};
 use crate::inputs::{Inputs, Ledger, Ttft, TtftSource};
 use crate::metadata::{self, Queries, Source, TargetSpec};
 use crate::selector;
@@ -114,6 +115,7 @@ struct State {
     window: Window,
     prometheus: Prometheus,
     learned: Learned,
+    drift: Drift,
     wanted: bool,
 }
 
@@ -181,6 +183,7 @@ impl Fleet {
     pub fn on_sample(&mut self, scrape: &Scrape, now_ms: u64, sample: &Sample) {
         for key in self.scrapes.get(scrape).into_iter().flatten() {
             if let Some(state) = self.targets.get_mut(key) {
+                state.compare(&scrape.pod.name, now_ms, sample);
                 state.window.on_sample(
                     &scrape.pod.name,
                     now_ms,
@@ -211,6 +214,9 @@ impl Fleet {
             // A backend that never had a request may be absent, which means zero.
             let load = report.backends.get(&backend).cloned().unwrap_or_default();
             woke |= !state.wanted && is_wanted(&load);
+            let (start, tokens) = (report.process_start_ms, counted(&load));
+            let drift = &mut state.drift;
+            drift.hear(Side::Gateway, id, start, tokens, now_ms);
             state.window.on_load(
                 id,
                 now_ms,
@@ -252,6 +258,20 @@ impl Fleet {
             (key.clone(), decision)
         };
         self.targets.iter_mut().map(decide).collect()
+    }
+
+    /// What of the tokens that engines say they took gateways did not count, for each target of which that is known:
+    /// of prompts, and of answers.
+    pub fn drifts(&mut self, now_ms: u64) -> Vec<(Arc<TargetKey>, [Option<f64>; 2])> {
+        let most = self.limits.pods_per_target;
+        // Where some pods are not read, nobody knows what they did.
+        let known = self
+            .targets
+            .iter_mut()
+            .filter(|(key, state)| state.backend(key).is_some() && state.pods.len() <= most);
+        known
+            .map(|(key, state)| (Arc::clone(key), state.drift.shares(now_ms)))
+            .collect()
     }
 
     /// What another replica needs to decide as this one does.
@@ -352,6 +372,11 @@ fn select(pods: &[&Arc<Pod>], selector: Option<&Selector>) -> Vec<Arc<Pod>> {
     matching
 }
 
+#[expect(clippy::cast_precision_loss, reason = "shares of them are looked at")]
+fn counted(load: &BackendLoad) -> Tokens {
+    [load.counted_input as f64, load.counted_output as f64]
+}
+
 fn is_wanted(load: &BackendLoad) -> bool {
     load.in_flight + load.held + load.waiting > 0
 }
@@ -383,7 +408,22 @@ impl State {
             window: Window::default(),
             prometheus: Prometheus::default(),
             learned: Learned::default(),
+            drift: Drift::default(),
             wanted: false,
+        }
+    }
+
+    /// What an engine says that it did.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "tells one start from another"
+    )]
+    fn compare(&mut self, pod: &str, now_ms: u64, sample: &Sample) {
+        if let Some(tokens) = sample.prompt_tokens.zip(sample.generation_tokens) {
+            let start = (sample.process_start_s.unwrap_or(0.0) * 1_000.0) as u64;
+            let tokens = [tokens.0, tokens.1];
+            self.drift.hear(Side::Engine, pod, start, tokens, now_ms);
         }
     }
 

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod args;
 pub mod collect;
 pub mod decide;
+pub mod drift;
 pub mod fleet;
 pub mod hpa;
 pub mod inputs;

@@ -11,12 +11,20 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::decide::{Bound, Decision, Hold};
+use crate::drift;
 use crate::fleet::TargetKey;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TargetLabels {
     namespace: String,
     scaled_object: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct UncountedLabels {
+    namespace: String,
+    scaled_object: String,
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -51,6 +59,7 @@ pub struct Metrics {
     replicas: Family<TargetLabels, Gauge>,
     attainment: Family<TargetLabels, Gauge<f64, AtomicU64>>,
     held: Family<TargetLabels, Gauge>,
+    uncounted: Family<UncountedLabels, Gauge<f64, AtomicU64>>,
     changes: Family<ChangeLabels, Counter>,
     scrapes: Counter,
     scrape_errors: Family<ReasonLabels, Counter>,
@@ -84,6 +93,11 @@ impl Metrics {
             "target_held",
             "1 while data is missing or young, so that the target is not scaled in",
             metrics.held.clone(),
+        );
+        registry.register(
+            "uncounted_tokens_ratio",
+            "Share of the tokens that engines took and gateways put on no account, of the last ten minutes; negative: on two",
+            metrics.uncounted.clone(),
         );
         registry.register(
             "decision_changes",
@@ -182,12 +196,47 @@ impl Metrics {
         }
     }
 
+    /// What engines took of prompts and of answers and gateways did not count. Returns whether that is much more, or much
+    /// less, than it was.
+    pub fn uncounted(&self, key: &TargetKey, shares: [Option<f64>; 2]) -> bool {
+        let mut is_news = false;
+        for (kind, share) in KINDS.into_iter().zip(shares) {
+            let labels = uncounted_labels(key, kind);
+            match share {
+                Some(share) => {
+                    let gauge = self.uncounted.get_or_create(&labels);
+                    let was_much = gauge.get().abs() > drift::ALARM;
+                    is_news |= share.abs() > drift::ALARM && !was_much;
+                    gauge.set(share);
+                }
+                None => {
+                    self.uncounted.remove(&labels);
+                }
+            }
+        }
+        is_news
+    }
+
     /// A target is not watched any more.
     pub fn forget(&self, key: &TargetKey) {
+        for kind in KINDS {
+            self.uncounted.remove(&uncounted_labels(key, kind));
+        }
         let labels = labels(key);
         self.replicas.remove(&labels);
         self.held.remove(&labels);
         self.attainment.remove(&labels);
+    }
+}
+
+/// Tokens of prompts, and of answers.
+const KINDS: [&str; 2] = ["input", "output"];
+
+fn uncounted_labels(key: &TargetKey, kind: &'static str) -> UncountedLabels {
+    UncountedLabels {
+        namespace: key.object.namespace.clone(),
+        scaled_object: key.object.name.clone(),
+        kind,
     }
 }
 

@@ -310,6 +310,17 @@ impl Brain {
                 self.metrics.forget(key);
             }
         }
+        for (key, shares) in self.fleet.drifts(self.clock.now_ms()) {
+            if self.metrics.uncounted(&key, shares) {
+                tracing::warn!(
+                    scaled_object = %key.object,
+                    uncounted.input = shares[0],
+                    uncounted.output = shares[1],
+                    "engines took other tokens than gateways put on accounts: somebody asks them without a gateway, or \
+                     sums of usage are wrong"
+                );
+            }
+        }
         self.metrics.set_targets(decisions.len());
         self.board.send_replace(Arc::new(decisions));
         self.publish_work();
