@@ -333,8 +333,8 @@ pub enum StrategySpec {
     Latency,
     /// The backend with the lowest `price` for such a request; among equally cheap ones as `PeakEwma`.
     Cost,
-    /// The backend whose `capabilities` are the least of those that suffice, so that those which can do more are free for
-    /// requests that need it; among equal ones as `PeakEwma`.
+    /// The backend whose `capabilities` are the least of those that suffice, so that those which can do more are free
+    /// for requests that need it; among equal ones as `PeakEwma`.
     Capability,
     /// The cheapest backend whose first token is expected within `slo.ttft`; where none is, the quickest one.
     CostLatency,

@@ -1,4 +1,5 @@
-//! (IO) A client for what the gateway itself asks of others than backends: keys of identity providers, places for usage.
+//! (IO) A client for what the gateway itself asks of others than backends: keys of identity providers, places for
+//! usage.
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;

@@ -1,6 +1,8 @@
 //! (IO) `Record`: one request from its head to its end. Whatever way a request ends (answered, refused, caller gone,
 //! backend gone) its record is dropped exactly once, and that is where it is counted and logged.
 
+mod bill;
+
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,15 +18,15 @@ use crate::guard::Watch;
 use crate::in_flight::InFlight;
 use crate::load::Ticket;
 use crate::meter::Usage;
-use crate::metrics::{Hedged, Metrics, Rescued};
+use crate::metrics::{Hedged, Rescued};
 use crate::openai::Api;
 use crate::principal::Who;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
 use crate::snapshot::{Candidate, Rule};
-use crate::usage::Taken;
-use crate::usage::sums::Sums;
 use crate::vitals::Sample;
+
+pub(crate) use bill::{count_usage, sums};
 
 /// Every value of the `outcome` label that a request with a backend may have.
 pub(crate) const ROUTE_OUTCOMES: [&str; 12] = [
@@ -397,19 +399,6 @@ impl Record {
         reservation.ended(self.usage, delivered);
     }
 
-    /// Tokens that backends counted for it, those of all attempts that gave a part of the answer.
-    fn taken(&self) -> Option<Usage> {
-        match (self.earlier, self.usage) {
-            (Some(earlier), Some(usage)) => Some(earlier.and(usage)),
-            (earlier, usage) => usage.or(earlier),
-        }
-    }
-
-    /// What the answer cost, in pico-USD, if its backend has a price and said how many tokens there were.
-    fn cost(&self) -> Option<u128> {
-        cost(self.candidate()?, self.taken()?)
-    }
-
     fn log(&self, now: Instant) {
         let ms = |until: Instant| {
             u64::try_from(until.saturating_duration_since(self.started).as_millis())
@@ -450,48 +439,6 @@ impl Record {
             outcome = self.outcome },
             "request"
         );
-    }
-
-    /// What there is to say of what it takes of `candidate`, which answers it.
-    pub(crate) fn taken_from<'a>(&'a self, candidate: &'a Candidate) -> Taken<'a> {
-        Taken {
-            id: self.id.to_str().unwrap_or(""),
-            who: self.who.principal(),
-            model: &self.model,
-            api: self.api,
-            rule: self.rule.as_ref().map_or("", |rule| rule.label.as_str()),
-            candidate,
-            status: 200,
-            outcome: OK,
-            sums: Sums::default(),
-        }
-    }
-
-    /// Adds what the request took to the sums of the day.
-    fn sum_up(&self, candidate: &Candidate) {
-        let is_answered = self.status < 400 && self.status > 0 || self.first_token.is_some();
-        if !is_answered {
-            return;
-        }
-        let counted = self.taken();
-        let usage = counted.unwrap_or(Usage {
-            completion_tokens: self.tokens,
-            ..Usage::default()
-        });
-        let took = Sums {
-            estimated: u64::from(counted.is_none()),
-            ..sums(candidate, usage)
-        };
-        candidate
-            .backend
-            .ledger
-            .count(took.input_tokens, took.output_tokens);
-        self.worker.process.usage.note(&Taken {
-            status: self.status,
-            outcome: self.outcome,
-            sums: took,
-            ..self.taken_from(candidate)
-        });
     }
 
     /// A caller who left while waiting for the beginning of an answer shows how long callers wait.
@@ -557,46 +504,6 @@ impl Record {
                 .inc_by(u64::try_from(self.attempts - 1).unwrap_or(0));
         }
     }
-}
-
-/// What an answer takes that `candidate` gave.
-pub(crate) fn sums(candidate: &Candidate, usage: Usage) -> Sums {
-    Sums {
-        requests: 1,
-        estimated: 0,
-        input_tokens: usage.prompt_tokens,
-        cached_tokens: usage.cached_tokens,
-        output_tokens: usage.completion_tokens,
-        pico_usd: cost(candidate, usage).map_or(0, |pico| u64::try_from(pico).unwrap_or(u64::MAX)),
-    }
-}
-
-fn cost(candidate: &Candidate, usage: Usage) -> Option<u128> {
-    let price = candidate.backend.profile.price?;
-    Some(price.of(
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        usage.completion_tokens,
-    ))
-}
-
-/// Counts what a backend says that an answer took.
-pub(crate) fn count_usage(metrics: &Metrics, candidate: &Candidate, api: Api, usage: Usage) {
-    let call = candidate.metrics.call(api);
-    call.input_tokens.observe(approximate(usage.prompt_tokens));
-    call.output_tokens
-        .observe(approximate(usage.completion_tokens));
-    if let Some(pico_usd) = cost(candidate, usage) {
-        metrics.cost(&candidate.metrics, pico_usd);
-    }
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "token counts stay far below 2^52"
-)]
-fn approximate(tokens: u64) -> f64 {
-    tokens as f64
 }
 
 impl Drop for Record {

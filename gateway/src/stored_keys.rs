@@ -1,6 +1,6 @@
 //! (IO) Keys in the gateway's store, for those who have too many for objects of a cluster: made, changed and taken back
-//! on the admin port ([`api`]), and known by every replica within a second. Of a key the store has the hash, as a config
-//! has it; a replica asks for one when it is shown and remembers what it is told.
+//! on the admin port ([`api`]), and known by every replica within a second. Of a key the store has the hash, as a
+//! config has it; a replica asks for one when it is shown and remembers what it is told.
 //!
 //! Who changes a key writes down that it was changed, behind the change itself. Each replica reads those notes four
 //! times a second, and what was read before a change counts no more from then on.

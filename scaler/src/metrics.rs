@@ -196,8 +196,8 @@ impl Metrics {
         }
     }
 
-    /// What engines took of prompts and of answers and gateways did not count. Returns whether that is much more, or much
-    /// less, than it was.
+    /// What engines took of prompts and of answers and gateways did not count. Returns whether that is much more, or
+    /// much less, than it was.
     pub fn uncounted(&self, key: &TargetKey, shares: [Option<f64>; 2]) -> bool {
         let mut is_news = false;
         for (kind, share) in KINDS.into_iter().zip(shares) {

@@ -1,5 +1,5 @@
-//! The one that can do the least, of those that can do what is asked, and among equals the quicker of two: who can do more
-//! is kept for requests that need it. Pure.
+//! The one that can do the least, of those that can do what is asked, and among equals the quicker of two: who can do
+//! more is kept for requests that need it. Pure.
 
 use std::cmp::Reverse;
 
@@ -25,8 +25,8 @@ impl Ability {
     }
 }
 
-/// One of those that can do the least: of two drawn by weight the one that costs less time. `cumulative` holds the sums of
-/// the shares up to and with each offer. Who cannot do what is asked is no offer.
+/// One of those that can do the least: of two drawn by weight the one that costs less time. `cumulative` holds the sums
+/// of the shares up to and with each offer. Who cannot do what is asked is no offer.
 pub fn pick(offers: &[Offer], cumulative: &[f32], rng: &mut impl Rng) -> Option<usize> {
     cost::lowest(offers, cumulative, rng, |offer| Some(offer.ability))
 }

@@ -1,4 +1,5 @@
-//! (IO) Where lines of usage go: objects of lines (a folder, or a bucket that speaks S3), or a collector that speaks OTLP.
+//! (IO) Where lines of usage go: objects of lines (a folder, or a bucket that speaks S3), or a collector that speaks
+//! OTLP.
 
 use std::path::PathBuf;
 use std::str::FromStr;

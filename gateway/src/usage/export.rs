@@ -1,5 +1,6 @@
 //! (IO) A line for each request, for who pays: written into the store within a second, and from there sent where
-//! `--usage-export` says. What is in the store outlives the gateway: another replica sends it. Lines come at least once.
+//! `--usage-export` says. What is in the store outlives the gateway: another replica sends it. Lines come at least
+//! once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
