@@ -3,7 +3,8 @@
 //! Such a request, sent again and again by its caller and repeated elsewhere each time, takes down one backend after
 //! the other. So a body under which two connections broke, at two endpoints or at one at two times, is not sent again
 //! for [`BLAMED_MS`], unless the same body is answered meanwhile: then it was not the body's fault. So that it can be
-//! answered where all callers send the same one, it is tried now and then where it broke off last.
+//! answered where all callers send the same one, it is tried now and then where it broke off last: soon where many ask
+//! with it, late where one caller may be sending it again.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,6 +16,10 @@ use crate::balance::prefix_affinity::Owner;
 const BLAMED_MS: u64 = 60_000;
 /// Before the first trial of a body that is blamed; each one in vain doubles it.
 const TRIAL_MS: u64 = 2_000;
+/// The same where few ask with it: whoever sends what ends a backend sends it again.
+const ALONE_MS: u64 = 20_000;
+/// So many that were refused are no longer few.
+const MANY: u8 = 10;
 /// One that ends takes many requests with it at once: they count as one time.
 const APART_MS: u64 = 1_000;
 /// Connections that broke before a body is blamed.
@@ -40,6 +45,8 @@ struct Suspect {
     at_ms: u64,
     /// From when on it may be tried.
     trial_ms: u64,
+    /// Requests that were refused since it broke off last.
+    refused: u8,
 }
 
 impl Suspect {
@@ -47,6 +54,15 @@ impl Suspect {
     fn wait_ms(self) -> u64 {
         let doublings = u32::from(self.breaks.saturating_sub(BREAKS)).min(8);
         (TRIAL_MS << doublings).min(BLAMED_MS)
+    }
+
+    /// From when on it may be tried, as far as is known now.
+    fn due_ms(self) -> u64 {
+        if self.refused >= MANY {
+            self.trial_ms
+        } else {
+            self.trial_ms.max(self.at_ms + ALONE_MS)
+        }
     }
 }
 
@@ -89,6 +105,7 @@ impl Suspects {
             endpoint,
             at_ms: now_ms,
             trial_ms: 0,
+            refused: 0,
         };
         suspect.trial_ms = now_ms + suspect.wait_ms();
         bodies.insert(body, suspect);
@@ -113,8 +130,10 @@ impl Suspects {
         if suspect.breaks < BREAKS || left_ms == 0 {
             return Verdict::Free;
         }
-        if now_ms < suspect.trial_ms {
-            return Verdict::Blamed((suspect.trial_ms - now_ms).min(left_ms));
+        let due_ms = suspect.due_ms();
+        if now_ms < due_ms {
+            suspect.refused = suspect.refused.saturating_add(1);
+            return Verdict::Blamed((due_ms - now_ms).min(left_ms));
         }
         suspect.trial_ms = now_ms + suspect.wait_ms();
         Verdict::Trial(suspect.endpoint)
@@ -131,7 +150,7 @@ mod tests {
         assert!(!suspects.broke(7, 1, 100));
         assert_eq!(suspects.verdict(7, 100), Verdict::Free);
         assert!(suspects.broke(7, 2, 200));
-        assert_eq!(suspects.verdict(7, 200), Verdict::Blamed(TRIAL_MS));
+        assert_eq!(suspects.verdict(7, 200), Verdict::Blamed(ALONE_MS));
         assert_eq!(suspects.verdict(8, 200), Verdict::Free);
         assert_eq!(suspects.verdict(7, 200 + BLAMED_MS), Verdict::Free);
         assert!(!suspects.broke(7, 1, 200 + BLAMED_MS), "it begins anew");
@@ -154,12 +173,19 @@ mod tests {
         assert!(suspects.is_empty());
     }
 
+    /// So many that ask with a body and are refused that they are not few.
+    fn crowd(suspects: &Suspects, now_ms: u64) {
+        for _ in 0..MANY {
+            assert!(matches!(suspects.verdict(7, now_ms), Verdict::Blamed(_)));
+        }
+    }
+
     #[test]
-    fn one_request_at_a_time_is_a_trial_where_it_broke_off_last_and_each_in_vain_doubles_the_wait()
-    {
+    fn one_of_many_is_a_trial_where_it_broke_off_last_and_each_in_vain_doubles_the_wait() {
         let suspects = Suspects::default();
         suspects.broke(7, 1, 100);
         suspects.broke(7, 2, 100);
+        crowd(&suspects, 100);
         let first = 100 + TRIAL_MS;
         assert_eq!(suspects.verdict(7, first - 1), Verdict::Blamed(1));
         assert_eq!(suspects.verdict(7, first), Verdict::Trial(2));
@@ -170,12 +196,28 @@ mod tests {
             "it was not even taken"
         );
         assert!(suspects.broke(7, 2, first + TRIAL_MS));
+        crowd(&suspects, first + TRIAL_MS);
         assert_eq!(
             suspects.verdict(7, first + TRIAL_MS),
             Verdict::Blamed(2 * TRIAL_MS)
         );
         suspects.answered(7);
         assert_eq!(suspects.verdict(7, first + TRIAL_MS), Verdict::Free);
+    }
+
+    #[test]
+    fn who_sends_it_again_alone_waits_long() {
+        let suspects = Suspects::default();
+        suspects.broke(7, 1, 0);
+        suspects.broke(7, 2, 0);
+        for second in 1..u64::from(MANY) {
+            let left_ms = ALONE_MS - 1_000 * second;
+            assert_eq!(
+                suspects.verdict(7, 1_000 * second),
+                Verdict::Blamed(left_ms)
+            );
+        }
+        assert_eq!(suspects.verdict(7, ALONE_MS), Verdict::Trial(2));
     }
 
     #[test]

@@ -451,62 +451,6 @@ async fn when_all_fail_few_requests_are_repeated() {
 }
 
 #[tokio::test]
-async fn a_request_that_ends_two_backends_goes_to_no_third() {
-    let ends = |_: usize, received: &Received| {
-        if received.body.contains("POISON") {
-            Reply::Reset
-        } else {
-            hello()
-        }
-    };
-    let mut upstreams = Vec::new();
-    for _ in 0..3 {
-        upstreams.push(Upstream::start(ends).await);
-    }
-    let addresses: Vec<_> = upstreams.iter().map(|upstream| upstream.address).collect();
-    let gateway = Gateway::start(&Plan::chain(&addresses)).await;
-    let count = || upstreams.iter().map(Upstream::count).sum::<usize>();
-    let poison = chat(true).replace("\"hi\"", "\"POISON\"");
-    assert!(poison.contains("POISON"), "{poison}");
-    for _ in 0..2 {
-        let answer = gateway.post(&poison).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (503, "ends_backends")
-        );
-        let wait: u32 = answer.header("retry-after").parse().unwrap();
-        assert!((1..=60).contains(&wait));
-        assert_eq!(count(), 2, "neither a third backend nor a second time");
-    }
-    assert_eq!(gateway.post(&chat(true)).await.status, 200, "others go on");
-}
-
-#[tokio::test]
-async fn a_body_that_all_callers_send_is_tried_again_once_the_backends_are_well() {
-    let at_first = |number: usize, _: &Received| match number {
-        0 => Reply::Reset,
-        _ => hello(),
-    };
-    let upstreams = [
-        Upstream::start(at_first).await,
-        Upstream::start(at_first).await,
-    ];
-    let addresses = upstreams.each_ref().map(|upstream| upstream.address);
-    let gateway = Gateway::start(&Plan::chain(&addresses)).await;
-    let answer = gateway.post(&chat(true)).await;
-    assert_eq!(
-        (answer.status, answer.code().as_str()),
-        (503, "ends_backends")
-    );
-    let wait: u64 = answer.header("retry-after").parse().unwrap();
-    assert!(wait <= 2, "{wait}");
-    tokio::time::sleep(Duration::from_secs(wait)).await;
-    for _ in 0..3 {
-        assert_eq!(gateway.post(&chat(true)).await.status, 200);
-    }
-}
-
-#[tokio::test]
 async fn an_error_about_the_request_is_not_repeated_whatever_status_it_comes_with() {
     let told = r#"{"error":{"message":"n must be 1","type":"BadRequestError","code":400}}"#;
     let in_stream = move || Reply::Sse(vec![format!("data: {told}\n\n"), DONE.to_owned()]);

@@ -48,6 +48,7 @@ mod smuggling;
 mod stored_keys;
 mod strategies;
 mod stream;
+mod suspects;
 mod tasks;
 mod tls;
 mod tls_backends;
