@@ -328,6 +328,8 @@ pub enum StrategySpec {
     PrefixAffinity,
     /// In turn, exactly proportional to weight (smooth weighted round robin).
     RoundRobin,
+    /// The same, for policies that are about weights: canaries, fixed splits.
+    Weighted,
     /// The endpoint that is expected to begin its answer soonest. Two in a hundred requests go anywhere by weight, so
     /// that endpoints which were slow can come back.
     Latency,

@@ -264,7 +264,7 @@ fn strategy(spec: StrategySpec) -> Strategy {
         StrategySpec::PeakEwma => Strategy::PeakEwma,
         StrategySpec::PowerOfTwo => Strategy::PowerOfTwo,
         StrategySpec::PrefixAffinity => Strategy::PrefixAffinity,
-        StrategySpec::RoundRobin => Strategy::RoundRobin,
+        StrategySpec::RoundRobin | StrategySpec::Weighted => Strategy::RoundRobin,
         StrategySpec::Latency => Strategy::Latency,
         StrategySpec::Cost => Strategy::Cost,
         StrategySpec::Capability => Strategy::Capability,

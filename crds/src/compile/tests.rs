@@ -492,6 +492,18 @@ fn heartbeats_are_neither_noise_nor_too_late() {
 }
 
 #[test]
+fn round_robin_is_weighted_by_either_name() {
+    for name in ["RoundRobin", "Weighted"] {
+        let rule =
+            rule("r", "chat", "chat").replace("name: r", &format!("name: r, strategy: {name}"));
+        let text = backend("chat", POOL) + &policy("p", &rule);
+        let compiled = compile(&objects(&text), &Facts::default());
+        assert_eq!(messages(&compiled), [] as [&str; 0], "{rule}");
+        assert_eq!(only(&compiled).rules[0].strategy, Strategy::RoundRobin);
+    }
+}
+
+#[test]
 fn what_belongs_to_a_strategy_is_refused_elsewhere() {
     for (fields, wrong) in [
         ("strategy: CostLatency, slo: {ttft: 800ms}", None),
