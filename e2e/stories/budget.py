@@ -1,5 +1,4 @@
-"""Two budgets and a key: spent to the limit through two gateways, and not beyond; the window rolls over. A key in their
-store."""
+"""Two budgets and a key: spent to the limit through two gateways, and not beyond; a key in their store."""
 
 import concurrent.futures
 import time

@@ -57,7 +57,9 @@ enum Refusal {
     NotManaged(String),
     #[error("this gateway has no store to keep keys in")]
     NoStore,
-    #[error("show the gateway's admin token: Authorization: Bearer …")]
+    #[error(
+        "this needs the gateway's admin token, and what was shown is not it (Authorization: Bearer …)"
+    )]
     Token,
     #[error("{0}")]
     Wrong(#[from] Wrong),
