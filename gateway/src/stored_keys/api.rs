@@ -391,10 +391,12 @@ async fn revoke(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let office = Office::enter(&process, &headers)?;
-    let found = office.find(&name).await?;
-    office.store.remove(&tag(&name), &[RECORD]).await?;
-    office.keys.tell(office.store, &name).await?;
+    let mut found = office.find(&name).await?;
     office.forget(found.record.hashes.keys()).await?;
+    // All gateways are told while it is there still: who gets an error here can ask again.
+    found.record.hashes.clear();
+    office.put_again(&name, &found).await?;
+    office.store.remove(&tag(&name), &[RECORD]).await?;
     office.store.unlist(&all_names(), &name).await?;
     office.store.settle().await?;
     Ok(StatusCode::NO_CONTENT.into_response())

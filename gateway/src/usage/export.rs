@@ -67,7 +67,7 @@ pub(crate) struct Export {
     store: Arc<Store>,
     destination: Destination,
     replica: String,
-    pub(super) outbox: Outbox,
+    outbox: Outbox,
     batches: AtomicU64,
     metrics: Metrics,
 }
