@@ -53,8 +53,8 @@ ledger: build ## Budgets under deaths, losses and clocks that are set: 10,000 si
 	@tools/redis
 	@bench/ledger/prove
 
-bench-ledger: ## What keys and hard budgets cost a request, and what their store does to the slowest (6 min)
-	@tools/need cargo cc python3
+bench-ledger: ## What keys, tokens and hard budgets cost a request, and what their store does to the slowest (8 min)
+	@tools/need cargo cc python3 openssl
 	@tools/redis
 	@bench/ledger/run
 

@@ -1,6 +1,6 @@
-"""What keys and hard budgets cost a request, beside the same gateway without, in one run; and what their store does to
-the slowest: one a millisecond away, for keys that are known, keys that are new, keys near their limit; and one that does
-not answer any more."""
+"""What keys and hard budgets cost a request, and what tokens do, beside the same gateway without, in one run; and what the
+store of budgets does to the slowest: one a millisecond away, for keys that are known, keys that are new, keys near their
+limit; and one that does not answer any more."""
 
 import os
 import signal
@@ -14,12 +14,13 @@ import threading
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path[:0] = [os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy")]
+sys.path[:0] = [HERE, os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy")]
 
 from measure import Bench  # noqa: E402
 from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
 from run import cores, raise_descriptor_limit  # noqa: E402
 from subjects import BUDGETS, Running, Subject, backend, budgets, key_of, keys, penstock  # noqa: E402
+from tokens import Issuer  # noqa: E402
 
 REPETITIONS = 5
 KEYS = 400
@@ -89,26 +90,43 @@ class Store:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def budgeted(store, rows, most):
-    """The bench's gateway with keys and budgets."""
+def knowing(*texts):
+    """The bench's gateway with more objects."""
 
     def command(place):
         objects = os.path.join(place.folder, "objects")
         os.makedirs(objects)
         with open(os.path.join(objects, "objects.yaml"), "w", encoding="utf-8") as file:
-            file.write("---\n".join([backend(place), POLICY, *keys(KEYS), *budgets(rows, most)]))
-        line, environment = penstock(place)
+            file.write("---\n".join([backend(place), POLICY, *texts]))
+        return penstock(place)
+
+    return command
+
+
+def budgeted(store, rows, most):
+    """The same with keys and budgets."""
+
+    def command(place):
+        line, environment = knowing(*keys(KEYS), *budgets(rows, most))(place)
         return [*line, "--store", f"redis://127.0.0.1:{store.away.port}"], environment
 
     return command
 
 
-def ask(port, number, tokens=16):
-    """Seconds until a caller with this key has its answer, and the answer's status, on a connection of its own."""
+def by_key(number):
+    return f"x-penstock-key: {key_of(number)}"
+
+
+def by_token(token):
+    return f"authorization: Bearer {token}"
+
+
+def ask(port, who, tokens=16):
+    """Seconds until a caller has its answer, and the answer's status, on a connection of its own."""
     body = b'{"model":"mock","max_tokens":%d,"messages":[{"role":"user","content":"x"}]}' % tokens
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
-        f"connection: close\r\nx-penstock-key: {key_of(number)}\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"connection: close\r\n{who}\r\ncontent-length: {len(body)}\r\n\r\n"
     ).encode()
     with socket.create_connection(("127.0.0.1", port), 5) as caller:
         caller.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -121,15 +139,19 @@ def ask(port, number, tokens=16):
     return took, int(answer.split(b" ", 2)[1])
 
 
-def slowest(port, numbers, wanted, what):
-    """The 99th percentile of single calls, µs."""
+def single(port, callers, wanted, what):
+    """Percentiles of single calls, µs."""
     took = []
-    for number in numbers:
-        seconds, status = ask(port, number)
+    for who in callers:
+        seconds, status = ask(port, who)
         if status not in wanted:
             sys.exit(f"bench-ledger: {what}: status {status}")
         took.append(seconds)
-    return statistics.quantiles(took, n=100)[98] * 1e6
+    return [share * 1e6 for share in statistics.quantiles(took, n=100)]
+
+
+def slowest(port, numbers, wanted, what):
+    return single(port, map(by_key, numbers), wanted, what)[98]
 
 
 def plain(bench, subject, figures):
@@ -146,16 +168,22 @@ def main():
     raise_descriptor_limit()
     places = cores()
     os.sched_setaffinity(0, {places[1]})
-    found = {"bare": {"us": [], "alone": []}, "kept": {"us": [], "alone": []}}
+    found = {name: {"us": [], "alone": []} for name in ("bare", "kept", "token")}
     with Bench(sys.argv[1], places) as bench, Store() as store:
-        header = lambda place: (f"x-penstock-key: {key_of(7)}",)  # noqa: E731
+        header = lambda place: (by_key(7),)  # noqa: E731
+        issuer = Issuer(store.folder)
+        known = by_token(issuer.token(0))
         bare = Subject("bare", "no keys, no budgets", penstock)
         kept = Subject("kept", "keys, three hard budgets", budgeted(store, BUDGETS, 10**12), headers=header)
+        token = Subject("token", "callers with tokens", knowing(issuer.provider()), headers=lambda place: (known,))
         for number in range(REPETITIONS):
-            for subject in (bare, kept) if number % 2 else (kept, bare):
+            for subject in (bare, kept, token) if number % 2 else (token, kept, bare):
                 plain(bench, subject, found[subject.name])
-            us = [found[name]["us"][-1][0] for name in ("bare", "kept")]
-            print(f"bench-ledger: repetition {number + 1} of {REPETITIONS}: {us[0]:.1f} and {us[1]:.1f} µs/request", flush=True)
+            us = ", ".join(f"{name} {kind['us'][-1][0]:.1f}" for name, kind in found.items())
+            print(f"bench-ledger: repetition {number + 1} of {REPETITIONS}: µs/request: {us}", flush=True)
+        with Running(token, bench) as running:
+            fresh = single(running.port, [by_token(issuer.token(number)) for number in range(1, ASKED + 1)], {200}, "a new token")
+            again = single(running.port, [known] * ASKED, {200}, "a known token")
         with Running(kept, bench) as running:
             # Key 7 is in use already; each other one is new.
             hot = slowest(running.port, [7] * ASKED, {200}, "a known key")
@@ -171,14 +199,18 @@ def main():
             opened = time.monotonic() + 12
             # Until the leases of the first are not good any more, and its gateway knows that nobody answers.
             while time.monotonic() < opened:
-                ask(running.port, 100)
-            stuck = [ask(running.port, 101 + number)[0] * 1e3 for number in range(200)]
+                ask(running.port, by_key(100))
+            stuck = [ask(running.port, by_key(101 + number))[0] * 1e3 for number in range(200)]
             store.process.send_signal(signal.SIGCONT)
     median = lambda name, figure, at=0: statistics.median(row[at] for row in found[name][figure])  # noqa: E731
-    added = median("kept", "us") - median("bare", "us")
+    added, shown = median("kept", "us") - median("bare", "us"), median("token", "us") - median("bare", "us")
     # Three limits a request.
     per_core = median("kept", "us", 1) * len(BUDGETS)
     alone = median("kept", "alone") - median("bare", "alone")
+    print(
+        f"bench-ledger: tokens: us_added={shown:.1f} for one that is known; single calls: p50 {again[49]:.0f} µs and p99 {again[98]:.0f} "
+        f"with it, p50 {fresh[49]:.0f} and p99 {fresh[98]:.0f} with a new one each"
+    )
     print(f"bench-ledger: one connection: p99 {median('bare', 'alone'):.0f} µs without, {median('kept', 'alone'):.0f} with")
     print(f"bench-ledger: single calls, store {AWAY_S * 1e3:.0f} ms away: p99 {hot:.0f} µs with a known key")
     print(
