@@ -20,6 +20,12 @@ def check(condition, message):
         raise Failed(message)
 
 
+def expect(told, expected, what):
+    """Raises if they differ; returns 1, for those who count what was looked at."""
+    check(told == expected, f"{what}: {told}, and not {expected}")
+    return 1
+
+
 def wait_until(what, probe, timeout_s, every_s=0.5):
     """Calls `probe` until it returns something true, and returns that."""
     deadline = time.monotonic() + timeout_s

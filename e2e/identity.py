@@ -3,13 +3,10 @@ starts anew, as it would when it changes them."""
 
 import base64
 import contextlib
-import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -17,7 +14,8 @@ import urllib.request
 
 import openai
 
-from client import Failed, check, sdk, wait_until
+from backend import Backend, free_port, serving
+from client import Failed, check, expect, sdk, wait_until
 from up import item, running
 
 PROVIDER = os.environ["OPENID_PROVIDER"]
@@ -26,28 +24,6 @@ CLIENT, SECRET, CALLBACK = "web", "secret", "http://localhost:9999/auth/callback
 PERSON = {"username": "test-user@localhost", "password": "verysecure"}
 # Between two reads of a provider's keys.
 COOLDOWN_S = 10.0
-
-
-class Backend(http.server.BaseHTTPRequestHandler):
-    """Answers everything, and keeps what it was asked with."""
-
-    seen = []
-
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self.seen.append((body["model"], dict(self.headers)))
-        message = {"role": "assistant", "content": "Hello."}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice]}
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
 
 
 @contextlib.contextmanager
@@ -123,17 +99,6 @@ def refusal(url, key, model="small-1"):
     return None
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def expect(told, expected, what):
-    check(told == expected, f"{what}: {told}, and not {expected}")
-    return 1
-
-
 def prove(url, port):
     with provider(port):
         good = token(port)
@@ -157,10 +122,8 @@ def prove(url, port):
 
 
 def main():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     port = free_port()
-    with running(objects(f"http://127.0.0.1:{server.server_port}", port)) as (_, url):
+    with serving() as upstream, running(objects(upstream, port)) as (_, url):
         done = prove(url, port)
     print(f"identity: ok={done} failed=0")
 

@@ -12,10 +12,10 @@ from client import PENSTOCK, check
 
 
 @contextlib.contextmanager
-def running(objects, *flags, env=None, port=0):
-    """Yields the process and the gateway's URL."""
-    ports = [flag for name in ("admin-", "scaler-", "scaler-admin-") for flag in (f"--{name}listen", "127.0.0.1:0")]
-    ports += ["--listen", f"127.0.0.1:{port}"]
+def running(objects, *flags, env=None, port=0, scaler_admin=0):
+    """Yields the process, with what it `said` until it was ready, and the gateway's URL."""
+    ports = {"listen": port, "admin-listen": 0, "scaler-listen": 0, "scaler-admin-listen": scaler_admin}
+    ports = [flag for name, number in ports.items() for flag in (f"--{name}", f"127.0.0.1:{number}")]
     with tempfile.TemporaryDirectory() as folder:
         with open(os.path.join(folder, "objects.yaml"), "w") as file:
             # JSON is YAML.
@@ -31,6 +31,7 @@ def running(objects, *flags, env=None, port=0):
                     url = line.split("url=")[1].strip()
                     break
             check(url, f"penstock up ended: {''.join(said[-5:])}")
+            up.said = "".join(said)
             threading.Thread(target=up.stdout.read, daemon=True).start()
             yield up, url
         finally:

@@ -2,19 +2,17 @@
 OpenTelemetry's own types. What cannot be sent waits in the store, also when the gateway is killed meanwhile."""
 
 import contextlib
-import http.server
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
 import boto3
 import botocore.exceptions
-from client import Failed, check, sdk, wait_until
+from backend import ANSWER, PROMPT, Backend, free_port, serving
+from client import Failed, expect, sdk, wait_until
 from google.protobuf import json_format
 from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from up import item, running
@@ -22,44 +20,22 @@ from up import item, running
 SERVER = os.environ["BUCKET_SERVER"]
 KEYS = {"AWS_ACCESS_KEY_ID": "of-the-tests", "AWS_SECRET_ACCESS_KEY": "secret-of-the-tests", "AWS_REGION": "us-east-1"}
 PRICE = {"perMillionTokens": {"inputMicroUsd": 1000000, "outputMicroUsd": 2000000}}
-PROMPT, ANSWER = 11, 7
 SOON_S = 40
 
 
-class Backend(http.server.BaseHTTPRequestHandler):
+class Both(Backend):
     """Answers chats, and takes logs as a collector does."""
 
     records = []
 
-    def log_message(self, *_):
-        pass
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        if self.path == "/v1/logs":
-            told = json_format.ParseDict(body, ExportLogsServiceRequest())
-            for resource in told.resource_logs:
-                for scope in resource.scope_logs:
-                    self.records.extend(scope.log_records)
-            return self.answer({})
-        choice = {"index": 0, "message": {"role": "assistant", "content": "Hello."}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": PROMPT, "completion_tokens": ANSWER, "total_tokens": PROMPT + ANSWER}
-        told = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"], "choices": [choice], "usage": usage}
-        return self.answer(told)
-
-    def answer(self, told):
-        data = json.dumps(told).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    def answer(self, body):
+        if self.path != "/v1/logs":
+            return super().answer(body)
+        told = json_format.ParseDict(body, ExportLogsServiceRequest())
+        for resource in told.resource_logs:
+            for scope in resource.scope_logs:
+                self.records.extend(scope.log_records)
+        return self.tell({})
 
 
 @contextlib.contextmanager
@@ -107,11 +83,6 @@ def chat(url, count):
         sdk(url).chat.completions.create(model="chat", messages=[{"role": "user", "content": "Hello."}])
 
 
-def expect(told, expected, what):
-    check(told == expected, f"{what}: {told}, and not {expected}")
-    return 1
-
-
 def prove_bucket(upstream, folder):
     for name in ("data/usage", "meta"):
         os.makedirs(os.path.join(folder, name))
@@ -144,18 +115,15 @@ def prove_collector(upstream, folder):
     flags = ("--usage-export", f"otlp+{upstream}", "--store", f"file:{folder}/other.redb")
     with running(objects(upstream), *flags) as (_, url):
         chat(url, 4)
-        wait_until("four records", lambda: len(Backend.records) >= 4, SOON_S)
-    first = {one.key: one.value for one in Backend.records[0].attributes}
+        wait_until("four records", lambda: len(Both.records) >= 4, SOON_S)
+    first = {one.key: one.value for one in Both.records[0].attributes}
     done = expect(first["gen_ai.usage.input_tokens"].int_value, PROMPT, "tokens of a record")
     done += expect(first["gen_ai.request.model"].string_value, "chat", "the model of a record")
-    return done + expect(Backend.records[0].event_name, "penstock.usage", "the name of a record")
+    return done + expect(Both.records[0].event_name, "penstock.usage", "the name of a record")
 
 
 def main():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Backend)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    upstream = f"http://127.0.0.1:{server.server_port}"
-    with tempfile.TemporaryDirectory() as folder:
+    with serving(Both) as upstream, tempfile.TemporaryDirectory() as folder:
         done = prove_bucket(upstream, folder) + prove_collector(upstream, folder)
     print(f"usage: ok={done} failed=0")
 

@@ -1,0 +1,106 @@
+"""A budget of a month through two gateways that share a Redis, whose clock comes to the month's end meanwhile: spent to the
+limit through both with OpenAI's SDK, refused by both until the month is over, and there is all of it again."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import openai
+from backend import Backend, free_port, serving
+from client import Failed, check, expect, sdk, wait_until
+from up import item, running
+
+LIMIT = 20
+# Where the clock begins, and how long it is from there to the end of November in Berlin, as `date` has it.
+BEGIN, LEFT_S = "2026-11-30 22:59:15", 45
+
+
+@contextlib.contextmanager
+def store(folder):
+    """A Redis that syncs what it acknowledges, and whose clock begins near the end of the month."""
+    port = free_port()
+    # Its waits are real ones.
+    real = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"}
+    command = ["faketime", "-f", f"@{BEGIN}", "redis-server", "--port", str(port), "--dir", folder]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    process = subprocess.Popen(command, env={**os.environ, **real}, stdout=subprocess.DEVNULL)
+    try:
+        wait_until("Redis", lambda: clock(port), 20, 0.1)
+        yield port
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def clock(port):
+    """The time of that Redis, Unix s."""
+    with socket.create_connection(("127.0.0.1", port), 5) as conversation:
+        conversation.sendall(b"TIME\r\n")
+        # *2 $10 <seconds> $6 <microseconds>
+        return int(conversation.recv(100).split()[2])
+
+
+def objects(upstream):
+    limit = {"name": "monthly", "unit": "Requests", "max": LIMIT, "window": {"calendar": "Month", "timeZone": "Europe/Berlin"}}
+    rule = {"name": "any", "match": {"models": ["chat"]}, "backends": [{"name": "backend"}]}
+    return [
+        item("LLMBackend", "backend", {"external": {"url": f"{upstream}/v1"}}),
+        item("RoutingPolicy", "default", {"rules": [rule]}),
+        item("TokenBudget", "all", {"limits": [limit]}),
+    ]
+
+
+def refusal(url):
+    """The answer with which a call is refused; None if it is answered."""
+    try:
+        sdk(url).chat.completions.create(model="chat", messages=[{"role": "user", "content": "Hello."}], max_tokens=8)
+    except openai.RateLimitError as error:
+        return error.response
+    return None
+
+
+def spend(urls):
+    """How many calls are answered, of twice as many as may be, in turn through each gateway."""
+    return sum(refusal(urls[number % len(urls)]) is None for number in range(2 * LIMIT))
+
+
+def prove(port, urls):
+    begun = clock(port)
+    ends = begun - begun % 3600 + 3600
+    check(ends - begun <= LEFT_S, f"the month is over before the gateways are ready: {begun}")
+    done = expect(spend(urls), LIMIT, "calls that were answered in November")
+    for url in urls:
+        told = refusal(url)
+        check(told is not None, "a call is answered beyond the month's limit")
+        wait_s, left_s = int(told.headers["retry-after"]), ends - clock(port)
+        check(abs(wait_s - left_s) <= 2, f"Retry-After: {wait_s}, and the month has {left_s} s")
+        wanted = {"limit": str(LIMIT), "remaining": "0"}
+        told = {name: told.headers[f"x-ratelimit-{name}-requests"] for name in wanted}
+        done += expect(told, wanted, "headers of a refusal")
+    check(clock(port) < ends - 3, f"too late to say that it was refused until the end: {clock(port)}")
+    while clock(port) < ends - 1:
+        check(refusal(urls[0]) is not None, "a call is answered before the month is over")
+        time.sleep(0.5)
+    wait_until("December", lambda: clock(port) > ends, LEFT_S, 0.2)
+    done += expect(spend(urls), LIMIT, "calls that were answered in December")
+    return done + expect(len(Backend.seen), 2 * LIMIT, "calls that the backend has seen")
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder, serving() as upstream, store(folder) as port:
+        flags = ("--store", f"redis://127.0.0.1:{port}")
+        with running(objects(upstream), *flags) as (_, one), running(objects(upstream), *flags) as (_, other):
+            done = prove(port, (one, other))
+    print(f"budget: ok={done} failed=0")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failed as failed:
+        print(f"budget: {failed}")
+        sys.exit(1)
