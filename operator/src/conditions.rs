@@ -2,6 +2,7 @@
 //! same findings give the same conditions and nothing is written.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use penstock_crds::condition::Condition;
 use penstock_crds::problem::Problem;
 
@@ -72,6 +73,8 @@ pub(crate) struct Findings<'a> {
     pub(crate) scaling: Option<Scaling>,
     /// A key that gateways are to refuse.
     pub(crate) is_suspended: bool,
+    /// When a key ends.
+    pub(crate) ends: Option<Timestamp>,
     /// A budget, which gateways refuse that could forget what was spent.
     pub(crate) is_budget: bool,
 }
@@ -90,6 +93,7 @@ impl Findings<'_> {
             gateway_trouble: None,
             scaling: None,
             is_suspended: false,
+            ends: None,
             is_budget: false,
         }
     }
@@ -145,7 +149,7 @@ pub(crate) fn conditions(
             && condition.observed_generation == generation
     });
     let programmed = programmed(findings, &accepted, held);
-    let ready = ready(findings, [&accepted, &resolved, &programmed]);
+    let ready = ready(findings, [&accepted, &resolved, &programmed], now.0);
     let scaling = findings.scaling.as_ref().map(|scaling| {
         let status = if scaling.active {
             Status::True
@@ -308,7 +312,7 @@ fn programmed(findings: &Findings<'_>, accepted: &Draft, held: bool) -> Draft {
     }
 }
 
-fn ready(findings: &Findings<'_>, others: [&Draft; 3]) -> Draft {
+fn ready(findings: &Findings<'_>, others: [&Draft; 3], now: Timestamp) -> Draft {
     let not = |reason: &str, message: String| draft("Ready", Status::False, reason, message);
     let [accepted, resolved, programmed] = others;
     for condition in [accepted, resolved] {
@@ -342,6 +346,10 @@ fn ready(findings: &Findings<'_>, others: [&Draft; 3]) -> Draft {
         let message = "gateways refuse it, as the spec asks";
         return draft("Ready", Status::True, "Suspended", message);
     }
+    if let Some(end) = findings.ends.filter(|end| *end <= now) {
+        let message = format!("gateways refuse it: it ended at {end}, as the spec asks");
+        return draft("Ready", Status::True, "Expired", message);
+    }
     match findings.workload {
         Workload::Zero => draft(
             "Ready",
@@ -366,7 +374,6 @@ pub(crate) fn differ(previous: &[Condition], wanted: &[Condition]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::jiff::Timestamp;
     use penstock_core::ids::Id;
     use penstock_crds::{Kind, ObjectRef, Reason};
 
@@ -470,6 +477,10 @@ mod tests {
             programmed: vec![("g".into(), state)],
             ..Findings::new()
         };
+        let ending = |second| Findings {
+            ends: Some(time(second).0),
+            ..fine()
+        };
         let table = [
             (with(Workload::Answers), "True/Ready"),
             (with(Workload::Zero), "True/ScaledToZero"),
@@ -507,6 +518,16 @@ mod tests {
                 },
                 "False/InvalidValue",
             ),
+            (
+                Findings {
+                    is_suspended: true,
+                    ..fine()
+                },
+                "True/Suspended",
+            ),
+            (ending(0), "True/Expired"),
+            (ending(1), "True/Expired"),
+            (ending(2), "True/Ready"),
             (programmed(Programmed::Pending), "False/Pending"),
             (programmed(Programmed::Unknown), "False/Pending"),
             (

@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::apply::Applied;
 use crate::autoscaler::scaled_object_ready;
 use crate::conditions::{Findings, Scaling, Workload};
+use crate::keys;
 use crate::live::{ChildKind, Live};
 use crate::observed::Observed;
 use crate::plan::pool::Hpas;
@@ -155,8 +156,12 @@ fn find<'a>(
     }
     findings.gateway_trouble = gateway_trouble(object, observed, plan);
     findings.is_budget = object.kind == Kind::TokenBudget;
-    findings.is_suspended = object.kind == Kind::VirtualKey
-        && (observed.objects.keys.get(&object.id)).is_some_and(|key| key.spec.suspended);
+    if object.kind == Kind::VirtualKey
+        && let Some(key) = observed.objects.keys.get(&object.id)
+    {
+        findings.is_suspended = key.spec.suspended;
+        findings.ends = keys::end(key);
+    }
     findings
 }
 

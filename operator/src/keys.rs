@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use k8s_openapi::jiff::Timestamp;
 use penstock_core::ids::Id;
 use penstock_core::names::{self, PEPPER_KEY};
 use penstock_crds::VirtualKey;
@@ -140,6 +141,18 @@ fn facts_of(id: &Id, object: &VirtualKey, observed: &Observed) -> KeyFacts {
     }
 }
 
+/// When a key ends.
+pub(crate) fn end(key: &VirtualKey) -> Option<Timestamp> {
+    key.spec.expires_at.as_deref()?.parse().ok()
+}
+
+/// How long it is until the next one of all keys ends: its status says something else then.
+pub(crate) fn until_next_end(observed: &Observed, now: Timestamp) -> Option<Duration> {
+    let ends = observed.objects.keys.values().filter_map(end);
+    let next = ends.filter(|end| *end > now).min()?;
+    Duration::try_from(next.duration_since(now)).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use penstock_core::key::{self, Hasher};
@@ -243,5 +256,15 @@ mod tests {
         let unreadable = json!({"team": "a", "rotation": {"revision": 3, "overlap": "soon"}});
         let before = observed(unreadable, &[("key", FIRST), ("revision", "2")]);
         assert_eq!(wanted(&before), [], "no key ends by a slip");
+    }
+
+    #[test]
+    fn a_pass_comes_when_the_next_key_ends() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let spec = json!({"team": "a", "expiresAt": "1970-01-01T00:01:00Z"});
+        let observed = observed(spec, &[]);
+        let minute = Some(Duration::from_secs(50));
+        assert_eq!(until_next_end(&observed, at(10)), minute);
+        assert_eq!(until_next_end(&observed, at(60)), None);
     }
 }

@@ -92,7 +92,8 @@ async fn pass(
         .filter_map(|fleet| fleet.again_s)
         .min()
         .map(Duration::from_secs);
-    let again = [applied.again, grace]
+    let end = keys::until_next_end(&observed, status::now().0);
+    let again = [applied.again, grace, end]
         .into_iter()
         .flatten()
         .min()
