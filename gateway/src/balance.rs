@@ -34,6 +34,17 @@ pub struct Seen {
     pub share: f32,
     /// Hash of its address, the same in all replicas.
     pub name: u64,
+    /// Its backend.
+    pub backend: Home,
+}
+
+/// A backend, as strategies see it that send a key to the same place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Home {
+    /// Hash of its name, the same in all replicas.
+    pub name: u64,
+    /// Its weight.
+    pub weight: f32,
 }
 
 /// What an endpoint would ask for a request.

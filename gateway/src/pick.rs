@@ -231,6 +231,7 @@ impl<'a> Fitting<'a> {
             in_flight: place.endpoint.live.in_flight.load(Ordering::Relaxed),
             share: place.slot.share / total,
             name: place.slot.name,
+            backend: place.slot.backend,
         })
     }
 

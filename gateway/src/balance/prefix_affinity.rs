@@ -177,7 +177,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::balance::BOUND;
+    use crate::balance::{BOUND, Home};
+
+    const HOME: Home = Home {
+        name: 1,
+        weight: 1.0,
+    };
 
     fn equal(in_flight: &[u32]) -> Vec<Seen> {
         let owners = (1..).zip(in_flight);
@@ -186,6 +191,7 @@ mod tests {
             in_flight: *in_flight,
             share,
             name: owner,
+            backend: HOME,
         });
         seen.collect()
     }
@@ -313,6 +319,7 @@ mod tests {
                     in_flight: 0,
                     share: 1.0,
                     name: u64::from(*owner),
+                    backend: HOME,
                 })
                 .collect();
             let at = |prompt: &Vec<u64>| picked(prompt, &index, &seen, free).unwrap();

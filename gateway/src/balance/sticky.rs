@@ -4,12 +4,13 @@
 //! or goes moves its own keys only. There is no bound of load: a session that moves loses what its endpoint holds for
 //! it.
 
-use super::{Seen, hash};
+use super::Seen;
+use super::hash::Rank;
 
 /// The key's endpoint.
 pub fn pick(key: u64, seen: &[Seen]) -> Option<usize> {
-    let scored = seen.iter().map(|seen| hash::score(key, *seen)).enumerate();
-    scored.max_by(|a, b| a.1.total_cmp(&b.1)).map(|(at, _)| at)
+    let ranks = seen.iter().map(|seen| Rank::of(key, *seen)).enumerate();
+    ranks.max_by(|a, b| a.1.cmp(&b.1)).map(|(at, _)| at)
 }
 
 #[cfg(test)]
@@ -17,6 +18,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::balance::{Home, hash};
 
     fn seen(in_flight: &[u32]) -> Vec<Seen> {
         let share = 1.0 / f32::from(u8::try_from(in_flight.len()).unwrap());
@@ -26,6 +28,10 @@ mod tests {
                 in_flight: *in_flight,
                 share,
                 name,
+                backend: Home {
+                    name: 1,
+                    weight: 1.0,
+                },
             })
             .collect()
     }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Candidate;
+use crate::balance::Home;
 use crate::balance::prefix_affinity::PrefixIndex;
 use crate::balance::region::Distance;
 use crate::settings::Place;
@@ -36,6 +37,8 @@ pub struct Slot {
     pub share: f32,
     /// Hash of its address, the same in all replicas.
     pub name: u64,
+    /// Its backend.
+    pub backend: Home,
     /// How far it is from this gateway.
     pub distance: Distance,
 }
@@ -55,6 +58,10 @@ pub(super) fn slots(
     let slots: Vec<Slot> = with_endpoints()
         .flat_map(|(index, (candidate, weight))| {
             let count = candidate.backend.endpoints.len();
+            let backend = Home {
+                name: xxh3_64(candidate.backend.label.as_bytes()),
+                weight: *weight as f32,
+            };
             let share = *weight as f32 / total as f32 / count as f32;
             let endpoints = candidate.backend.endpoints.iter().enumerate();
             endpoints.map(move |(position, endpoint)| Slot {
@@ -62,6 +69,7 @@ pub(super) fn slots(
                 endpoint: position,
                 share,
                 name: xxh3_64(endpoint.address.to_string().as_bytes()),
+                backend,
                 distance: place.to(
                     candidate.backend.profile.region.as_deref(),
                     endpoint.zone.as_deref(),
