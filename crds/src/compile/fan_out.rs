@@ -39,6 +39,11 @@ pub(super) fn compile(spec: &RuleSpec, scope: &mut Scope<'_>) -> Option<FanOut> 
             "does not store the answers of several backends: leave it out, or use fanOut.mode: First",
         ),
         (
+            ".heartbeat",
+            wants_all && spec.heartbeat.is_some(),
+            "is of event streams, and the answers of several backends are one document: leave out one of the two",
+        ),
+        (
             ".fanOut.within",
             !wants_all && fan_out.within.is_some(),
             "has no effect with mode: First: use timeouts.firstToken",

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use penstock_core::config::{Condition, NameMatch, Rule};
 use penstock_core::ids::Id;
+use penstock_core::names::{CALL_PATHS, OPEN_CALL_PATHS};
 
 use super::rule::Entry;
 use crate::object::{Kind, ObjectRef};
@@ -33,7 +34,8 @@ pub(super) fn drop_unreachable(
         let mut kept = Vec::new();
         for (model, position) in std::mem::take(&mut rule.models).into_iter().zip(positions) {
             let before = taken.entry(model.clone()).or_default();
-            if let Some(by) = takes_all(before, &rule.conditions) {
+            let conditions = with_paths(&rule.conditions, list == "models");
+            if let Some(by) = takes_all(before, &conditions) {
                 let message = format!(
                     "rule '{}' of RoutingPolicy {} takes these requests already: \
                      remove the name here or there",
@@ -62,6 +64,18 @@ pub(super) fn drop_unreachable(
         }
     }
     rules
+}
+
+/// A rule's conditions, with what a rule about models implies: it takes calls of models only.
+fn with_paths(conditions: &[Condition], is_of_models: bool) -> Vec<Condition> {
+    let mut conditions = conditions.to_vec();
+    let is_of_paths = |condition: &Condition| matches!(condition, Condition::Paths(_));
+    if is_of_models && !conditions.iter().any(is_of_paths) {
+        let exact = CALL_PATHS.map(|path| NameMatch::Exact(path.to_owned()));
+        let open = OPEN_CALL_PATHS.map(|path| NameMatch::Prefix(path.to_owned()));
+        conditions.push(Condition::Paths(exact.into_iter().chain(open).collect()));
+    }
+    conditions
 }
 
 /// The last of the earlier rules that together take every request for which `conditions` hold: streams and others,

@@ -394,6 +394,12 @@ fn a_rule_behind_those_that_take_all_of_it_is_unreachable() {
             "{earlier}, then {later}"
         );
     }
+    // A rule about models takes nothing but calls of models.
+    for (paths, unreachable) in [("'/v1/*'", 1), ("'/v1/chat/*'", 0)] {
+        let all = matching("a", &format!("paths: [{paths}]"));
+        let compiled = compile_rules(&[all, rule("b", "chat", "chat")]);
+        assert_eq!(messages(&compiled).len(), unreachable, "{paths}");
+    }
     let compiled = compile_rules(&[
         matching("a", "stream: true"),
         matching("b", "stream: false"),

@@ -45,6 +45,7 @@ fn what_cannot_work_beside_it_is_refused() {
             &format!("fanOut: {{mode: All}}, {embeddings}"),
             ".joinEmbeddings",
         ),
+        (TWO, "fanOut: {mode: All}, heartbeat: 15s", ".heartbeat"),
         (TWO, "fanOut: {mode: First, within: 5s}", ".fanOut.within"),
         (TWO, "fanOut: {mode: All, within: 0s}", ".fanOut.within"),
         (TWO, "fanOut: {mode: First, max: 9}", ".fanOut.max"),
