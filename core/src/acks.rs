@@ -42,6 +42,9 @@ pub struct LimitStand {
     /// What of `spent` gateways had that died; ever.
     #[serde(default)]
     pub estimated: u64,
+    /// The most of `reserved` that gateways hold for requests to come.
+    #[serde(default)]
+    pub idle_bound: u64,
     /// When its window ends, in Unix ms; `None`: it slides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_ms: Option<u64>,

@@ -506,6 +506,9 @@ pub struct Timeouts {
     /// From sending the request to the first token of a stream, or the first byte of any other answer's body, per
     /// attempt.
     pub first_token_ms: u64,
+    /// The same for whole answers of models, of which the first byte comes with the last; `None`: as long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_ms: Option<u64>,
     /// Between two pieces of a body that has begun.
     pub idle_ms: u64,
     /// From the request's head to the end of its answer, all attempts and waits included.

@@ -250,6 +250,9 @@ pub struct LimitStatus {
     /// What of `spent` gateways had that died, and may not have used; ever.
     #[serde(default, skip_serializing_if = "is_none")]
     pub estimated: i64,
+    /// The most of `reserved` that gateways hold for requests to come, all of them together: 2 % of the limit.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub idle_bound: i64,
     /// When the window ends, or the first part of a rolling one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "date-time"))]

@@ -531,7 +531,7 @@ pub struct TimeoutsSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect: Option<DurationText>,
     /// From sending a request to the first token of a stream, or to the first byte of any other answer, per attempt.
-    /// Default `5m`.
+    /// Default `5m`; for answers of models that are no streams, and so come as a whole, as long as `total`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_token: Option<DurationText>,
     /// Between two pieces of an answer that has begun. Default `2m`.

@@ -17,7 +17,7 @@ use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
 use crate::meter::{self, Cut, fault};
-use crate::openai::{self, DONE, Wire};
+use crate::openai::{self, DONE, EMPTY_LINE, Wire};
 use crate::process::Worker;
 use crate::provider::foreign::{About, Foreign, Vectors};
 use crate::provider::{self, Route, Translator, Way};
@@ -125,10 +125,15 @@ async fn send(
         Some(conn) => conn,
         None => open(worker, endpoint, rule.connect, last).await?,
     };
+    let first_byte = if job.call.stream || job.passing.is_some() {
+        rule.first_token
+    } else {
+        rule.whole
+    };
     let mut again = MAX_AGAIN;
     loop {
         let reused = conn.is_reused();
-        let deadline = last.min(penstock_shell::clock::now() + rule.first_token);
+        let deadline = last.min(penstock_shell::clock::now() + first_byte);
         if let Some(passage) = job.passage() {
             passage.set_out();
         }
@@ -314,6 +319,9 @@ impl Reader<'_> {
             let frame = frame.map_err(|err| self.failure(err, !begun))?;
             let (bytes, now) = match frame {
                 Some(frame) => frame,
+                None if events.meter().lacks_last_line_only() => {
+                    (Bytes::from_static(EMPTY_LINE), penstock_shell::clock::now())
+                }
                 None if events.meter().lacks_done_only() => {
                     (Bytes::from_static(DONE), penstock_shell::clock::now())
                 }

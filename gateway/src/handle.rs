@@ -374,7 +374,7 @@ async fn routed(
         }
         None => (body, call),
     };
-    let plan = Plan::of_call(shares, api, &call, body);
+    let plan = Plan::of_call(shares, &rule, api, &call, body);
     let store = match look_up(process, &rule, &head.uri, &head.headers, body, record) {
         Lookup::Stored(entry) => {
             budgets::count_hit(worker, plan.as_ref(), &rule, &entry).await?;

@@ -20,6 +20,7 @@ pub mod fallback;
 pub mod health;
 pub mod hedge_budget;
 pub mod ledger;
+pub mod lengths;
 pub mod limits;
 pub mod load;
 pub mod meter;

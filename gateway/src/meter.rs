@@ -356,6 +356,14 @@ impl Meter {
         has_all && !self.done && self.cut.is_none() && !self.is_inside_event()
     }
 
+    /// Whether all that is missing is the empty line behind the last event.
+    pub fn lacks_last_line_only(&self) -> bool {
+        let is_last = |data: &[u8]| data.trim_ascii() == DONE_DATA;
+        let says_done =
+            self.wire != Wire::Messages && self.decoder.open_data().is_some_and(is_last);
+        says_done && !self.done && self.cut.is_none()
+    }
+
     /// Whether and how the backend gave up.
     pub fn cut(&self) -> Option<Cut> {
         self.cut
@@ -510,6 +518,24 @@ mod tests {
     const ABORT: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"abort\"}]}\n\n";
     const USAGE: &str = "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"total_tokens\":9,\"prompt_tokens_details\":{\"cached_tokens\":5}}}\n\n";
     const DONE: &str = "data: [DONE]\n\n";
+
+    #[test]
+    fn an_end_without_its_empty_line_is_known() {
+        for (text, expected) in [
+            ("data: [DONE]", true),
+            ("data: [DONE]\n", true),
+            ("data:[DONE]\r\n", true),
+            ("data: [DONE]\n\n", false),
+            ("data: [DON", false),
+            ("data: x\ndata: [DONE]", false),
+            ("data: x", false),
+            ("", false),
+        ] {
+            let mut meter = Meter::new(Wire::Chunks);
+            meter.feed(text.as_bytes()).unwrap();
+            assert_eq!(meter.lacks_last_line_only(), expected, "{text}");
+        }
+    }
 
     fn feed(text: &str) -> (Meter, u32) {
         let mut meter = Meter::default();

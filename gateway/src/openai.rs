@@ -221,6 +221,8 @@ pub enum Wire {
 
 /// The mark that ends a stream of chunks.
 pub const DONE: &[u8] = b"data: [DONE]\n\n";
+/// Ends an event, whether its last line has ended or not.
+pub const EMPTY_LINE: &[u8] = b"\n\n";
 
 /// What a request body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

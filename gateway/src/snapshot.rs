@@ -30,6 +30,7 @@ use crate::engine_load::EngineLoad;
 use crate::health::Health;
 use crate::hedge_budget::HedgeBudget;
 use crate::identity::sets::Sets;
+use crate::lengths::Lengths;
 use crate::limits::Limits;
 use crate::load::{BackendLedger, Ledger};
 use crate::metrics::{Known, Metrics};
@@ -162,6 +163,8 @@ pub struct Rule {
     pub fan_out: Option<FanOut>,
     /// Whether small calls for embeddings are made together.
     pub join: Option<Join>,
+    /// How long its answers are.
+    pub lengths: Arc<Lengths>,
     /// How long its callers wait, if that matters.
     pub patience: Arc<Patience>,
     /// Who goes first where not all can be answered in time.
@@ -170,6 +173,8 @@ pub struct Rule {
     pub connect: Duration,
     /// To the first token of a stream, or the first byte of another answer's body.
     pub first_token: Duration,
+    /// To the first byte of a whole answer of a model.
+    pub whole: Duration,
     /// Between two pieces of an answer.
     pub idle: Duration,
     /// From the request's head to its answer's end.
@@ -658,6 +663,7 @@ pub(crate) mod tests {
             timeouts: Timeouts {
                 connect_ms: 1000,
                 first_token_ms: 1000,
+                whole_ms: None,
                 idle_ms: 1000,
                 total_ms: 60_000,
             },

@@ -77,6 +77,15 @@ impl Decoder {
         self.inside
     }
 
+    /// The data of the unfinished event, if it ended here.
+    pub fn open_data(&self) -> Option<&[u8]> {
+        match (self.has_data, self.line.is_empty()) {
+            (true, true) => Some(&self.data),
+            (false, false) => data_of(&self.line),
+            _ => None,
+        }
+    }
+
     /// Takes the next bytes and calls `event` with the data of each event that they finish, and with its place in
     /// `chunk`; one that began earlier starts at 0. Events without data (comments, heartbeats) are not reported. Gives
     /// the offset from which on bytes belong to an unfinished event.

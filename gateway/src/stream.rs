@@ -19,7 +19,7 @@ use crate::events::{Events, Passed};
 use crate::heartbeat::Beating;
 use crate::json_end::JsonEnd;
 use crate::meter::{Cut, Meter, Usage};
-use crate::openai::{Api, DONE, Wire};
+use crate::openai::{Api, DONE, EMPTY_LINE, Wire};
 use crate::outbound;
 use crate::principal::Who;
 use crate::process::Worker;
@@ -31,7 +31,6 @@ use crate::resume::Resumable;
 use crate::stopping::Stopping;
 use crate::unread;
 use crate::upstream::{BodyError, Exchange};
-use crate::vitals::Sample;
 
 /// A body that broke off where no error event can be sent: the connection to the caller is cut.
 #[derive(Debug, thiserror::Error)]
@@ -359,7 +358,7 @@ impl Stream {
                 Some(Cut::Failure) if self.is_watched() => self.break_off(Broken::Failed),
                 // The backend's own event, or what it was translated to, is the stream's end.
                 Some(Cut::Failure) => {
-                    self.record.vital(Sample::Failed, now);
+                    self.record.broke_off(UPSTREAM_ERROR);
                     self.end(UPSTREAM_ERROR);
                 }
                 Some(Cut::Error | Cut::Limit) => self.end(UPSTREAM_ERROR),
@@ -534,6 +533,14 @@ impl Stream {
     fn finish(&mut self) {
         // An end without `[DONE]` is how a connection that closes to end its body looks when it is cut; an answer that
         // said why it ended is whole all the same.
+        if let Some(events) = self
+            .events
+            .as_mut()
+            .filter(|events| events.meter().lacks_last_line_only())
+        {
+            let last = events.feed(Bytes::from_static(EMPTY_LINE));
+            self.pass(last.unwrap_or_default().bytes);
+        }
         let meter = self.events.as_ref().map(Events::meter);
         let is_cut = self.json.as_ref().is_some_and(|json| !json.is_whole());
         if meter.is_some_and(Meter::lacks_done_only) {

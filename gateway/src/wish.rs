@@ -16,16 +16,13 @@ use crate::balance::region::Distance;
 use crate::balance::{kv_aware, prefix_affinity};
 use crate::capability::Needed;
 use crate::fallback::Failed;
+use crate::lengths::USUAL_TOKENS;
 use crate::limits::Limit;
 use crate::load::BYTES_PER_TOKEN;
 use crate::openai::Call;
 use crate::principal::Principal;
 use crate::settings::Place;
 use crate::snapshot::{Candidate, Endpoint, Rule, Slot};
-
-/// What an answer is taken to have where its request bounds it higher or not at all: the mean of conversations in
-/// Azure's trace of 2023 (Patel et al., *Splitwise*, 2024).
-const USUAL_ANSWER_TOKENS: u32 = 211;
 
 /// What a strategy may know of the request.
 #[derive(Clone, Copy, Debug)]
@@ -349,6 +346,5 @@ pub fn limit_tokens(call: &Call<'_>) -> u32 {
 
 /// About how many tokens the answer will have.
 pub fn answer_tokens(call: &Call<'_>) -> u32 {
-    let most = call.max_tokens.unwrap_or(USUAL_ANSWER_TOKENS);
-    most.min(USUAL_ANSWER_TOKENS)
+    call.max_tokens.unwrap_or(USUAL_TOKENS).min(USUAL_TOKENS)
 }

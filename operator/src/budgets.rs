@@ -82,6 +82,7 @@ fn status(stand: &LimitStand) -> LimitStatus {
         reserved: number(stand.reserved),
         remaining: number(stand.remaining),
         estimated: number(stand.estimated),
+        idle_bound: number(stand.idle_bound),
         resets_at: stand.ends_ms.and_then(time).map(|time| time.to_string()),
     }
 }
@@ -102,6 +103,7 @@ mod tests {
             reserved: 0,
             remaining,
             estimated: 0,
+            idle_bound: 2,
             ends_ms: Some(1_767_225_600_000),
         }
     }

@@ -435,15 +435,18 @@ fn compile_timeouts(spec: &RuleSpec, scope: &mut Scope<'_>) -> Timeouts {
         text.and_then(|text| ms(path, &text, scope))
             .unwrap_or(default)
     };
+    let total_ms = or(".timeouts.total", timeouts.total, DEFAULT_TOTAL);
     Timeouts {
         connect_ms: or(".timeouts.connect", timeouts.connect, DEFAULT_CONNECT),
+        // A model that reasons may compute for longer than any prompt takes to be read.
+        whole_ms: timeouts.first_token.is_none().then_some(total_ms),
         first_token_ms: or(
             ".timeouts.firstToken",
             timeouts.first_token,
             DEFAULT_FIRST_TOKEN,
         ),
         idle_ms: or(".timeouts.idle", timeouts.idle, DEFAULT_IDLE),
-        total_ms: or(".timeouts.total", timeouts.total, DEFAULT_TOTAL),
+        total_ms,
     }
 }
 

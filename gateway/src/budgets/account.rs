@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::Limit;
 use crate::ledger::holder::{Answered, Holder, Taken};
-use crate::ledger::record::{Ask, MAX_NEEDS, Record, Stand, Told};
+use crate::ledger::record::{Ask, MAX_NEEDS, Record, Stand, Told, all_idle};
 use crate::ledger::span::Span;
 use crate::ledger::spent::Window;
 use crate::store::{Durability, Error, Expect, Key, Store};
@@ -127,6 +127,7 @@ impl Standing {
             reserved: stand.leased,
             remaining: left(terms.cap, stand),
             estimated: stand.orphaned,
+            idle_bound: all_idle(terms.cap),
             ends_ms,
         }
     }

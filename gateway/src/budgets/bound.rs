@@ -14,7 +14,6 @@ use crate::edits::{Edits, given};
 use crate::openai::{Api, Call, Encoding};
 use crate::parameters;
 use crate::reject::Reject;
-use crate::wish;
 
 /// What templates put before a conversation: today's date, what the model is called. The longest that we know, of
 /// gpt-oss, has about 90 tokens.
@@ -38,10 +37,10 @@ const MEDIA: [&[u8]; 10] = [
 /// Shorter answers are not worth being sent for.
 pub(crate) const LEAST_OUTPUT_TOKENS: u32 = 16;
 
-/// How much a request may take, and is likely to.
+/// How much a request may take, if that can be told, and is likely to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
-    pub(crate) most: Took,
+    pub(crate) most: Result<Took, Unbounded>,
     pub(crate) likely: Took,
     /// Answers to it, each as long as it may be.
     pub(crate) answers: u64,
@@ -133,12 +132,39 @@ fn edited(api: Api, body: &[u8], bounds: Bounds) -> Result<Option<Edited>, Rejec
     Ok((!edits.is_empty()).then(|| (edits.apply(body), changed)))
 }
 
-/// How much `call`, whose text is `body`, may take.
-pub(crate) fn of(api: Api, call: &Call<'_>, body: &[u8]) -> Result<Bound, Unbounded> {
+/// How much `call`, whose text is `body`, may take, where an answer is likely to have `length` tokens at most.
+pub(crate) fn of(api: Api, call: &Call<'_>, body: &[u8], length: u32) -> Bound {
+    let most = most(api, call, body);
+    let (most, answers) = (
+        most.map(|(most, _)| most),
+        most.map_or(1, |(_, answers)| answers),
+    );
+    let prompt = if matches!(api, Api::CountTokens) {
+        0
+    } else {
+        call.prompt_tokens
+    };
+    let answer = if makes_text(api) {
+        u64::from(call.max_tokens.map_or(length, |most| most.min(length)))
+    } else {
+        0
+    };
+    Bound {
+        most,
+        likely: Took {
+            input: prompt.into(),
+            cached: 0,
+            output: answer.saturating_mul(answers),
+        },
+        answers,
+    }
+}
+
+/// The most that it may take, and in how many answers.
+fn most(api: Api, call: &Call<'_>, body: &[u8]) -> Result<(Took, u64), Unbounded> {
     let bytes = u64::try_from(body.len()).unwrap_or(u64::MAX);
-    let likely = u64::from(call.prompt_tokens);
     if matches!(api, Api::CountTokens) {
-        return Ok(without_answer(0, 0));
+        return Ok(without_answer(0));
     }
     if call.encoding == Encoding::Form || matches!(api, Api::Speech | Api::Http) {
         return Err(Unbounded("what this call makes has no bound in tokens"));
@@ -146,26 +172,22 @@ pub(crate) fn of(api: Api, call: &Call<'_>, body: &[u8]) -> Result<Bound, Unboun
     let view: View<'_> =
         serde_json::from_slice(body).map_err(|_| Unbounded("its body cannot be read"))?;
     match api {
-        Api::Embeddings => Ok(without_answer(bytes, likely)),
+        Api::Embeddings => Ok(without_answer(bytes)),
         Api::Rerank | Api::Score => {
             let compared = pairs(&view);
-            Ok(without_answer(bytes.saturating_add(compared), likely))
+            Ok(without_answer(bytes.saturating_add(compared)))
         }
-        _ if makes_text(api) => text(api, call, &view, bytes, likely),
+        _ if makes_text(api) => text(api, call, &view, bytes),
         _ => Err(Unbounded("what this call makes has no bound in tokens")),
     }
 }
 
-fn without_answer(most: u64, likely: u64) -> Bound {
-    let input = |input| Took {
+fn without_answer(input: u64) -> (Took, u64) {
+    let took = Took {
         input,
         ..Took::default()
     };
-    Bound {
-        most: input(most),
-        likely: input(likely),
-        answers: 1,
-    }
+    (took, 1)
 }
 
 /// What is compared with each of several texts is read with each of them.
@@ -185,13 +207,7 @@ fn items(raw: Option<&RawValue>) -> u64 {
     list.map_or(1, |list| u64::try_from(list.len()).unwrap_or(u64::MAX))
 }
 
-fn text(
-    api: Api,
-    call: &Call<'_>,
-    view: &View<'_>,
-    bytes: u64,
-    likely: u64,
-) -> Result<Bound, Unbounded> {
+fn text(api: Api, call: &Call<'_>, view: &View<'_>, bytes: u64) -> Result<(Took, u64), Unbounded> {
     let is_said = |raw: Option<&RawValue>| raw.is_some_and(|raw| raw.get() != "null");
     if is_said(view.previous_response_id) || is_said(view.conversation) {
         return Err(Unbounded(
@@ -225,19 +241,13 @@ fn text(
     let input = bytes
         .saturating_add(TEMPLATE_TOKENS)
         .saturating_add(media.saturating_mul(MEDIA_TOKENS));
-    Ok(Bound {
-        most: Took {
-            input,
-            cached: 0,
-            output: output.saturating_mul(answers),
-        },
-        likely: Took {
-            input: likely,
-            cached: 0,
-            output: u64::from(wish::answer_tokens(call)).saturating_mul(answers),
-        },
-        answers,
-    })
+    let output = output.saturating_mul(answers);
+    let took = Took {
+        input,
+        cached: 0,
+        output,
+    };
+    Ok((took, answers))
 }
 
 /// A list of texts, or of lists of tokens, is a prompt each; a list of tokens is one.
@@ -260,12 +270,13 @@ fn media(prompt: &[u8]) -> usize {
 mod tests {
     use super::*;
 
-    fn bound(api: Api, body: &str) -> Result<Bound, Unbounded> {
-        of(api, &Call::parse(body.as_bytes()).unwrap(), body.as_bytes())
+    fn bound(api: Api, body: &str) -> Bound {
+        let call = Call::parse(body.as_bytes()).unwrap();
+        of(api, &call, body.as_bytes(), 200)
     }
 
     fn output(api: Api, body: &str) -> u64 {
-        bound(api, body).unwrap().most.output
+        bound(api, body).most.unwrap().output
     }
 
     #[test]
@@ -322,22 +333,41 @@ mod tests {
             (Api::Speech, r#"{"model":"m","input":"x"}"#),
             (Api::ImageGeneration, r#"{"model":"m","prompt":"x"}"#),
         ] {
-            assert!(bound(api, body).is_err(), "{body}");
+            assert!(bound(api, body).most.is_err(), "{body}");
         }
     }
 
     #[test]
     fn a_prompt_has_no_more_tokens_than_bytes_unless_it_shows_something() {
         let body = r#"{"model":"m","max_tokens":7,"messages":[{"role":"user","content":"Hello"}]}"#;
-        let plain = bound(Api::Chat, body).unwrap();
-        assert_eq!(plain.most.input, body.len() as u64 + TEMPLATE_TOKENS);
-        assert!(plain.likely.input < plain.most.input);
+        let plain = bound(Api::Chat, body);
+        let most = plain.most.unwrap().input;
+        assert_eq!(most, body.len() as u64 + TEMPLATE_TOKENS);
+        assert!(plain.likely.input < most);
         let shows = r#"{"model":"m","max_tokens":7,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#;
-        assert!(bound(Api::Chat, shows).unwrap().most.input > MEDIA_TOKENS);
+        assert!(bound(Api::Chat, shows).most.unwrap().input > MEDIA_TOKENS);
         // The query is read with each document.
         let query = "q".repeat(100);
         let body = format!(r#"{{"model":"m","query":"{query}","documents":["a","b","c"]}}"#);
-        assert!(bound(Api::Rerank, &body).unwrap().most.input > 300);
+        assert!(bound(Api::Rerank, &body).most.unwrap().input > 300);
+    }
+
+    #[test]
+    fn what_is_likely_is_known_without_a_bound() {
+        for (api, body, tokens) in [
+            (Api::Chat, r#"{"model":"m"}"#, 200),
+            (Api::Chat, r#"{"model":"m","max_tokens":7}"#, 7),
+            (Api::Chat, r#"{"model":"m","max_tokens":7000,"n":2}"#, 400),
+            (
+                Api::Responses,
+                r#"{"model":"m","previous_response_id":"r"}"#,
+                200,
+            ),
+            (Api::Embeddings, r#"{"model":"m","input":"text"}"#, 0),
+            (Api::ImageGeneration, r#"{"model":"m","prompt":"x"}"#, 0),
+        ] {
+            assert_eq!(bound(api, body).likely.output, tokens, "{body}");
+        }
     }
 
     #[test]

@@ -13,32 +13,45 @@ use super::{Budget, Budgets, Limit, Share, Took};
 use crate::failure::Failure;
 use crate::ledger::holder::Taken;
 use crate::ledger::span::Span;
+use crate::lengths::USUAL_TOKENS;
 use crate::meter::Usage;
 use crate::openai::{Api, Call};
 use crate::principal::Principal;
 use crate::process::Worker;
 use crate::reject::Reject;
-use crate::snapshot::Candidate;
+use crate::snapshot::{Candidate, Rule};
 
 /// What a request counts in, and how much it may take.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     shares: Arc<[Share]>,
+    /// How long an answer is likely to be at most.
+    length: u32,
     /// `None` where it is no call of a model: nothing is said in tokens then.
-    bound: Option<Result<Bound, Unbounded>>,
+    bound: Option<Bound>,
 }
 
 impl Plan {
-    /// Of a call of a model; `None` where it counts in nothing.
+    /// Of a call of a model by `rule`; `None` where it counts in nothing.
     pub(crate) fn of_call(
         shares: Vec<Share>,
+        rule: &Rule,
         api: Api,
         call: &Call<'_>,
         body: &[u8],
     ) -> Option<Self> {
-        (!shares.is_empty()).then(|| Self {
+        if shares.is_empty() {
+            return None;
+        }
+        // Hard limits do not ask what is likely.
+        let mut budgets = shares.iter().map(|share| share.budget.enforcement);
+        let is_asked = budgets.any(|enforcement| enforcement != Enforcement::Hard);
+        let known = is_asked.then(|| rule.lengths.likely()).flatten();
+        let length = known.unwrap_or(USUAL_TOKENS);
+        Some(Self {
             shares: shares.into(),
-            bound: Some(bound::of(api, call, body)),
+            length,
+            bound: Some(bound::of(api, call, body, length)),
         })
     }
 
@@ -47,6 +60,7 @@ impl Plan {
         let shares = budgets.of(principal, None);
         (!shares.is_empty()).then(|| Self {
             shares: shares.into(),
+            length: USUAL_TOKENS,
             bound: None,
         })
     }
@@ -55,7 +69,8 @@ impl Plan {
     pub(crate) fn with(&self, api: Api, call: &Call<'_>, body: &[u8]) -> Self {
         Self {
             shares: Arc::clone(&self.shares),
-            bound: Some(bound::of(api, call, body)),
+            length: self.length,
+            bound: Some(bound::of(api, call, body, self.length)),
         }
     }
 
@@ -73,19 +88,17 @@ impl Plan {
         limit: &Limit,
         price: Option<Price>,
     ) -> Result<Option<u64>, Reject> {
+        let is_of_tokens = limit.unit.is_of_tokens();
         let took = match &self.bound {
-            None if limit.unit.is_of_tokens() => return Ok(None),
+            None if is_of_tokens => return Ok(None),
             None => Took::default(),
-            Some(Ok(bound)) if limit.is_hard => bound.most,
-            Some(Ok(bound)) => bound.likely,
-            Some(Err(Unbounded(why))) if limit.is_hard && limit.unit.is_of_tokens() => {
-                return Err(Reject::BudgetUnbounded {
+            Some(bound) if !limit.is_hard || !is_of_tokens => bound.likely,
+            Some(bound) => bound
+                .most
+                .map_err(|Unbounded(why)| Reject::BudgetUnbounded {
                     budget: budget_name(limit),
                     why,
-                });
-            }
-            // It is counted when it is over.
-            Some(Err(_)) => Took::default(),
+                })?,
         };
         match budget.amount(limit.unit, took, price) {
             Some(amount) => Ok(Some(amount)),
@@ -104,13 +117,11 @@ impl Plan {
         price: Option<Price>,
         left: u64,
     ) -> Option<u32> {
-        let bound = self.bound.as_ref()?.as_ref().ok()?;
-        let of_output = |output: u64| Took {
-            output,
-            ..bound.most
-        };
+        let bound = self.bound.as_ref()?;
+        let most = bound.most.ok()?;
+        let of_output = |output: u64| Took { output, ..most };
         let amount = |output: u64| budget.amount(limit.unit, of_output(output), price);
-        let longest = bound.most.output / bound.answers;
+        let longest = most.output / bound.answers;
         // How long is not too long: the amount rises with it.
         let (mut low, mut high) = (u64::from(LEAST_OUTPUT_TOKENS), longest);
         if !limit.is_hard || low >= high || amount(low * bound.answers)? > left {
@@ -145,10 +156,9 @@ pub(crate) async fn reserve(
         books: Arc::clone(&worker.process.books),
         entries: Vec::new(),
         price,
-        most: match &plan.bound {
-            Some(Ok(bound)) => bound.most,
-            _ => Took::default(),
-        },
+        untold: plan
+            .bound
+            .map_or_else(Took::default, |bound| bound.most.unwrap_or(bound.likely)),
         is_sent: false,
     };
     for share in plan.shares_at(candidate) {
@@ -185,7 +195,7 @@ pub(crate) async fn hit(
         books: Arc::clone(&worker.process.books),
         entries: Vec::new(),
         price,
-        most: Took::default(),
+        untold: Took::default(),
         is_sent: false,
     };
     for share in plan.shares_at(candidate) {
@@ -251,8 +261,8 @@ pub(crate) struct Reservation {
     books: Arc<Books>,
     entries: Vec<Entry>,
     price: Option<Price>,
-    /// The most that it may take.
-    most: Took,
+    /// What it is taken to have cost if nobody tells: the most that it may, or what is likely where there is no most.
+    untold: Took,
     is_sent: bool,
 }
 
@@ -323,8 +333,8 @@ impl Reservation {
                 Took { output, ..took }
             }
             None => Took {
-                output: delivered.unwrap_or(self.most.output),
-                ..self.most
+                output: delivered.unwrap_or(self.untold.output),
+                ..self.untold
             },
         };
         self.took(took);
@@ -356,7 +366,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         if self.is_sent {
             self.took(Took {
-                input: self.most.input,
+                input: self.untold.input,
                 ..Took::default()
             });
         } else {

@@ -282,7 +282,7 @@ impl Record {
                 .want
                 .min(free)
                 .min(self.most_idle(limit, 1).saturating_sub(lease.idle))
-                .min(all_idle(limit).saturating_sub(idle));
+                .min(all_idle(limit.cap).saturating_sub(idle));
             lease.amount += extra;
             lease.idle += extra;
         }
@@ -321,7 +321,7 @@ impl Record {
     /// What may lie idle at each gateway, with `more` that have no lease yet.
     fn most_idle(&self, limit: Limit, more: usize) -> u64 {
         let holders = u64::try_from(self.leases.len() + more).unwrap_or(u64::MAX);
-        all_idle(limit) / holders.max(1)
+        all_idle(limit.cap) / holders.max(1)
     }
 
     fn told(&self, limit: Limit, holder: &str, ask: &Ask, lost: bool) -> Told {
@@ -364,10 +364,10 @@ impl Record {
     }
 }
 
-/// What may lie idle at all gateways together.
-fn all_idle(limit: Limit) -> u64 {
+/// What of `cap` may lie idle at all gateways together.
+pub fn all_idle(cap: u64) -> u64 {
     // By parts, since a product could be too large.
-    limit.cap / 100 * IDLE_PERCENT + limit.cap % 100 * IDLE_PERCENT / 100
+    cap / 100 * IDLE_PERCENT + cap % 100 * IDLE_PERCENT / 100
 }
 
 #[cfg(test)]

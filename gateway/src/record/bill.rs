@@ -52,6 +52,9 @@ impl Record {
             estimated: u64::from(counted.is_none()),
             ..sums(candidate, usage)
         };
+        if let Some(rule) = &self.rule {
+            rule.lengths.note(took.output_tokens);
+        }
         candidate
             .backend
             .ledger

@@ -473,6 +473,7 @@ fn build_rule(
         retries: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.retries)),
         hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,
+        lengths: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.lengths)),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
             within: Duration::from_millis(join.within_ms),
@@ -481,6 +482,11 @@ fn build_rule(
         urgency: rule.urgency,
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
+        whole: Duration::from_millis(
+            rule.timeouts
+                .whole_ms
+                .unwrap_or(rule.timeouts.first_token_ms),
+        ),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
         total: Duration::from_millis(rule.timeouts.total_ms),
         heartbeat: rule.heartbeat_ms.map(Duration::from_millis),

@@ -242,6 +242,45 @@ mod tests {
     }
 
     #[test]
+    fn its_fields_and_bounds_are_those_of_a_virtual_key() {
+        let text = include_str!("../../../crds/yaml/penstock.dev_virtualkeys.yaml");
+        let definition = penstock_crds::yaml::documents(text).unwrap().remove(0);
+        let schema = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+        let schema = definition.pointer(schema).unwrap();
+        let full = spec(json!({
+            "team": "a", "user": "b", "attributes": {"c": "d"}, "models": ["e"], "policies": ["f"],
+            "expiresAt": "2027-01-01T00:00:00Z", "suspended": true,
+        }));
+        let full = serde_json::to_value(full).unwrap();
+        let mut own: BTreeSet<&str> = full
+            .as_object()
+            .unwrap()
+            .keys()
+            .map(String::as_str)
+            .collect();
+        // What only objects of a cluster have: a gateway's store is one gateway's, and there are no Secrets in it.
+        own.extend(["gateway", "secretName", "rotation"]);
+        let theirs = schema.as_object().unwrap().keys().map(String::as_str);
+        assert_eq!(own, theirs.collect());
+        for (bound, value) in [
+            ("/team/maxLength", MAX_TEAM_BYTES),
+            ("/user/maxLength", MAX_USER_CHARS),
+            ("/attributes/maxProperties", MAX_ATTRIBUTES),
+            ("/models/maxItems", MAX_LIST),
+            ("/models/items/maxLength", MAX_MODEL_CHARS),
+            ("/policies/maxItems", MAX_LIST),
+        ] {
+            assert_eq!(schema.pointer(bound), Some(&json!(value)), "{bound}");
+        }
+        let pattern = schema["team"]["pattern"].as_str().unwrap();
+        let pattern = regex::Regex::new(pattern).unwrap();
+        for team in ["a", "A-b_c.9", "-a", "a-", "a b", "", "ä", ".a"] {
+            let is_taken = spec(json!({"team": team})).read("ns").is_ok();
+            assert_eq!(is_taken, pattern.is_match(team), "{team}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_told_by_its_field() {
         let long = "x".repeat(300);
         let many: Vec<String> = (0..65).map(|number| number.to_string()).collect();

@@ -337,6 +337,20 @@ async fn soft_limits_refuse_late_and_shadows_never() {
 }
 
 #[tokio::test]
+async fn a_soft_limit_expects_answers_to_be_as_long_as_its_rules_are() {
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let mut some = budget(&[limit("hour", Unit::OutputTokens, 320)]);
+    some.enforcement = Enforcement::Soft;
+    let plan = with(Plan::chain(&[upstream.address]), "b", some);
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan).await;
+    // Each takes 2. As long as nothing is known, 211 are expected: so the last of them would find too little left.
+    for _ in 0..100 {
+        assert_eq!(gateway.post(&chat(false)).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn without_a_store_hard_limits_let_nothing_through() {
     let upstream = Upstream::always(|| json_answer("x")).await;
     let plan = requests(Plan::chain(&[upstream.address]), 5);

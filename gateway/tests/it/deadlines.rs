@@ -21,6 +21,20 @@ async fn a_role_alone_does_not_stop_the_clock_of_the_first_token() {
 }
 
 #[tokio::test]
+async fn an_answer_that_comes_as_a_whole_may_take_longer_than_a_first_token() {
+    let late = || Reply::Late(Duration::from_millis(400), completion("x"));
+    let upstream = Upstream::always(late).await;
+    for (whole_ms, status) in [(Some(10_000), 200), (None, 504)] {
+        let plan = Plan::chain(&[upstream.address]).rule(|rule| {
+            rule.timeouts.first_token_ms = 100;
+            rule.timeouts.whole_ms = whole_ms;
+        });
+        let gateway = Gateway::start(&plan).await;
+        assert_eq!(gateway.post(&chat(false)).await.status, status);
+    }
+}
+
+#[tokio::test]
 async fn a_request_ends_at_its_limit_whatever_could_still_be_tried() {
     let (upstreams, addresses) = Upstream::several(3, || Reply::Silent).await;
     let plan = Plan::chain(&addresses).rule(|rule| {

@@ -266,6 +266,19 @@ async fn an_end_without_done_is_a_cut() {
 }
 
 #[tokio::test]
+async fn an_end_without_its_empty_line_is_none() {
+    for end in ["data: [DONE]\n", "data: [DONE]"] {
+        let events = move || Reply::Sse(vec![word("one"), end.to_owned()]);
+        let upstream = Upstream::always(events).await;
+        let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+        let answer = gateway.post(&chat(true)).await;
+        let rest = answer.body.strip_prefix(&word("one")).unwrap();
+        assert_eq!(rest.trim_end(), "data: [DONE]");
+        assert!(rest.ends_with("\n\n"), "{rest:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_cut_inside_an_event_leaves_no_part_of_it() {
     let upstream =
         Upstream::always(|| Reply::Raw(sse_head() + &chunk(&(word("one") + "data: {\"cho")))).await;

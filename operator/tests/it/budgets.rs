@@ -98,7 +98,7 @@ async fn how_limits_stand_is_in_the_status_as_gateways_say() {
     let stand = |order: u64, spent: u64| {
         json!([{
             "budget": format!("{}/meals", world.namespace), "limit": "daily", "order": [1, order], "spent": spent, "reserved": 1,
-            "remaining": 9 - spent, "estimated": 0, "endsMs": 1_767_225_600_000_u64,
+            "remaining": 9 - spent, "estimated": 0, "idleBound": 2, "endsMs": 1_767_225_600_000_u64,
         }])
     };
     world
@@ -120,9 +120,10 @@ async fn how_limits_stand_is_in_the_status_as_gateways_say() {
             known.name.as_str(),
             known.spent,
             known.reserved,
-            known.remaining
+            known.remaining,
+            known.idle_bound,
         ),
-        ("daily", 6, 1, 3)
+        ("daily", 6, 1, 3, 2)
     );
     assert_eq!(known.resets_at.as_deref(), Some("2026-01-01T00:00:00Z"));
 

@@ -54,6 +54,7 @@ impl Plan {
             timeouts: Timeouts {
                 connect_ms: 2_000,
                 first_token_ms: 20_000,
+                whole_ms: None,
                 idle_ms: 20_000,
                 total_ms: 60_000,
             },
