@@ -91,6 +91,7 @@ fn known(rule: &Rule, wish: Wish<'_>) -> BTreeSet<FailureClass> {
             None => classes.extend(candidate.backend.endpoints.iter().flat_map(|endpoint| {
                 let limit = wish.limit_at(candidate, endpoint);
                 match Standing::of(&endpoint.live, limit, wish.now_ms) {
+                    Standing::Aside if limit.is_absent => &[FailureClass::ServerError][..],
                     // Less is left than it takes.
                     Standing::Scarce if limit.share <= 0.0 => &[FailureClass::RateLimit][..],
                     standing => classes_of(standing),
@@ -188,11 +189,14 @@ mod tests {
 
     #[test]
     fn what_is_known_before_counts_as_the_failure_that_it_would_be() {
-        use FailureClass::{Connection, ContentPolicy, RateLimit, Timeout};
+        use FailureClass::{Connection, ContentPolicy, RateLimit, ServerError, Timeout};
         let b = Some("b".to_owned());
         let closed = |live: &EndpointLive| live.limits.ask("m", Some(Duration::from_secs(9)), 0);
         assert_eq!(instead(RateLimit, &[1, 2], 1, closed), b);
         assert_eq!(instead(Timeout, &[1, 2], 1, closed), None);
+        let absent = |live: &EndpointLive| live.limits.lacks("m", 0);
+        assert_eq!(instead(ServerError, &[1, 2], 1, absent), b);
+        assert_eq!(instead(RateLimit, &[1, 2], 1, absent), None);
         let silent = |live: &EndpointLive| live.pulse.enter(0);
         assert_eq!(instead(Timeout, &[1], SILENT_MS + 2, silent), b);
         assert_eq!(instead(Timeout, &[1], SILENT_MS - 2, silent), None);

@@ -260,6 +260,9 @@ fn second(
     first: &Lane,
     unfit: &Unfit,
 ) -> Option<Beside> {
+    if !job.may_be_sent_again() {
+        return None;
+    }
     let mut taken = record.tried.clone();
     taken.push(first.choice.failed("slow", false));
     let wish = job.wish(penstock_shell::clock::now(), unfit);

@@ -43,6 +43,8 @@ pub struct Limit {
     pub closed_ms: u64,
     /// Whether others should come first.
     pub is_aside: bool,
+    /// Whether that is because it is not there.
+    pub is_absent: bool,
     /// Whether little is left, whatever the request takes.
     pub is_scarce: bool,
     /// Which part of such requests it can still take, 0 to 1.
@@ -54,6 +56,7 @@ impl Limit {
     pub const NONE: Self = Self {
         closed_ms: 0,
         is_aside: false,
+        is_absent: false,
         is_scarce: false,
         share: 1.0,
     };
@@ -63,6 +66,7 @@ impl Limit {
         Self {
             closed_ms: self.closed_ms.max(other.closed_ms),
             is_aside: self.is_aside || other.is_aside,
+            is_absent: self.is_absent || other.is_absent,
             is_scarce: self.is_scarce || other.is_scarce,
             share: self.share.min(other.share),
         }
@@ -83,6 +87,7 @@ impl Limits {
         self.read(|models| {
             let limits = models.iter().map(|model| Limit {
                 is_aside: model.cooldown.is_aside(now_ms),
+                is_absent: false,
                 ..model.limit(now_ms, 0)
             });
             limits.fold(Limit::NONE, Limit::or)
@@ -177,9 +182,11 @@ impl Model {
     }
 
     fn limit(&self, now_ms: u64, tokens: u32) -> Limit {
+        let is_absent = self.absent_until_ms > now_ms;
         Limit {
             closed_ms: self.cooldown.closed_ms(now_ms),
-            is_aside: self.cooldown.is_aside(now_ms) || self.absent_until_ms > now_ms,
+            is_aside: self.cooldown.is_aside(now_ms) || is_absent,
+            is_absent,
             is_scarce: self.quota.share(now_ms, 0) < 1.0,
             share: self.quota.share(now_ms, tokens),
         }

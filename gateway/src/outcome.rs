@@ -14,13 +14,17 @@ use crate::outlier::Wait;
 use crate::process::Process;
 use crate::record::Record;
 use crate::reject::Reject;
-use crate::snapshot::Rule;
+use crate::snapshot::{Candidate, Endpoint, Rule};
 use crate::suspects::Verdict;
 use crate::vitals::Sample;
 
 /// What an answer says of its endpoint and its request.
 pub(crate) fn answered(job: &Job<'_>, rule: &Rule, lane: &Lane, answer: &Answer) {
-    lane.choice.endpoint.live.outlier.succeeded();
+    let outlier = &lane.choice.endpoint.live.outlier;
+    match answer {
+        Answer::Whole { .. } => outlier.succeeded(),
+        Answer::Stream { .. } | Answer::Refused { .. } => outlier.began(),
+    }
     observe(job, lane, Some(answer));
     begun(job, rule, &lane.choice, answer);
 }
@@ -142,7 +146,6 @@ pub(crate) fn note(
         return;
     };
     let now_ms = process.ms(penstock_shell::clock::now());
-    let endpoints = &candidate.backend.endpoints;
     let model = candidate.model_name(model);
     if matches!(failure, Failure::FirstTokenTimeout) {
         choice.endpoint.live.patience.left(rule.first_token, now_ms);
@@ -160,34 +163,63 @@ pub(crate) fn note(
     }
     if failure.weight() > 0 {
         choice.endpoint.live.presume_slow(now_ms);
-        choice.endpoint.live.vitals.note(Sample::Failed, now_ms);
         let in_vain = match failure {
             Failure::ConnectTimeout => Some(Wait::Connection),
             Failure::FirstTokenTimeout => Some(Wait::FirstToken),
             _ => None,
         };
         choice.endpoint.live.outlier.waited(in_vain, now_ms);
-        let away = endpoints
-            .iter()
-            .filter(|endpoint| endpoint.live.outlier.is_away(now_ms))
-            .count();
-        if choice
-            .endpoint
-            .live
-            .outlier
-            .failed(failure.weight(), now_ms, away, endpoints.len())
-        {
-            process.metrics.ejections.inc();
-            tracing::warn!(
-                backend.id = %candidate.backend.id,
-                endpoint = %choice.endpoint.address,
-                reason = failure.label(),
-                "endpoint is left out after failures in a row"
-            );
-        }
+        failed(
+            process,
+            candidate,
+            &choice.endpoint,
+            failure.weight(),
+            failure.label(),
+        );
     }
     process
         .metrics
         .attempt_failed(candidate.metrics.backend(), failure.label());
     record.tried.push(choice.failed(failure.label(), again));
+}
+
+/// An endpoint failed, with a weight of its own: it may be left out for a while.
+fn failed(
+    process: &Process,
+    candidate: &Candidate,
+    endpoint: &Endpoint,
+    weight: u32,
+    reason: &'static str,
+) {
+    let now_ms = process.ms(penstock_shell::clock::now());
+    endpoint.live.vitals.note(Sample::Failed, now_ms);
+    let endpoints = &candidate.backend.endpoints;
+    let away = endpoints
+        .iter()
+        .filter(|one| one.live.outlier.is_away(now_ms));
+    let away = away.count();
+    if endpoint
+        .live
+        .outlier
+        .failed(weight, now_ms, away, endpoints.len())
+    {
+        process.metrics.ejections.inc();
+        tracing::warn!(
+            backend.id = %candidate.backend.id,
+            endpoint = %endpoint.address,
+            reason,
+            "endpoint is left out after failures in a row"
+        );
+    }
+}
+
+/// An answer that had begun broke off, and its endpoint is to blame.
+pub(crate) fn broke_off(
+    process: &Process,
+    candidate: &Candidate,
+    endpoint: &Endpoint,
+    reason: &'static str,
+) {
+    endpoint.live.outlier.broke_off();
+    failed(process, candidate, endpoint, 1, reason);
 }

@@ -1,6 +1,7 @@
 //! Which endpoints are left out for a while because requests to them keep failing. Pure: the time comes in.
 //!
-//! An endpoint leaves after [`FAILURES`] failures in a row; connections that cannot be made count more. It comes back
+//! An endpoint leaves after [`FAILURES`] failures in a row; connections that cannot be made count more. Answers that break
+//! off are failures too, and once one did, only one that came to its end is a success. It comes back
 //! for a trial when its time is over; a further failure sends it away for longer, a success clears it. At most half
 //! of a backend's endpoints (at least one) are away at a time, and those that are away are still used when nothing
 //! else is left.
@@ -20,6 +21,8 @@ const MAX_ABSENCE_MS: u64 = 30_000;
 #[derive(Debug, Default)]
 pub struct Outlier {
     failures: AtomicU32,
+    /// Answers that broke off since one came to its end.
+    cuts: AtomicU32,
     absences: AtomicU32,
     until_ms: AtomicU64,
     /// What failures in a row count that were waits in vain.
@@ -89,8 +92,23 @@ impl Outlier {
         self.failures.load(Ordering::Relaxed) > 0
     }
 
-    /// A request was answered.
+    /// An answer began: a success, unless those that begin break off.
+    pub fn began(&self) {
+        if self.cuts.load(Ordering::Relaxed) == 0 {
+            self.succeeded();
+        }
+    }
+
+    /// An answer broke off; what that failure counts is told to [`Self::failed`].
+    pub fn broke_off(&self) {
+        self.cuts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A request was answered, to the end.
     pub fn succeeded(&self) {
+        if self.cuts.load(Ordering::Relaxed) != 0 {
+            self.cuts.store(0, Ordering::Relaxed);
+        }
         // Loads first: a store would take the cache line from other cores on each request.
         if self.failures.load(Ordering::Relaxed) != 0 || self.absences.load(Ordering::Relaxed) != 0
         {
@@ -170,6 +188,24 @@ mod tests {
             outlier.is_away(6000 + 2 * ABSENCE_MS - 1),
             "and it stays away longer"
         );
+    }
+
+    #[test]
+    fn answers_that_begin_and_break_off_are_failures_in_a_row() {
+        let outlier = Outlier::default();
+        let cut = || {
+            outlier.began();
+            outlier.broke_off();
+            outlier.failed(1, 100, 0, 4)
+        };
+        assert!((0..4).all(|_| !cut()));
+        outlier.succeeded();
+        assert!((0..4).all(|_| !cut()));
+        assert!(cut());
+        outlier.began();
+        assert!(outlier.is_away(100), "that says nothing");
+        outlier.succeeded();
+        assert!(!outlier.is_away(100));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::{Hedged, Rescued};
 use crate::openai::Api;
+use crate::outcome;
 use crate::principal::Who;
 use crate::process::Worker;
 use crate::reject::{Broken, Reject};
@@ -256,7 +257,15 @@ impl Record {
             Broken::Deadline | Broken::Abandoned | Broken::Stopping
         );
         if !is_own {
-            self.vital(Sample::Failed, penstock_shell::clock::now());
+            self.broke_off(broken.label());
+        }
+    }
+
+    /// The backend gave up an answer that had begun.
+    pub(crate) fn broke_off(&self, reason: &'static str) {
+        if let (Some(in_flight), Some(candidate)) = (&self.in_flight, self.candidate()) {
+            let process = &self.worker.process;
+            outcome::broke_off(process, candidate, in_flight.endpoint(), reason);
         }
     }
 
@@ -303,6 +312,9 @@ impl Record {
         let empty =
             counted == Some(0) || (streamed && self.tokens <= EMPTY_EVENTS && counted.is_none());
         self.vital(Sample::Ended { empty }, now);
+        if let Some(in_flight) = &self.in_flight {
+            in_flight.endpoint().live.outlier.succeeded();
+        }
     }
 
     /// Looks at the gaps of a stream every so many tokens, so that a slow one shows before its end.

@@ -270,6 +270,25 @@ async fn an_endpoint_whose_streams_end_in_errors_of_its_own_gets_little() {
 }
 
 #[tokio::test]
+async fn a_backend_of_one_endpoint_that_cuts_its_streams_is_left_out() {
+    let cut = Upstream::always(|| Reply::Sse(vec![role(), word("x")])).await;
+    let good = Upstream::always(hello).await;
+    for strategy in [Strategy::PeakEwma, Strategy::RoundRobin] {
+        let plan = Plan::new()
+            .backend("a", &[cut.address], 1, 0)
+            .backend("b", &[good.address], 1, 0)
+            .rule(|rule| rule.strategy = strategy);
+        let gateway = Gateway::start(&plan).await;
+        let before = cut.count();
+        for _ in 0..60 {
+            assert_eq!(gateway.post(&chat(true)).await.status, 200);
+        }
+        let count = cut.count() - before;
+        assert!((1..=5).contains(&count), "{strategy:?}: {count}");
+    }
+}
+
+#[tokio::test]
 async fn an_endpoint_without_the_prompt_in_its_cache_is_not_taken_for_a_bad_one() {
     let (_peers, mut addresses) = Upstream::several(2, || Reply::Json(200, completion("x"))).await;
     let late = || Reply::Late(Duration::from_millis(20), completion("x"));
