@@ -45,7 +45,7 @@ pub struct LimitStand {
     /// The most of `reserved` that gateways hold for requests to come.
     #[serde(default)]
     pub idle_bound: u64,
-    /// When its window ends, in Unix ms; `None`: it slides.
+    /// When its window ends, or the first part of a sliding one, in Unix ms.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ends_ms: Option<u64>,
 }

@@ -170,11 +170,17 @@ impl Budget {
     fn owner(&self, principal: Option<&Principal>) -> String {
         match (self.per, principal) {
             (Per::Budget, _) => String::new(),
-            (_, None) => "anonymous".to_owned(),
+            // No team is called that.
+            (_, None) => "(anonymous)".to_owned(),
             (Per::Team, Some(of)) => of.team.clone(),
             (Per::User, Some(of)) => format!("{}/{}", of.team, of.user.as_deref().unwrap_or("")),
             (Per::Key, Some(of)) => of.name(),
         }
+    }
+
+    /// What a request costs at a backend without a price.
+    fn flat(&self) -> Option<u64> {
+        self.unpriced_micro_usd
     }
 
     /// Whether room is reserved for the longest answer.
@@ -289,7 +295,7 @@ mod tests {
         assert_eq!(of(Per::Team, Some(&alice)), "search");
         assert_eq!(of(Per::User, Some(&alice)), "search/alice");
         assert_eq!(of(Per::Key, Some(&alice)), "ns/alice-laptop");
-        assert_eq!(of(Per::Team, None), "anonymous");
+        assert_eq!(of(Per::Team, None), "(anonymous)");
     }
 
     #[test]

@@ -287,7 +287,7 @@ async fn call(
     record.admit()?;
     let (body, lease) = body::read(process, watch, &head.headers, body).await?;
     let call = read_call(&head.headers, &body)?;
-    record.set_model(&call.model);
+    record.asks(&call);
     let from = process.region_of(watch.caller.address, &head.headers);
     let asked = Asked {
         method: &head.method,

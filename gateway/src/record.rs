@@ -19,7 +19,7 @@ use crate::in_flight::InFlight;
 use crate::load::Ticket;
 use crate::meter::Usage;
 use crate::metrics::{Hedged, Rescued};
-use crate::openai::Api;
+use crate::openai::{Api, Call};
 use crate::outcome;
 use crate::principal::Who;
 use crate::process::Worker;
@@ -84,6 +84,8 @@ pub(crate) struct Record {
     detached: bool,
     pub(crate) api: Option<Api>,
     model: String,
+    /// About how many tokens its prompt has.
+    prompt_tokens: u32,
     pub(crate) rule: Option<Arc<Rule>>,
     /// What the rule made another in the request.
     pub(crate) changes: Vec<String>,
@@ -107,6 +109,8 @@ pub(crate) struct Record {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     tokens: u64,
+    /// What of these is settled: of an endpoint whose stream another one went on with.
+    settled: u64,
     /// Tokens and time at which the gaps between them were looked at last.
     gaps_from: (u64, Option<Instant>),
     pub(crate) usage: Option<Usage>,
@@ -137,6 +141,7 @@ impl Record {
             logged: tracing::enabled!(target: "access", tracing::Level::INFO),
             api: None,
             model: String::new(),
+            prompt_tokens: 0,
             rule: None,
             changes: Vec::new(),
             chosen: None,
@@ -154,6 +159,7 @@ impl Record {
             first_token: None,
             last_token: None,
             tokens: 0,
+            settled: 0,
             gaps_from: (0, None),
             usage: None,
             earlier: None,
@@ -174,7 +180,10 @@ impl Record {
         }
     }
 
-    pub(crate) fn set_model(&mut self, model: &str) {
+    /// What is asked, and of which model.
+    pub(crate) fn asks(&mut self, call: &Call<'_>) {
+        let model = &*call.model;
+        self.prompt_tokens = call.prompt_tokens;
         if self.logged || self.worker.process.usage.is_kept() {
             model.clone_into(&mut self.model);
         }
@@ -403,12 +412,13 @@ impl Record {
         let is_whole = self.outcome == OK || self.outcome == DETACHED;
         let delivered = match (self.first_token, self.usage) {
             (_, Some(_)) if is_whole => None,
-            (Some(_), _) => Some(self.tokens),
+            (Some(_), _) => Some(self.tokens - self.settled),
             // Its answer is no stream, and came as a whole, or not at all.
             (None, _) if is_whole => None,
             (None, _) => Some(0),
         };
         reservation.ended(self.usage, delivered);
+        self.settled = self.tokens;
     }
 
     fn log(&self, now: Instant) {

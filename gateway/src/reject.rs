@@ -28,6 +28,8 @@ static RATE_OF_REQUESTS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-remaining-requests"),
     HeaderName::from_static("x-ratelimit-reset-requests"),
 ];
+/// Whether it is worth the while to ask again.
+static SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 static RATE_OF_TOKENS: [HeaderName; 3] = [
     HeaderName::from_static("x-ratelimit-limit-tokens"),
     HeaderName::from_static("x-ratelimit-remaining-tokens"),
@@ -329,6 +331,10 @@ impl Reject {
         else {
             return;
         };
+        if retry_ms.is_none() {
+            // The official SDKs heed it.
+            headers.insert(&SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         let names = match unit {
             Unit::Requests | Unit::Concurrency => &RATE_OF_REQUESTS,
             Unit::Tokens | Unit::InputTokens | Unit::OutputTokens => &RATE_OF_TOKENS,

@@ -11,7 +11,6 @@ use super::Limit;
 use crate::ledger::holder::{Answered, Holder, Taken};
 use crate::ledger::record::{Ask, MAX_NEEDS, Record, Stand, Told, all_idle};
 use crate::ledger::span::Span;
-use crate::ledger::spent::Window;
 use crate::store::{Durability, Error, Expect, Key, Store};
 
 /// Requests that wait for one account; further ones are told that the store is too busy.
@@ -114,10 +113,6 @@ impl Standing {
             ..
         } = &*self.limit;
         let stand = self.stand;
-        let ends_ms = match terms.span.window(stand.now_ms) {
-            Window::Fixed { ends_ms, .. } if stand.now_ms > 0 => Some(ends_ms),
-            _ => None,
-        };
         LimitStand {
             budget: budget.clone(),
             limit: name.clone(),
@@ -128,7 +123,7 @@ impl Standing {
             remaining: left(terms.cap, stand),
             estimated: stand.orphaned,
             idle_bound: all_idle(terms.cap),
-            ends_ms,
+            ends_ms: stand.resets_ms,
         }
     }
 }
@@ -154,13 +149,13 @@ impl Account {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes `need`, or waits for it. `may_ask` is whether the store is worth asking.
+    /// Takes `need`, or waits for it. `may_ask` says whether the store is worth asking, if it must be.
     pub(super) fn reserve(
         &self,
         limit: &Arc<Limit>,
         need: u64,
         now_ms: u64,
-        may_ask: bool,
+        may_ask: impl FnOnce() -> bool,
     ) -> Reserved {
         let mut state = self.state();
         state.used_ms = now_ms;
@@ -180,7 +175,7 @@ impl Account {
                 left,
             });
         }
-        if !may_ask || state.waiting.len() >= MAX_WAITING {
+        if state.waiting.len() >= MAX_WAITING || !may_ask() {
             return Reserved::Denied(Denied::Away);
         }
         let (told, answer) = oneshot::channel();
@@ -258,6 +253,10 @@ impl Account {
                     let answered = state.holder.told(&told, read);
                     let is_kept = durability == Durability::Durable || !state.limit.is_hard;
                     state.tell(answered, is_kept, now());
+                    if !is_kept {
+                        // Nor does the next one get what the store may forget.
+                        state.holder.rest();
+                    }
                     if state.waiting.is_empty() {
                         state.is_asking = false;
                         return true;

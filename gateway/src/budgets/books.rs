@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use penstock_core::acks::LimitStand;
 use penstock_core::ids::Id;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot, watch};
 
 use super::account::{Account, Asking, Denied, Reserved, Standing};
 use super::metrics::Metrics;
@@ -36,6 +36,22 @@ const MAX_OF_LIMIT: usize = 8;
 const MAX_REPORTED: usize = 128;
 /// At the end the store is told everything within this time.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// A request that waits for what it needs. If it is given up, what it was given meanwhile goes back.
+struct Awaited<'a> {
+    books: &'a Arc<Books>,
+    account: &'a Arc<Account>,
+    told: oneshot::Receiver<Result<Taken, Denied>>,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.told.close();
+        if let Ok(Ok(taken)) = self.told.try_recv() {
+            self.books.settle(self.account, taken, 0);
+        }
+    }
+}
 
 /// See the module.
 pub(crate) struct Books {
@@ -82,7 +98,7 @@ impl Books {
     ) -> Result<(Arc<Account>, Taken), Denied> {
         let now_ms = self.now_ms();
         let account = self.account(share, limit, now_ms).ok_or(Denied::Away)?;
-        let may_ask = self.store.is_some() && self.may_ask(now_ms);
+        let may_ask = || self.store.is_some() && self.may_ask(now_ms);
         let (told, must_ask) = match account.reserve(limit, need, now_ms, may_ask) {
             Reserved::Taken(taken) => return Ok((account, taken)),
             Reserved::Denied(denied) => return Err(denied),
@@ -92,8 +108,14 @@ impl Books {
             let (books, account) = (Arc::clone(self), Arc::clone(&account));
             tasks.spawn(async move { books.ask(&account).await });
         }
+        let mut awaited = Awaited {
+            books: self,
+            account: &account,
+            told,
+        };
         // Nobody answers where the worker's tasks have ended.
-        let taken = told.await.unwrap_or(Err(Denied::Away))?;
+        let taken = (&mut awaited.told).await.unwrap_or(Err(Denied::Away))?;
+        drop(awaited);
         Ok((account, taken))
     }
 

@@ -3,7 +3,10 @@
 //! A token of a prompt is at least one byte of it (byte-level BPE, and every other tokenizer of today's models), and
 //! what templates put around messages is less than their names in JSON.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
+use memchr::memmem;
 use penstock_core::config::{Bounds, OnExceed, Parameters};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -66,6 +69,12 @@ struct View<'a> {
     previous_response_id: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "given")]
     conversation: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    messages: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    input: Option<&'a RawValue>,
+    #[serde(borrow, default, deserialize_with = "given")]
+    prompt: Option<&'a RawValue>,
     /// What `documents` or `text_2` are compared with.
     #[serde(borrow, default, deserialize_with = "given")]
     query: Option<&'a RawValue>,
@@ -75,6 +84,36 @@ struct View<'a> {
     documents: Option<&'a RawValue>,
     #[serde(borrow, default, deserialize_with = "given")]
     text_2: Option<&'a RawValue>,
+}
+
+impl<'a> View<'a> {
+    /// The prompt of a call of `api`. Backends leave out what other protocols call it.
+    fn prompt_of(&self, api: Api) -> &'a [u8] {
+        let prompt = match api {
+            Api::Completions => self.prompt,
+            Api::Responses => self.input,
+            _ => self.messages,
+        };
+        prompt.map_or(&[], |raw| raw.get().as_bytes())
+    }
+
+    /// What bounds an answer of `api`: backends may take any of these, and none of another protocol's.
+    fn bounds_of(&self, api: Api) -> [Option<&'a RawValue>; 2] {
+        match api {
+            Api::Chat => [self.max_completion_tokens, self.max_tokens],
+            Api::Responses => [self.max_output_tokens, None],
+            _ => [self.max_tokens, None],
+        }
+    }
+}
+
+/// The same members, as a body has them that hides nothing.
+fn names_of_bounds(api: Api) -> &'static [&'static [u8]] {
+    match api {
+        Api::Chat => &[b"\"max_completion_tokens\"", b"\"max_tokens\""],
+        Api::Responses => &[b"\"max_output_tokens\""],
+        _ => &[b"\"max_tokens\""],
+    }
 }
 
 /// Whether its answer is a text that can be told how long it may be.
@@ -95,7 +134,12 @@ pub(crate) fn fill(
     body: &[u8],
     most: u32,
 ) -> Result<Option<Edited>, Reject> {
-    if !makes_text(api) || call.encoding != Encoding::Json || call.max_tokens.is_some() {
+    if !makes_text(api) || call.encoding != Encoding::Json {
+        return Ok(None);
+    }
+    // A quick look; where it is mistaken, `of` finds no bound.
+    let mut names = names_of_bounds(api).iter();
+    if call.max_tokens.is_some() && names.any(|name| memmem::find(body, name).is_some()) {
         return Ok(None);
     }
     // What completions have that say nothing is their protocol's.
@@ -177,7 +221,7 @@ fn most(api: Api, call: &Call<'_>, body: &[u8]) -> Result<(Took, u64), Unbounded
             let compared = pairs(&view);
             Ok(without_answer(bytes.saturating_add(compared)))
         }
-        _ if makes_text(api) => text(api, call, &view, bytes),
+        _ if makes_text(api) => text(api, &view, bytes),
         _ => Err(Unbounded("what this call makes has no bound in tokens")),
     }
 }
@@ -207,20 +251,15 @@ fn items(raw: Option<&RawValue>) -> u64 {
     list.map_or(1, |list| u64::try_from(list.len()).unwrap_or(u64::MAX))
 }
 
-fn text(api: Api, call: &Call<'_>, view: &View<'_>, bytes: u64) -> Result<(Took, u64), Unbounded> {
+fn text(api: Api, view: &View<'_>, bytes: u64) -> Result<(Took, u64), Unbounded> {
     let is_said = |raw: Option<&RawValue>| raw.is_some_and(|raw| raw.get() != "null");
     if is_said(view.previous_response_id) || is_said(view.conversation) {
         return Err(Unbounded(
             "it goes on with what its backend keeps, which is not known here",
         ));
     }
-    let said = [
-        view.max_completion_tokens,
-        view.max_output_tokens,
-        view.max_tokens,
-    ];
-    // Backends may take either of two.
-    let said = said.into_iter().flatten().filter(|raw| raw.get() != "null");
+    let said = view.bounds_of(api).into_iter().flatten();
+    let said = said.filter(|raw| raw.get() != "null");
     let mut longest = None;
     for raw in said {
         let value: Result<u64, _> = raw.get().parse();
@@ -235,9 +274,9 @@ fn text(api: Api, call: &Call<'_>, view: &View<'_>, bytes: u64) -> Result<(Took,
     };
     let mut answers = several(view.n)?.max(several(view.best_of)?).max(1);
     if api == Api::Completions {
-        answers = answers.saturating_mul(prompts(call.prompt));
+        answers = answers.saturating_mul(prompts(view.prompt_of(api)));
     }
-    let media = u64::try_from(media(call.prompt)).unwrap_or(u64::MAX);
+    let media = u64::try_from(media(view.prompt_of(api))).unwrap_or(u64::MAX);
     let input = bytes
         .saturating_add(TEMPLATE_TOKENS)
         .saturating_add(media.saturating_mul(MEDIA_TOKENS));
@@ -260,10 +299,42 @@ fn prompts(prompt: &[u8]) -> u64 {
 }
 
 fn media(prompt: &[u8]) -> usize {
+    let prompt = spelled(prompt);
     let kinds = MEDIA.iter();
     kinds
-        .map(|kind| memchr::memmem::find_iter(prompt, kind).count())
+        .map(|kind| memmem::find_iter(&prompt, kind).count())
         .sum()
+}
+
+/// A JSON text without the escapes that nobody needs (`\u005f`): names could hide behind them.
+fn spelled(text: &[u8]) -> Cow<'_, [u8]> {
+    const ESCAPE: &[u8] = b"\\u00";
+    if memmem::find(text, ESCAPE).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = memmem::find(rest, ESCAPE) {
+        let (before, escape) = rest.split_at(at);
+        plain.extend_from_slice(before);
+        let digits = escape.get(ESCAPE.len()..ESCAPE.len() + 2);
+        let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
+        let letter = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        let letter = letter.filter(|letter| letter.is_ascii_alphanumeric() || *letter == b'_');
+        let length = match letter {
+            Some(letter) => {
+                plain.push(letter);
+                ESCAPE.len() + 2
+            }
+            None => {
+                plain.extend_from_slice(ESCAPE);
+                ESCAPE.len()
+            }
+        };
+        rest = escape.get(length..).unwrap_or_default();
+    }
+    plain.extend_from_slice(rest);
+    Cow::Owned(plain)
 }
 
 #[cfg(test)]
@@ -313,9 +384,51 @@ mod tests {
             ),
             (Api::Embeddings, r#"{"model":"m","input":"text"}"#, 0),
             (Api::CountTokens, r#"{"model":"m","messages":[]}"#, 0),
+            // What other protocols call it bounds nothing, and is no prompt.
+            (
+                Api::Completions,
+                r#"{"model":"m","max_tokens":7,"messages":"x","prompt":["a","b"]}"#,
+                14,
+            ),
         ] {
             assert_eq!(output(api, body), tokens, "{body}");
         }
+    }
+
+    #[test]
+    fn members_of_other_protocols_bound_nothing() {
+        for (api, body, member) in [
+            (
+                Api::Responses,
+                r#"{"model":"m","max_tokens":1,"max_completion_tokens":1}"#,
+                "max_output_tokens",
+            ),
+            (
+                Api::Chat,
+                r#"{"model":"m","max_output_tokens":1}"#,
+                "max_completion_tokens",
+            ),
+            (
+                Api::Chat,
+                r#"{"model":"m","max_output_tokens":1,"metadata":{"max\u005ftokens":"1"}}"#,
+                "max_completion_tokens",
+            ),
+            (
+                Api::Messages,
+                r#"{"model":"m","max_output_tokens":1}"#,
+                "max_tokens",
+            ),
+        ] {
+            assert!(bound(api, body).most.is_err(), "{body}");
+            let call = Call::parse(body.as_bytes()).unwrap();
+            let (filled, _) = fill(api, &call, body.as_bytes(), 100).unwrap().unwrap();
+            let filled = std::str::from_utf8(&filled).unwrap();
+            assert!(filled.contains(&format!(r#""{member}":100"#)), "{filled}");
+            assert_eq!(output(api, filled), 100);
+        }
+        // A text that looks like one is refused, not sent.
+        let body = r#"{"model":"m","max_output_tokens":1,"metadata":{"max_tokens":"1"}}"#;
+        assert!(bound(Api::Chat, body).most.is_err());
     }
 
     #[test]
@@ -346,6 +459,10 @@ mod tests {
         assert!(plain.likely.input < most);
         let shows = r#"{"model":"m","max_tokens":7,"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"x"}}]}]}"#;
         assert!(bound(Api::Chat, shows).most.unwrap().input > MEDIA_TOKENS);
+        let hidden = shows.replace("image_url", r"im\u0061ge\u005furl");
+        assert_ne!(hidden, shows);
+        let hidden = hidden.replacen('{', r#"{"input":"x","#, 1);
+        assert!(bound(Api::Chat, &hidden).most.unwrap().input > MEDIA_TOKENS);
         // The query is read with each document.
         let query = "q".repeat(100);
         let body = format!(r#"{{"model":"m","query":"{query}","documents":["a","b","c"]}}"#);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use penstock_core::config::{Enforcement, Price};
+use penstock_core::config::{Enforcement, Price, Unit};
 
 use super::account::{Account, Denied};
 use super::books::Books;
@@ -90,6 +90,8 @@ impl Plan {
     ) -> Result<Option<u64>, Reject> {
         let is_of_tokens = limit.unit.is_of_tokens();
         let took = match &self.bound {
+            // Agents and tools have no tokens, and cost what is said that such a call costs.
+            None if limit.unit == Unit::MicroUsd => return Ok(budget.flat()),
             None if is_of_tokens => return Ok(None),
             None => Took::default(),
             Some(bound) if !limit.is_hard || !is_of_tokens => bound.likely,

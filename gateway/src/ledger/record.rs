@@ -17,6 +17,8 @@ pub const MAX_HOLDERS: usize = 256;
 pub const IDLE_PERCENT: u64 = 2;
 /// How long a lease lasts that nobody renews: a gateway that is away for longer has died, or is cut off.
 pub const LEASE_MS: u64 = 15_000;
+/// How long the last question is known of a gateway whose lease is over: longer than it asks the same one.
+const ENDED_MS: u64 = 600_000;
 /// Requests that one question asks for.
 pub const MAX_NEEDS: usize = 64;
 /// When to come back where waiting does not tell: requests under way may end at any time.
@@ -54,6 +56,9 @@ pub struct Record {
     correction: Correction,
     spent: Spent,
     leases: BTreeMap<String, Lease>,
+    /// The last questions of those whose leases are over: asked again because no answer came, they change nothing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    ended: BTreeMap<String, Ended>,
     /// What was charged for gateways that died, and may be more than was taken; ever.
     orphaned: u64,
 }
@@ -72,6 +77,13 @@ struct Lease {
     /// How many needs of the last question are in it.
     granted: usize,
     ends_ms: u64,
+}
+
+/// A lease whose time is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+struct Ended {
+    question: u64,
+    at_ms: u64,
 }
 
 /// What a gateway says and wants.
@@ -133,6 +145,8 @@ pub struct Stand {
     pub leased: u64,
     /// See [`Record`].
     pub orphaned: u64,
+    /// When the window ends, or the first part of a sliding one with something in it.
+    pub resets_ms: Option<u64>,
 }
 
 impl Record {
@@ -235,14 +249,33 @@ impl Record {
         let Some(lease) = self.leases.remove(holder) else {
             return;
         };
+        self.remember_question(holder, lease.question, now_ms);
         if window != Window::Held {
             self.spent.add(window, now_ms, lease.amount);
             self.orphaned = self.orphaned.saturating_add(lease.amount);
         }
     }
 
+    fn remember_question(&mut self, holder: &str, question: u64, now_ms: u64) {
+        let ended = Ended {
+            question,
+            at_ms: now_ms,
+        };
+        self.ended.insert(holder.to_owned(), ended);
+        self.ended
+            .retain(|_, ended| now_ms < ended.at_ms.saturating_add(ENDED_MS));
+        if self.ended.len() > MAX_HOLDERS {
+            let oldest = self.ended.iter().min_by_key(|(_, ended)| ended.at_ms);
+            let oldest = oldest.map(|(holder, _)| holder.clone());
+            oldest.and_then(|holder| self.ended.remove(&holder));
+        }
+    }
+
     fn change(&mut self, limit: Limit, holder: &str, ask: &Ask, now_ms: u64) {
-        self.spent.add(limit.window, now_ms, ask.beyond);
+        let ended = self.ended.remove(holder);
+        if ended.is_none_or(|ended| ended.question != ask.question) {
+            self.spent.add(limit.window, now_ms, ask.beyond);
+        }
         let known = self.leases.remove(holder);
         let known = known.filter(|lease| ask.generation == Some(lease.generation));
         let mut lease = match known {
@@ -325,7 +358,10 @@ impl Record {
     }
 
     fn told(&self, limit: Limit, holder: &str, ask: &Ask, lost: bool) -> Told {
-        let stand = self.stand();
+        let stand = Stand {
+            resets_ms: self.resets_ms(limit.window),
+            ..self.stand()
+        };
         let lease = self.leases.get(holder);
         let granted = lease.map_or(0, |lease| lease.granted);
         let need = ask.needs.get(granted).copied().unwrap_or(0);
@@ -360,6 +396,18 @@ impl Record {
             spent: self.spent.sum(),
             leased: self.leased(),
             orphaned: self.orphaned,
+            resets_ms: None,
+        }
+    }
+
+    fn resets_ms(&self, window: Window) -> Option<u64> {
+        match window {
+            Window::Held => None,
+            Window::Fixed { ends_ms, .. } => Some(ends_ms),
+            Window::Sliding { .. } => {
+                let in_ms = self.spent.gone_in(window, self.last_ms, 1)?;
+                Some(self.last_ms.saturating_add(in_ms))
+            }
         }
     }
 }
@@ -416,6 +464,34 @@ mod tests {
         );
         let second = record.ask(&TERMS, "b", &ask(second.generation, 2, 0, 500), 2_000, None);
         assert_eq!(second.amount, 110);
+    }
+
+    #[test]
+    fn what_was_taken_beyond_is_charged_once_though_it_is_told_again_when_the_lease_is_over() {
+        let mut record = Record::default();
+        let first = record.ask(&TERMS, "a", &ask(None, 1, 100, 0), 1_000, None);
+        let more = Ask {
+            used: 100,
+            beyond: 7,
+            ..ask(first.generation, 2, 0, 0)
+        };
+        // The answer is lost.
+        record.ask(&TERMS, "a", &more, 2_000, None);
+        let late_ms = 2_000 + LEASE_MS;
+        let again = record.ask(&TERMS, "a", &more, late_ms, None);
+        assert_eq!((again.lost, again.stand.spent), (true, 107));
+        let next = Ask {
+            beyond: 7,
+            ..ask(again.generation, 3, 0, 0)
+        };
+        let next = record.ask(&TERMS, "a", &next, late_ms, None);
+        assert_eq!(next.stand.spent, 114);
+        for number in 0..2 * MAX_HOLDERS as u64 {
+            let name = format!("holder-{number}");
+            let now_ms = late_ms + number * LEASE_MS;
+            record.ask(&TERMS, &name, &ask(None, 1, 0, 1), now_ms, None);
+        }
+        assert!(record.ended.len() <= MAX_HOLDERS);
     }
 
     #[test]

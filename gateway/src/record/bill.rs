@@ -44,7 +44,13 @@ impl Record {
             return;
         }
         let counted = self.taken();
+        let prompt_tokens = match self.api {
+            // It is counted, and not read.
+            Some(Api::CountTokens) => 0,
+            _ => self.prompt_tokens,
+        };
         let usage = counted.unwrap_or(Usage {
+            prompt_tokens: prompt_tokens.into(),
             completion_tokens: self.tokens,
             ..Usage::default()
         });

@@ -294,8 +294,13 @@ impl Reject {
                     "budget_exceeded",
                     LIMIT,
                     &format!(
-                        "The budget '{budget}' has {left} of {max} {} left, and this request may take more.",
-                        counted(*unit)
+                        "The budget '{budget}' has {left} of {max} {} left, and this request may take more{}.",
+                        counted(*unit),
+                        if retry_ms.is_some() {
+                            ""
+                        } else {
+                            ", also when all of it is left: ask for less"
+                        }
                     ),
                 )
             },
@@ -329,7 +334,7 @@ impl Reject {
                 "budget_unpriced",
                 PERMISSION,
                 &format!(
-                    "The budget '{budget}' counts money, and no backend for this request has a price."
+                    "The budget '{budget}' counts money, and no backend for this request has a price: give its LLMBackend one, or the TokenBudget 'unpricedMicroUsd'."
                 ),
             ),
             Self::LoopDetected => shape(

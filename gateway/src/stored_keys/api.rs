@@ -197,8 +197,13 @@ impl<'a> Office<'a> {
     async fn put(&self, name: &str, record: &Record, version: u64) -> Result<bool, Refusal> {
         let value = Bytes::from(serde_json::to_vec(record)?);
         let (at, expect) = (record_key(name), Expect::Version(version));
-        let put = self.store.put(&at, value, expect, KEPT).await?;
-        Ok(put.is_some())
+        if self.store.put(&at, value, expect, KEPT).await?.is_some() {
+            return Ok(true);
+        }
+        // What is asked again because the connection broke finds what it wrote itself.
+        let found = self.store.get(&at).await?;
+        let found: Option<Record> = found.and_then(|found| read(&found.value));
+        Ok(found.as_ref() == Some(record))
     }
 
     /// Writes a key again that was found.

@@ -368,6 +368,25 @@ async fn without_a_store_hard_limits_let_nothing_through() {
 }
 
 #[tokio::test]
+async fn a_store_that_may_forget_lets_nothing_through_either() {
+    let Some(kept) = Kept::redis() else { return };
+    if let Kept::Redis(server) = &kept {
+        server.set("appendonly", "no");
+    }
+    let upstream = Upstream::always(|| json_answer("x")).await;
+    let plan = requests(Plan::chain(&[upstream.address]), 1_000);
+    let gateway = kept.gateway(&plan).await;
+    for _ in 0..10 {
+        let answer = gateway.post(&chat(false)).await;
+        assert_eq!(
+            (answer.status, answer.code().as_str()),
+            (503, "budget_not_durable")
+        );
+    }
+    assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
 async fn a_store_that_dies_stops_hard_limits_and_forgets_nothing() {
     let Some(Kept::Redis(mut server)) = Kept::redis() else {
         return;

@@ -131,6 +131,7 @@ async fn what_no_backend_counted_is_estimated_and_refusals_are_nothing() {
     let lines = gateway.usage().await;
     let counts = ["requests", "estimated", "outputTokens"].map(|name| lines[0][name].as_u64());
     assert_eq!((lines.len(), counts), (1, [Some(1), Some(1), Some(1)]));
+    assert!(lines[0]["inputTokens"].as_u64() > Some(0), "{lines:?}");
 }
 
 #[tokio::test]

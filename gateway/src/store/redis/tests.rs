@@ -99,18 +99,7 @@ async fn a_server_is_durable_if_it_can_be_waited_for_or_writes_before_it_answers
     };
     let store = open(&server, "ns/gateway");
     assert_eq!(store.settle().await.unwrap(), Durability::Durable);
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut plain = client.get_connection().unwrap();
-    let mut set = |name: &str, value: &str| {
-        let mut command = redis::cmd("CONFIG");
-        let () = command
-            .arg("SET")
-            .arg(name)
-            .arg(value)
-            .query(&mut plain)
-            .unwrap();
-    };
-    set("appendfsync", "everysec");
+    server.set("appendfsync", "everysec");
     let (one, other) = tokio::join!(store.settle(), store.settle());
     assert_eq!(one.unwrap(), other.unwrap());
     let client = redis::Client::open(server.url()).unwrap();
@@ -124,7 +113,7 @@ async fn a_server_is_durable_if_it_can_be_waited_for_or_writes_before_it_answers
         Durability::NotDurable
     };
     assert_eq!(store.settle().await.unwrap(), expected);
-    set("appendonly", "no");
+    server.set("appendonly", "no");
     assert_eq!(store.settle().await.unwrap(), Durability::NotDurable);
 }
 
@@ -134,15 +123,7 @@ async fn a_server_that_is_full_says_so() {
         return;
     };
     let store = open(&server, "ns/gateway");
-    let client = redis::Client::open(server.url()).unwrap();
-    let mut plain = client.get_connection().unwrap();
-    let mut limit = redis::cmd("CONFIG");
-    let () = limit
-        .arg("SET")
-        .arg("maxmemory")
-        .arg("1mb")
-        .query(&mut plain)
-        .unwrap();
+    server.set("maxmemory", "1mb");
     let value = Bytes::from(vec![0; 1 << 20]);
     let key = Key::new("a", "v");
     let mut full = Ok(Some(0));

@@ -1,5 +1,6 @@
 //! A real Redis or Valkey on loopback, with its log in a folder of its own.
 
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -43,6 +44,15 @@ impl Server {
     pub(crate) fn kill(&mut self) {
         self.process.0.kill().unwrap();
         self.process.0.wait().unwrap();
+    }
+
+    /// Changes a setting of it.
+    pub(crate) fn set(&self, name: &str, value: &str) {
+        let mut connection = TcpStream::connect(self.address).unwrap();
+        write!(connection, "CONFIG SET {name} {value}\r\n").unwrap();
+        let mut answer = [0; 5];
+        connection.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
     }
 
     /// Starts it again from its log.
