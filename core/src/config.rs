@@ -515,6 +515,13 @@ pub struct Timeouts {
     pub total_ms: u64,
 }
 
+impl Timeouts {
+    /// From sending the request to the first byte of a whole answer of a model.
+    pub fn whole_ms(&self) -> u64 {
+        self.whole_ms.unwrap_or(self.first_token_ms)
+    }
+}
+
 /// Defaults are not written, so that configs of objects which do not use a field stay as they were.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()

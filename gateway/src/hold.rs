@@ -31,6 +31,12 @@ impl<'a> Place<'a> {
         let place = Self(process);
         (before < limit).then_some(place)
     }
+
+    /// The place of one who gives way, and leaves in a moment.
+    pub(crate) fn take_over(process: &'a Process) -> Self {
+        process.metrics.held.inc();
+        Self(process)
+    }
 }
 
 impl Drop for Place<'_> {

@@ -1,10 +1,10 @@
-//! How long the answers of a rule are, as its last ones were: what is set aside for a request where nothing bounds what it
-//! may take, or need not. Pure. Bounded: so many numbers for each rule.
+//! How long the answers of a rule are, as its last ones were: what is set aside for a request where nothing bounds what
+//! it may take, or need not. Pure. Bounded: so many numbers for each rule.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// What an answer is taken to have where nothing is known of a rule's: the mean of conversations in Azure's trace of 2023
-/// (Patel et al., *Splitwise*, 2024).
+/// What an answer is taken to have where nothing is known of a rule's: the mean of conversations in Azure's trace of
+/// 2023 (Patel et al., *Splitwise*, 2024).
 pub const USUAL_TOKENS: u32 = 211;
 /// Answers are counted in so many parts of each power of two: a length that is told is at most 25 % too long.
 const PARTS: u32 = 4;

@@ -1,10 +1,9 @@
 //! Which endpoints are left out for a while because requests to them keep failing. Pure: the time comes in.
 //!
-//! An endpoint leaves after [`FAILURES`] failures in a row; connections that cannot be made count more. Answers that break
-//! off are failures too, and once one did, only one that came to its end is a success. It comes back
-//! for a trial when its time is over; a further failure sends it away for longer, a success clears it. At most half
-//! of a backend's endpoints (at least one) are away at a time, and those that are away are still used when nothing
-//! else is left.
+//! An endpoint leaves after [`FAILURES`] failures in a row; connections that cannot be made count more. Answers that
+//! break off are failures too, and once one did, only one that came to its end is a success. It comes back for a trial
+//! when its time is over; a further failure sends it away for longer, a success clears it. At most half of a backend's
+//! endpoints (at least one) are away at a time, and those that are away are still used when nothing else is left.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 

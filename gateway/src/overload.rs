@@ -66,12 +66,14 @@ pub(crate) async fn in_turn(
     heed(rule, wish);
     let most = rule.patience.known(wish.now_ms);
     let until = record.started + most.map_or(rule.first_token, patience::in_queue);
-    let (Some(first), Some(_place)) = (fitting(rule, wish).next(), Place::take(process)) else {
-        return Err(Nowhere::Full);
-    };
+    let first = fitting(rule, wish).next().ok_or(Nowhere::Full)?;
     if now + expected(rule, wish, ahead) > until {
         return Err(Nowhere::Full);
     }
+    let give_way = || process.queue.give_way(urgency, tenant, now);
+    let _place = Place::take(process)
+        .or_else(|| give_way().then(|| Place::take_over(process)))
+        .ok_or(Nowhere::Full)?;
     hold::held(job, first, record, now);
     let wake = Arc::new(Notify::new());
     let number = process.queue.join(Waiter {
@@ -99,7 +101,8 @@ pub(crate) async fn in_turn(
             return Err(Nowhere::Full);
         }
         match look(&record.tried) {
-            Err(Nowhere::Full) => process.queue.stays(number),
+            Err(Nowhere::Full) if process.queue.stays(number) => {}
+            Err(Nowhere::Full) => return Err(Nowhere::Full),
             found => {
                 let choice = found.as_ref().ok();
                 turn.served = choice.map(|choice| choice.endpoint.live.backend.clone());

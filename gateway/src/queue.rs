@@ -4,7 +4,8 @@
 //! Order: higher urgency first; within one urgency a turn for each tenant, the one who was served least lately first;
 //! within a tenant the oldest, or the newest once the oldest has lost half of its time: then the queue is too long for
 //! all, and those who came last still have the best chance to be answered in time. Under [`Queue::ahead`] a request can
-//! tell its wait before it joins.
+//! tell its wait before it joins. Where there is no place left, one who is less urgent, or of the tenant with the most
+//! places, gives way to a newcomer ([`Queue::give_way`]).
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -123,18 +124,34 @@ impl Queue {
         number
     }
 
-    /// One who was woken found no room and waits on. Room that came while it looked it may have overlooked: it looks
-    /// again.
-    pub fn stays(&self, number: u64) {
+    /// Takes the place of one who should come after a newcomer, if there is one: that one is woken, and finds that it
+    /// cannot stay.
+    pub fn give_way(&self, urgency: Urgency, tenant: Tenant, now: Instant) -> bool {
+        let mut state = self.state();
+        let Some(index) = state.last(urgency, tenant) else {
+            return false;
+        };
+        let gone = state.places.swap_remove(index);
+        self.len.store(state.places.len(), Ordering::Relaxed);
+        gone.waiter.wake.notify_one();
+        if let Some(backend) = gone.looking {
+            state.room(&backend, now);
+        }
+        true
+    }
+
+    /// One who was woken found no room and waits on, if it still has its place. Room that came while it looked it may
+    /// have overlooked: it looks again.
+    pub fn stays(&self, number: u64) -> bool {
         let mut state = self.state();
         let place = state.places.iter_mut().find(|place| place.number == number);
-        if let Some(place) = place {
-            if std::mem::take(&mut place.missed) {
-                place.waiter.wake.notify_one();
-            } else {
-                place.looking = None;
-            }
+        let Some(place) = place else { return false };
+        if std::mem::take(&mut place.missed) {
+            place.waiter.wake.notify_one();
+        } else {
+            place.looking = None;
         }
+        true
     }
 
     /// One goes, `served` at a backend or not. Room that it was woken for and did not take is the next one's, and so is
@@ -181,6 +198,31 @@ impl State {
         if let Some(place) = self.places.iter_mut().find(waits) {
             place.missed = true;
         }
+    }
+
+    /// Who would give way to a newcomer: the newest of the least urgent ones, or of the tenant with the most places if
+    /// it has more than the newcomer's would.
+    fn last(&self, urgency: Urgency, tenant: Tenant) -> Option<usize> {
+        let least = self.places.iter().map(|place| place.waiter.urgency).min()?;
+        let equal = || {
+            let places = self.places.iter().enumerate();
+            places.filter(move |(_, place)| place.waiter.urgency == least)
+        };
+        let of = |wanted: Tenant| equal().filter(move |(_, place)| place.waiter.tenant == wanted);
+        let newest = |(_, place): &(usize, &Place)| place.number;
+        if least < urgency {
+            return equal().max_by_key(newest).map(|(index, _)| index);
+        }
+        let mut counts: HashMap<Tenant, usize> = HashMap::new();
+        for (_, place) in equal() {
+            *counts.entry(place.waiter.tenant).or_default() += 1;
+        }
+        let (largest, count) = counts.iter().max_by_key(|(_, count)| **count)?;
+        let own = counts.get(&tenant).copied().unwrap_or(0);
+        if least > urgency || *count <= own + 1 {
+            return None;
+        }
+        of(*largest).max_by_key(newest).map(|(index, _)| index)
     }
 
     /// One of this tenant's was served.
@@ -321,6 +363,30 @@ mod tests {
             0,
             "they wait for another backend"
         );
+    }
+
+    #[test]
+    fn the_less_urgent_and_those_who_have_most_give_way() {
+        let queue = Queue::default();
+        assert!(!queue.give_way(Urgency::High, 1, at(0)), "nobody is there");
+        let many: Vec<u64> = (0..3)
+            .map(|_| queue.join(waiter(Urgency::Normal, 1, 0)))
+            .collect();
+        let low = waiter(Urgency::Low, 2, 0);
+        let wake = Arc::clone(&low.wake);
+        let low = queue.join(low);
+        assert!(!queue.give_way(Urgency::Low, 3, at(0)), "one place each");
+        assert!(queue.give_way(Urgency::Normal, 3, at(0)));
+        assert!(woken(&wake) && !queue.stays(low), "it is less urgent");
+        assert!(!queue.give_way(Urgency::Normal, 1, at(0)), "its own");
+        assert!(
+            !queue.give_way(Urgency::Low, 3, at(0)),
+            "all are more urgent"
+        );
+        assert!(queue.give_way(Urgency::Normal, 3, at(0)));
+        let stay: Vec<bool> = many.iter().map(|number| queue.stays(*number)).collect();
+        assert_eq!(stay, [true, true, false]);
+        assert_eq!(queue.len(), 2);
     }
 
     #[test]

@@ -477,10 +477,6 @@ mod tests {
             programmed: vec![("g".into(), state)],
             ..Findings::new()
         };
-        let ending = |second| Findings {
-            ends: Some(time(second).0),
-            ..fine()
-        };
         let table = [
             (with(Workload::Answers), "True/Ready"),
             (with(Workload::Zero), "True/ScaledToZero"),
@@ -518,16 +514,6 @@ mod tests {
                 },
                 "False/InvalidValue",
             ),
-            (
-                Findings {
-                    is_suspended: true,
-                    ..fine()
-                },
-                "True/Suspended",
-            ),
-            (ending(0), "True/Expired"),
-            (ending(1), "True/Expired"),
-            (ending(2), "True/Ready"),
             (programmed(Programmed::Pending), "False/Pending"),
             (programmed(Programmed::Unknown), "False/Pending"),
             (
@@ -550,6 +536,24 @@ mod tests {
                 &format!("Ready={expected}"),
                 "{findings:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_refused_is_ready_and_says_so() {
+        let suspended = Findings {
+            is_suspended: true,
+            ..fine()
+        };
+        assert_eq!(show(&suspended).last().unwrap(), "Ready=True/Suspended");
+        // They are shown at the first second.
+        for (second, reason) in [(0, "Expired"), (1, "Expired"), (2, "Ready")] {
+            let ending = Findings {
+                ends: Some(time(second).0),
+                ..fine()
+            };
+            let expected = format!("Ready=True/{reason}");
+            assert_eq!(show(&ending).last().unwrap(), &expected);
         }
     }
 

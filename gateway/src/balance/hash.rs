@@ -1,9 +1,10 @@
 //! The same key to the same endpoint: a session, a user, a conversation. Pure: hashes, shares and loads come in.
 //!
-//! Rendezvous hashing, of backends and then of the first one's endpoints: so an endpoint that comes or goes moves its own
-//! keys only, and no key of another backend, and all replicas of a gateway agree without talking. Backends by weight, as in
-//! Mosharaf, *Weighted Distributed Hash Tables* (2016): the highest `-weight / ln(h)` wins. Loads are bounded as in consistent hashing with bounded loads (Mirrokni et al., 2018): a key whose endpoint is
-//! full goes to its next one, for as long as that is so.
+//! Rendezvous hashing, of backends and then of the first one's endpoints: so an endpoint that comes or goes moves its
+//! own keys only, and no key of another backend, and all replicas of a gateway agree without talking. Backends by
+//! weight, as in Mosharaf, *Weighted Distributed Hash Tables* (2016): the highest `-weight / ln(h)` wins. Loads are
+//! bounded as in consistent hashing with bounded loads (Mirrokni et al., 2018): a key whose endpoint is full goes to
+//! its next one, for as long as that is so.
 
 use std::cmp::Ordering;
 
@@ -19,7 +20,7 @@ pub fn pick(key: u64, seen: &[Seen]) -> Option<usize> {
         .enumerate()
         .map(|(at, seen)| (Rank::of(key, *seen), at))
         .collect();
-    ranked.sort_by(|a, b| b.0.cmp(&a.0));
+    ranked.sort_by(|a, b| b.0.cmp(a.0));
     let roomy = ranked
         .iter()
         .find(|(_, at)| seen.get(*at).is_some_and(|seen| has_room(*seen, total)));
@@ -41,7 +42,7 @@ impl Rank {
         }
     }
 
-    pub(super) fn cmp(&self, other: &Self) -> Ordering {
+    pub(super) fn cmp(self, other: Self) -> Ordering {
         let backends = self.backend.total_cmp(&other.backend);
         backends.then(self.endpoint.total_cmp(&other.endpoint))
     }

@@ -10,7 +10,7 @@ use super::hash::Rank;
 /// The key's endpoint.
 pub fn pick(key: u64, seen: &[Seen]) -> Option<usize> {
     let ranks = seen.iter().map(|seen| Rank::of(key, *seen)).enumerate();
-    ranks.max_by(|a, b| a.1.cmp(&b.1)).map(|(at, _)| at)
+    ranks.max_by(|a, b| a.1.cmp(b.1)).map(|(at, _)| at)
 }
 
 #[cfg(test)]

@@ -321,17 +321,12 @@ fn spelled(text: &[u8]) -> Cow<'_, [u8]> {
         let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
         let letter = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
         let letter = letter.filter(|letter| letter.is_ascii_alphanumeric() || *letter == b'_');
-        let length = match letter {
-            Some(letter) => {
-                plain.push(letter);
-                ESCAPE.len() + 2
-            }
-            None => {
-                plain.extend_from_slice(ESCAPE);
-                ESCAPE.len()
-            }
-        };
-        rest = escape.get(length..).unwrap_or_default();
+        let digits = usize::from(letter.is_some()) * 2;
+        match letter {
+            Some(letter) => plain.push(letter),
+            None => plain.extend_from_slice(ESCAPE),
+        }
+        rest = escape.get(ESCAPE.len() + digits..).unwrap_or_default();
     }
     plain.extend_from_slice(rest);
     Cow::Owned(plain)

@@ -482,11 +482,7 @@ fn build_rule(
         urgency: rule.urgency,
         connect: Duration::from_millis(rule.timeouts.connect_ms),
         first_token: Duration::from_millis(rule.timeouts.first_token_ms),
-        whole: Duration::from_millis(
-            rule.timeouts
-                .whole_ms
-                .unwrap_or(rule.timeouts.first_token_ms),
-        ),
+        whole: Duration::from_millis(rule.timeouts.whole_ms()),
         idle: Duration::from_millis(rule.timeouts.idle_ms),
         total: Duration::from_millis(rule.timeouts.total_ms),
         heartbeat: rule.heartbeat_ms.map(Duration::from_millis),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use penstock_core::config::{NameMatch, Urgency};
+use penstock_gateway::Settings;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::harness::*;
@@ -121,8 +122,11 @@ async fn served(upstream: &Upstream, steps: &[UnboundedSender<Step>], count: usi
     whose.collect()
 }
 
-#[tokio::test]
-async fn who_floods_a_saturated_backend_waits_behind_itself() {
+/// A gateway of a saturated backend, whose callers of the model `patient` have shown no impatience: they wait for as
+/// long as the rule says. Four requests are there already.
+async fn saturated(
+    settings: Settings,
+) -> (Vec<UnboundedSender<Step>>, Upstream, Gateway, Vec<Client>) {
     let (steps, replies): (Vec<_>, Vec<_>) = (0..20).map(|_| driven()).unzip();
     let replies = std::sync::Mutex::new(replies.into_iter());
     let upstream = Upstream::start(move |number, _| {
@@ -134,13 +138,12 @@ async fn who_floods_a_saturated_backend_waits_behind_itself() {
     })
     .await;
     let mut plan = Plan::chain(&[upstream.address]);
-    // Its callers have shown no impatience: they wait for as long as the rule says.
     let mut patient = plan.config.rules[0].clone();
     patient.name = "patient".to_owned();
     patient.models = vec![NameMatch::Exact("patient".to_owned())];
     (patient.timeouts.first_token_ms, patient.timeouts.total_ms) = (600_000, 600_000);
     plan.config.rules.push(patient);
-    let gateway = Gateway::start(&plan).await;
+    let gateway = Gateway::start_with(&plan, settings).await;
     give_up(&gateway, 12).await;
     let mut callers = Vec::new();
     for _ in 0..4 {
@@ -149,19 +152,58 @@ async fn who_floods_a_saturated_backend_waits_behind_itself() {
         callers.push(caller);
     }
     until("four are sent", || upstream.count() == 16).await;
-    let flood = std::iter::repeat_n("flood", 10);
-    let calls = flood.chain(["few", "few", "none", "few"]);
-    let body = chat(true).replace("\"chat\"", "\"patient\"");
-    for (held, whose) in (1_u8..).zip(calls) {
+    (steps, upstream, gateway, callers)
+}
+
+impl Gateway {
+    /// A patient request of somebody, or of one who shows nothing.
+    async fn patient(&self, whose: &str) -> Client {
         let key = match whose {
             "none" => String::new(),
             whose => format!("authorization: Bearer {whose}\r\n"),
         };
-        let mut caller = gateway.client().await;
+        let body = chat(true).replace("\"chat\"", "\"patient\"");
+        let mut caller = self.client().await;
+        let headers = format!("{key}x-whose: {whose}\r\n");
+        caller.post(&headers, &body).await;
         caller
-            .post(&format!("{key}x-whose: {whose}\r\n"), &body)
+    }
+}
+
+#[tokio::test]
+async fn who_floods_a_queue_that_is_full_gives_way_to_others() {
+    let mut settings = settings();
+    settings.limits.held = 4;
+    let (steps, upstream, gateway, _callers) = saturated(settings).await;
+    let mut flood = Vec::new();
+    for held in 1_u8..=4 {
+        flood.push(gateway.patient("flood").await);
+        gateway
+            .metric_is("penstock_gateway_held_requests", f64::from(held))
             .await;
-        callers.push(caller);
+    }
+    let refused = gateway.patient("flood").await.answer().await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (503, "saturated")
+    );
+    let _few = gateway.patient("few").await;
+    let refused = flood.pop().unwrap().answer().await;
+    assert_eq!(
+        (refused.status, refused.code().as_str()),
+        (503, "saturated")
+    );
+    let order = served(&upstream, &steps, 4).await;
+    assert!(order.contains(&"few".to_owned()), "{order:?}");
+}
+
+#[tokio::test]
+async fn who_floods_a_saturated_backend_waits_behind_itself() {
+    let (steps, upstream, gateway, mut callers) = saturated(settings()).await;
+    let flood = std::iter::repeat_n("flood", 10);
+    let calls = flood.chain(["few", "few", "none", "few"]);
+    for (held, whose) in (1_u8..).zip(calls) {
+        callers.push(gateway.patient(whose).await);
         gateway
             .metric_is("penstock_gateway_held_requests", f64::from(held))
             .await;
