@@ -2,7 +2,9 @@
 limit through both with OpenAI's SDK, refused by both until the month is over, and there is all of it again."""
 
 import contextlib
+import datetime
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,19 +17,20 @@ from client import Failed, check, expect, sdk, wait_until
 from up import item, running
 
 LIMIT = 20
-# Where the clock begins, and how long it is from there to the end of November in Berlin, as `date` has it.
-BEGIN, LEFT_S = "2026-11-30 22:59:15", 45
+# Where the clock begins, and how long it is from there to the end of November in Berlin.
+BEGIN, LEFT_S = int(datetime.datetime(2026, 11, 30, 22, 59, 15, tzinfo=datetime.UTC).timestamp()), 45
+REDIS = shutil.which("valkey-server") or shutil.which("redis-server")
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 @contextlib.contextmanager
 def store(folder):
     """A Redis that syncs what it acknowledges, and whose clock begins near the end of the month."""
-    port = free_port()
-    # Its waits are real ones.
-    real = {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "DONT_FAKE_MONOTONIC": "1", "TZ": "UTC"}
-    command = ["faketime", "-f", f"@{BEGIN}", "redis-server", "--port", str(port), "--dir", folder]
-    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
-    process = subprocess.Popen(command, env={**os.environ, **real}, stdout=subprocess.DEVNULL)
+    port, clock_of_its_own = free_port(), os.path.join(folder, "clock.so")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", clock_of_its_own, os.path.join(HERE, "clock.c")], check=True)
+    ahead = {"LD_PRELOAD": clock_of_its_own, "CLOCK_AHEAD_S": str(BEGIN - int(time.time()))}
+    command = [REDIS, "--port", str(port), "--dir", folder, "--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    process = subprocess.Popen(command, env={**os.environ, **ahead}, stdout=subprocess.DEVNULL)
     try:
         wait_until("Redis", lambda: clock(port), 20, 0.1)
         yield port
@@ -91,6 +94,8 @@ def prove(port, urls):
 
 
 def main():
+    if not REDIS:
+        return print("budget: skipped: there is no redis-server")
     with tempfile.TemporaryDirectory() as folder, serving() as upstream, store(folder) as port:
         flags = ("--store", f"redis://127.0.0.1:{port}")
         with running(objects(upstream), *flags) as (_, one), running(objects(upstream), *flags) as (_, other):
