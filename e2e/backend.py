@@ -1,4 +1,4 @@
-"""A backend that answers each chat at once, with as many tokens as it is told to, and keeps what it was asked with."""
+"""A backend that answers each chat at once, and keeps what it was asked with."""
 
 import contextlib
 import http.server

@@ -178,11 +178,6 @@ impl Budget {
         }
     }
 
-    /// What a request costs at a backend without a price.
-    fn flat(&self) -> Option<u64> {
-        self.unpriced_micro_usd
-    }
-
     /// Whether room is reserved for the longest answer.
     pub(crate) fn bounds_answers(&self) -> bool {
         self.enforcement == Enforcement::Hard

@@ -91,7 +91,9 @@ impl Plan {
         let is_of_tokens = limit.unit.is_of_tokens();
         let took = match &self.bound {
             // Agents and tools have no tokens, and cost what is said that such a call costs.
-            None if limit.unit == Unit::MicroUsd => return Ok(budget.flat()),
+            None if limit.unit == Unit::MicroUsd => {
+                return Ok(budget.amount(limit.unit, Took::default(), None));
+            }
             None if is_of_tokens => return Ok(None),
             None => Took::default(),
             Some(bound) if !limit.is_hard || !is_of_tokens => bound.likely,
