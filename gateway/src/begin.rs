@@ -261,6 +261,7 @@ impl Reader<'_> {
         let care = Care {
             wants_count: !self.counts_for_us && (!is_made || self.include_usage),
             stands_gaps: !call.has_tools && !call.has_schema,
+            choices: call.choices,
         };
         Events::new(self.route.api(self.job.api).wire(), care)
     }
@@ -322,7 +323,7 @@ impl Reader<'_> {
                 None if events.meter().lacks_last_line_only() => {
                     (Bytes::from_static(EMPTY_LINE), penstock_shell::clock::now())
                 }
-                None if events.meter().lacks_done_only() => {
+                None if events.lacks_done_only() => {
                     (Bytes::from_static(DONE), penstock_shell::clock::now())
                 }
                 // Ended before it began, or before it was whole.

@@ -24,6 +24,8 @@ pub struct Care {
     pub wants_count: bool,
     /// Whether the rest of an answer is of use without a part of it: texts are, programs' input is not.
     pub stands_gaps: bool,
+    /// How many choices a whole answer has.
+    pub choices: u32,
 }
 
 /// One stream.
@@ -67,6 +69,11 @@ impl Events {
             is_part_out: false,
             left_out: 0,
         }
+    }
+
+    /// See [`Meter::lacks_done_only`].
+    pub fn lacks_done_only(&self) -> bool {
+        self.meter.lacks_done_only(self.care.choices)
     }
 
     /// What the stream said so far.
@@ -209,10 +216,12 @@ mod tests {
     const TEXT: Care = Care {
         wants_count: false,
         stands_gaps: true,
+        choices: 1,
     };
     const PROGRAM: Care = Care {
         wants_count: true,
         stands_gaps: false,
+        choices: 1,
     };
 
     fn notice() -> &'static str {

@@ -350,9 +350,10 @@ impl Meter {
         self.done
     }
 
-    /// Whether the answer is whole though its stream has no proper end: some backends send no `[DONE]`.
-    pub fn lacks_done_only(&self) -> bool {
-        let has_all = self.opened != 0 && self.ended == self.opened;
+    /// Whether an answer of so many choices is whole though its stream has no proper end: some backends send no `[DONE]`.
+    pub fn lacks_done_only(&self, choices: u32) -> bool {
+        let opened = self.opened.count_ones();
+        let has_all = opened >= choices.clamp(1, u128::BITS) && self.ended == self.opened;
         has_all && !self.done && self.cut.is_none() && !self.is_inside_event()
     }
 
@@ -565,14 +566,14 @@ mod tests {
     #[test]
     fn an_answer_that_said_why_it_ended_lacks_only_its_mark() {
         let end = "data: {\"choices\":[{\"delta\":{},\"finish_reason\": \"stop\"}]}\n\n";
-        assert!(feed(&[ROLE, WORD, end].concat()).0.lacks_done_only());
-        assert!(!feed(&[ROLE, WORD].concat()).0.lacks_done_only());
-        assert!(!feed(&[ROLE, WORD, end, DONE].concat()).0.lacks_done_only());
-        assert!(!feed(&[ROLE, ABORT].concat()).0.lacks_done_only());
+        assert!(feed(&[ROLE, WORD, end].concat()).0.lacks_done_only(1));
+        assert!(!feed(&[ROLE, WORD].concat()).0.lacks_done_only(1));
+        assert!(!feed(&[ROLE, WORD, end, DONE].concat()).0.lacks_done_only(1));
+        assert!(!feed(&[ROLE, ABORT].concat()).0.lacks_done_only(1));
         assert!(
             !feed(&[ROLE, WORD, end, "data: {\"cho"].concat())
                 .0
-                .lacks_done_only()
+                .lacks_done_only(1)
         );
     }
 
@@ -585,8 +586,11 @@ mod tests {
         };
         let other = ROLE.replace("\"index\":0", "\"index\":1");
         let begun = [ROLE, &other, WORD, &end(0)].concat();
-        assert!(!feed(&begun).0.lacks_done_only());
-        assert!(feed(&(begun + &end(1))).0.lacks_done_only());
+        assert!(!feed(&begun).0.lacks_done_only(1));
+        let both = feed(&(begun + &end(1))).0;
+        assert!(both.lacks_done_only(2) && !both.lacks_done_only(3));
+        let first = feed(&[ROLE, WORD, &end(0)].concat()).0;
+        assert!(first.lacks_done_only(1) && !first.lacks_done_only(2));
     }
 
     #[test]

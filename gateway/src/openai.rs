@@ -271,6 +271,8 @@ pub struct Call<'a> {
     pub names: Names<'a>,
     /// How many tokens its answer may have, where it says so.
     pub max_tokens: Option<u32>,
+    /// How many answers to one prompt are asked for: `n`.
+    pub choices: u32,
 }
 
 impl Call<'_> {
@@ -288,6 +290,7 @@ impl Call<'_> {
         stream_options: None,
         names: Names::NONE,
         max_tokens: None,
+        choices: 1,
         wanted: Wanted::Now,
     };
 }
@@ -374,6 +377,8 @@ struct View<'a> {
     max_completion_tokens: Option<&'a RawValue>,
     #[serde(borrow, default)]
     max_output_tokens: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    n: Option<&'a RawValue>,
 }
 
 impl<'a> View<'a> {
@@ -398,6 +403,10 @@ impl<'a> View<'a> {
         .into_iter()
         .flatten()
         .find_map(|raw| raw.get().parse().ok())
+    }
+
+    fn choices(&self) -> u32 {
+        self.n.and_then(|raw| raw.get().parse().ok()).unwrap_or(1)
     }
 
     fn has_schema(&self) -> bool {
@@ -483,6 +492,7 @@ impl<'a> Call<'a> {
             has_tools: view.has_tools(),
             has_schema: view.has_schema(),
             max_tokens: view.max_tokens(),
+            choices: view.choices(),
             stream_options: view.stream_options.map(RawValue::get),
             names: view.names(),
             model,

@@ -18,7 +18,7 @@ use crate::cache::exact::{Entry, ExactCache, Key, MAX_ENTRY_BYTES};
 use crate::events::{Events, Passed};
 use crate::heartbeat::Beating;
 use crate::json_end::JsonEnd;
-use crate::meter::{Cut, Meter, Usage};
+use crate::meter::{Cut, Usage};
 use crate::openai::{Api, DONE, EMPTY_LINE, Wire};
 use crate::outbound;
 use crate::principal::Who;
@@ -541,11 +541,11 @@ impl Stream {
             let last = events.feed(Bytes::from_static(EMPTY_LINE));
             self.pass(last.unwrap_or_default().bytes);
         }
-        let meter = self.events.as_ref().map(Events::meter);
+        let events = self.events.as_ref();
         let is_cut = self.json.as_ref().is_some_and(|json| !json.is_whole());
-        if meter.is_some_and(Meter::lacks_done_only) {
+        if events.is_some_and(Events::lacks_done_only) {
             self.pass(Bytes::from_static(DONE));
-        } else if is_cut || meter.is_some_and(|meter| !meter.is_done()) {
+        } else if is_cut || events.is_some_and(|events| !events.meter().is_done()) {
             return self.break_off(Broken::Cut);
         }
         let now = penstock_shell::clock::now();

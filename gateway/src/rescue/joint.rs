@@ -401,6 +401,7 @@ mod tests {
         let care = Care {
             wants_count: true,
             stands_gaps: true,
+            choices: 1,
         };
         let mut events = Events::new(Wire::Chunks, care);
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (stream.len() + 1)).collect();

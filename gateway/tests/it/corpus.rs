@@ -61,6 +61,7 @@ fn passed(pieces: &[&[u8]]) -> Option<Vec<String>> {
     let care = Care {
         wants_count: false,
         stands_gaps: true,
+        choices: 1,
     };
     let mut events = Events::new(Wire::Chunks, care);
     let mut out = Vec::new();

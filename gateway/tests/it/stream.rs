@@ -266,6 +266,18 @@ async fn an_end_without_done_is_a_cut() {
 }
 
 #[tokio::test]
+async fn an_end_before_all_choices_have_begun_is_a_cut() {
+    let end = "data: {\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let upstream = Upstream::always(move || Reply::Sse(vec![word("one"), end.to_owned()])).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert!(answer.body.contains("[DONE]"), "{}", answer.body);
+    let two = chat(true).replacen('{', "{\"n\":2,", 1);
+    let answer = gateway.post(&two).await;
+    assert!(answer.body.contains("stream_cut"), "{}", answer.body);
+}
+
+#[tokio::test]
 async fn an_end_without_its_empty_line_is_none() {
     for end in ["data: [DONE]\n", "data: [DONE]"] {
         let events = move || Reply::Sse(vec![word("one"), end.to_owned()]);
