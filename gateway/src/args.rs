@@ -89,6 +89,9 @@ pub struct Args {
     /// Largest file that may be uploaded, in bytes; larger ones are refused with 413.
     #[arg(long, default_value_t = Limits::default().file_bytes)]
     pub max_file_bytes: usize,
+    /// Files and background responses that one caller may have in the store, in bytes; more is refused with 403.
+    #[arg(long, default_value_t = Limits::default().owner_bytes)]
+    pub store_max_bytes_per_caller: u64,
     /// Request header names and values together, in bytes; more is refused with 431.
     #[arg(long, default_value_t = Limits::default().header_bytes)]
     pub max_header_bytes: usize,
@@ -189,6 +192,7 @@ impl Args {
             requests: self.max_requests,
             body_bytes: self.max_body_bytes,
             file_bytes: self.max_file_bytes,
+            owner_bytes: self.store_max_bytes_per_caller,
             total_body_bytes: self.max_total_body_bytes,
             header_bytes: self.max_header_bytes,
             headers: self.max_headers,

@@ -89,7 +89,7 @@ impl Limit {
 
     /// Where the store has the record of those whose limit it is.
     pub(crate) fn key(&self, of: &str) -> Key {
-        Key::new(
+        Key::vital(
             format!("budget:{:032x}{:032x}", self.hash, xxh3_128(of.as_bytes())),
             "record",
         )

@@ -15,6 +15,7 @@ mod run_batch;
 mod run_response;
 pub(crate) mod runner;
 mod shape;
+mod share;
 mod stored;
 mod stream;
 mod upload;

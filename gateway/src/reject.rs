@@ -209,6 +209,11 @@ pub enum Reject {
     StoreFull,
     /// As many jobs wait as may.
     TooManyJobs,
+    /// One caller's files and responses would take more than they may.
+    StorageQuota {
+        /// What they may take.
+        max_bytes: u64,
+    },
     /// No such file, batch or response, or it is somebody else's.
     NotFound {
         /// What it would be.
@@ -463,6 +468,7 @@ mod tests {
             Reject::StoreAway,
             Reject::StoreFull,
             Reject::TooManyJobs,
+            Reject::StorageQuota { max_bytes: 1 << 30 },
             Reject::NotFound {
                 what: "batch",
                 id: "batch_1".to_owned(),

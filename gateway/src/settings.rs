@@ -113,6 +113,8 @@ pub struct Limits {
     pub body_bytes: usize,
     /// Bytes of one uploaded file.
     pub file_bytes: usize,
+    /// Bytes of files and background responses that one caller may have in the store.
+    pub owner_bytes: u64,
     /// Bytes of all request bodies that are held at one time.
     pub total_body_bytes: usize,
     /// Bytes of a request's header names and values together.
@@ -142,6 +144,8 @@ impl Default for Limits {
             body_bytes: 32 << 20,
             // OpenAI's is 200 MB.
             file_bytes: 100 << 20,
+            // A quarter of a store of the default size.
+            owner_bytes: 1 << 30,
             total_body_bytes: 512 << 20,
             // Twice what browsers and SDKs send with large bearer tokens.
             header_bytes: 32 << 10,

@@ -3,7 +3,7 @@
 //! it has an end of life, and every value a bound. What was written is certain only after [`Store::settle`].
 //!
 //! Four shapes: values with a version, logs of numbered pieces, lists by time, and one queue of jobs by class whose
-//! takers hold leases. What belongs to one job has one tag, and so lies in one slot of a Redis Cluster.
+//! takers hold leases; beside them, counts of what each owner has. What belongs to one job has one tag, and so lies in one slot of a Redis Cluster.
 
 mod breaker;
 mod connection;
@@ -21,6 +21,7 @@ pub use spec::{Spec, SpecError, Target};
 /// Largest value, and largest piece of a log: four times what the gateway makes pieces of, and above the largest body
 /// that it takes by default.
 pub const MAX_VALUE_BYTES: usize = 64 << 20;
+const HOUR_MS: u64 = 3_600_000;
 /// The queue outlives the longest job by a day.
 const QUEUE_KEPT: Duration = Duration::from_hours(8 * 24);
 
@@ -29,6 +30,7 @@ const QUEUE_KEPT: Duration = Duration::from_hours(8 * 24);
 pub struct Key {
     tag: String,
     part: &'static str,
+    is_vital: bool,
 }
 
 impl Key {
@@ -37,6 +39,15 @@ impl Key {
         Self {
             tag: tag.into(),
             part,
+            is_vital: false,
+        }
+    }
+
+    /// As [`Key::new`]; for what must be written when callers have filled a file, which keeps room for it.
+    pub fn vital(tag: impl Into<String>, part: &'static str) -> Self {
+        Self {
+            is_vital: true,
+            ..Self::new(tag, part)
         }
     }
 }
@@ -291,9 +302,28 @@ impl Store {
         either!(self, store => store.release(class, job, owner, after, counted).await)
     }
 
-    /// Takes a job out of the queue, whoever has it.
-    pub async fn withdraw(&self, class: &str, job: &str) -> Result<(), Error> {
+    /// Takes a job out of the queue, whoever has it; `false` if it was not there.
+    pub async fn withdraw(&self, class: &str, job: &str) -> Result<bool, Error> {
         either!(self, store => store.withdraw(class, job).await)
+    }
+
+    /// Counts `amount` to `share` until `ends_ms`, in Unix ms; `false`, and nothing changed, if that would make more than
+    /// `most` of all that has not come to its end. Ends are rounded up to hours.
+    pub async fn claim(
+        &self,
+        share: &Key,
+        amount: u64,
+        ends_ms: u64,
+        most: u64,
+    ) -> Result<bool, Error> {
+        let hour = ends_ms.div_ceil(HOUR_MS);
+        either!(self, store => store.claim(share, amount, hour, most).await)
+    }
+
+    /// Counts `amount` no more, which was claimed until `ends_ms`.
+    pub async fn unclaim(&self, share: &Key, amount: u64, ends_ms: u64) -> Result<(), Error> {
+        let hour = ends_ms.div_ceil(HOUR_MS);
+        either!(self, store => store.unclaim(share, amount, hour).await)
     }
 
     /// Waits until everything that was written before is on the disk, as far as the store can tell.

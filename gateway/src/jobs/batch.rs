@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::call::Headers;
 use super::lines::LineError;
+use super::share::Queued;
 use super::stored::{Owner, Record};
 
 /// The only window that OpenAI knows.
@@ -95,6 +96,11 @@ impl Record for Batch {
 }
 
 impl Batch {
+    /// Its place in the queue.
+    pub(super) fn queued(&self) -> Queued {
+        Queued::new(&self.owner, &self.class, &self.id, self.created_at)
+    }
+
     pub(super) fn expires_at(&self) -> u64 {
         self.created_at + WINDOW.as_secs()
     }

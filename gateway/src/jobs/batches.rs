@@ -11,8 +11,10 @@ use super::call::Headers;
 use super::files::{self, KEPT, MAX_KEPT};
 use super::lines::{self, model_of};
 use super::metrics::BATCH;
-use super::responses::enter;
-use super::stored::{Owner, change, load_for, new_id, not_found, now_s, page, save};
+use super::share;
+use super::stored::{
+    Owner, Record as _, change, load_for, new_id, not_found, now_s, page, record_bytes, save,
+};
 use super::{Reply, invalid, limit, queried};
 use crate::body::{self, Source};
 use crate::guard::Watch;
@@ -115,13 +117,27 @@ pub(super) async fn create(
         metadata: asked.metadata,
         headers: Headers::of(headers),
     };
-    save(store, &batch, Expect::Any).await?;
-    let at_ms = batch.created_at * 1_000;
-    store
-        .enlist(&owner.list(LIST), &batch.id, at_ms, MAX_KEPT)
-        .await?;
-    enter(process, &batch.class, &batch.id, BATCH).await?;
+    keep(process, store, &batch).await?;
     Ok(Reply::json(202, &batch.shown()))
+}
+
+/// Writes a new batch down and puts it into the queue.
+async fn keep(process: &Process, store: &Store, batch: &Batch) -> Result<(), Reject> {
+    let share = share::Bytes::until(&batch.owner, batch.created_at + MAX_KEPT.as_secs());
+    let bytes = record_bytes(batch);
+    share.claim(process, store, bytes).await?;
+    save(store, batch, Expect::Any).await?;
+    let at_ms = batch.created_at * 1_000;
+    let list = batch.owner.list(LIST);
+    store.enlist(&list, &batch.id, at_ms, MAX_KEPT).await?;
+    let entered = batch.queued().enter(process, BATCH).await;
+    if entered.is_err() {
+        // What cannot be removed has an end of life.
+        let _ = store.unlist(&list, &batch.id).await;
+        let _ = store.remove(&batch.id, &[Batch::PART]).await;
+        let _ = share.give_back(store, bytes).await;
+    }
+    entered
 }
 
 fn is_metadata(value: &Value) -> bool {

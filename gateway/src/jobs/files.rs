@@ -9,7 +9,8 @@ use futures::stream::{self, BoxStream};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::stored::{Owner, Record, load_for, page};
+use super::share;
+use super::stored::{Owner, Record, load_for, page, record_bytes};
 use super::{Reply, ReplyBody, limit, queried};
 use crate::reject::Reject;
 use crate::store::{Key, Store};
@@ -72,6 +73,16 @@ impl File {
         Key::new(&self.id, CONTENT)
     }
 
+    /// What it holds of its owner's share.
+    pub(super) fn share(&self) -> share::Bytes {
+        share::Bytes::until(&self.owner, self.expires_at)
+    }
+
+    /// How much that is: its content and its record.
+    pub(super) fn held(&self) -> u64 {
+        self.bytes + record_bytes(self)
+    }
+
     fn is_over(&self) -> bool {
         self.expires_at <= super::stored::now_s()
     }
@@ -108,6 +119,7 @@ pub(super) async fn delete(store: &Store, owner: &Owner, id: &str) -> Result<Rep
     let file = find(store, owner, id).await?;
     store.unlist(&file.owner.list(LIST), id).await?;
     store.remove(id, &[File::PART, CONTENT]).await?;
+    file.share().give_back(store, file.held()).await?;
     Ok(Reply::json(
         200,
         &json!({"id": id, "object": "file", "deleted": true}),

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use super::call::Headers;
 use super::metrics::RESPONSE;
 use super::shape::{self, Status};
-use super::stored::{MAX_JOBS, Owner, Record, change, load_for, new_id, not_found, now_s, save};
+use super::share::{self, Queued};
+use super::stored::{
+    Owner, Record, change, load_for, new_id, not_found, now_s, record_bytes, save,
+};
 use super::{EVENTS, Reply, ReplyBody, invalid, queried, stream};
 use crate::principal::Who;
 use crate::process::Process;
@@ -48,6 +51,9 @@ pub(super) struct Response {
     pub(super) opened: u64,
     pub(super) headers: Headers,
     pub(super) error: Option<Value>,
+    /// Bytes that count for the owner.
+    #[serde(default)]
+    pub(super) held: u64,
 }
 
 impl Record for Response {
@@ -65,6 +71,17 @@ impl Record for Response {
 }
 
 impl Response {
+    /// Its place in the queue.
+    pub(super) fn queued(&self) -> Queued {
+        Queued::new(&self.owner, &self.class, &self.id, self.created_at)
+    }
+
+    /// What it holds of its owner's share, until nothing of it can be left.
+    pub(super) fn share(&self) -> share::Bytes {
+        let longest = WINDOW + KEPT;
+        share::Bytes::until(&self.owner, self.created_at + longest.as_secs())
+    }
+
     pub(super) fn events(&self) -> Key {
         Key::new(&self.id, EVENT_LOG)
     }
@@ -75,25 +92,30 @@ impl Response {
         Ok(found.map(|found| found.value).unwrap_or_default())
     }
 
-    /// Keeps the answer; it counts once the record says so.
+    /// Keeps the answer; it counts once the record says so. Returns how many bytes it has.
     pub(super) async fn answer(
         &self,
         store: &Store,
         answer: &Value,
-    ) -> Result<(), crate::store::Error> {
+    ) -> Result<u64, crate::store::Error> {
         let bytes = Bytes::from(answer.to_string());
+        let len = share::count(bytes.len());
+        self.share().add(store, len).await?;
         let key = Key::new(&self.id, ANSWER);
         store.put(&key, bytes, Expect::Any, KEPT).await?;
-        Ok(())
+        Ok(len)
     }
 
-    /// Replaces what earlier attempts wrote with `pieces`.
+    /// Writes events down. Returns how many bytes they have.
     pub(super) async fn write(
         &self,
         store: &Store,
         pieces: Vec<(u64, Bytes)>,
-    ) -> Result<(), crate::store::Error> {
-        store.write(&self.events(), pieces, KEPT).await
+    ) -> Result<u64, crate::store::Error> {
+        let len = share::count(pieces.iter().map(|(_, piece)| piece.len()).sum());
+        self.share().add(store, len).await?;
+        store.write(&self.events(), pieces, KEPT).await?;
+        Ok(len)
     }
 
     /// As the API shows it.
@@ -141,8 +163,12 @@ pub(crate) async fn accept(
         opened: 0,
         headers: Headers::of(headers),
         error: None,
+        held: 0,
     };
     let request = shape::request(body);
+    let own = share::count(request.len()) + record_bytes(&response);
+    response.share().claim(process, store, own).await?;
+    response.held = own;
     let key = Key::new(&response.id, REQUEST);
     let shown = shape::pending(
         &response.id,
@@ -155,12 +181,12 @@ pub(crate) async fn accept(
     if streams {
         let opening: Vec<_> = (0..).zip(shape::opening(&shown)).collect();
         response.opened = u64::try_from(opening.len()).unwrap_or(0);
-        response.write(store, opening).await?;
+        response.held += response.write(store, opening).await?;
     }
     save(store, &response, Expect::Any).await?;
-    if let Err(reject) = enter(process, &response.class, &response.id, RESPONSE).await {
+    if let Err(reject) = response.queued().enter(process, RESPONSE).await {
         // What cannot be removed has an end of life.
-        let _ = store.remove(&response.id, &PARTS).await;
+        let _ = forget(store, &response).await;
         return Err(reject);
     }
     if streams {
@@ -171,30 +197,6 @@ pub(crate) async fn accept(
         });
     }
     Ok(Reply::json(202, &shown))
-}
-
-/// Puts a job into the queue and makes sure of everything about it.
-pub(super) async fn enter(
-    process: &Process,
-    class: &str,
-    id: &str,
-    kind: &'static str,
-) -> Result<(), Reject> {
-    let store = process.jobs.store()?;
-    store
-        .enqueue(class, id, MAX_JOBS)
-        .await
-        .map_err(|err| match err {
-            crate::store::Error::Full => Reject::TooManyJobs,
-            err => err.into(),
-        })?;
-    let durability = store.settle().await?;
-    if process.jobs.metrics.settled(durability) {
-        tracing::warn!("the store does not say that it writes to a disk: jobs may be lost with it");
-    }
-    process.jobs.metrics.accepted(kind);
-    process.jobs.came.notify_one();
-    Ok(())
 }
 
 pub(super) async fn get(
@@ -250,7 +252,7 @@ pub(super) async fn cancel(process: &Process, owner: &Owner, id: &str) -> Result
     let response = response.await?.ok_or_else(|| not_found::<Response>(id))?;
     if cancelled {
         // Whoever runs it sees that it is not theirs any more.
-        store.withdraw(&response.class, id).await?;
+        response.queued().leave(store).await?;
         store.settle().await?;
         process.jobs.metrics.ended(RESPONSE, "cancelled");
     }
@@ -259,10 +261,16 @@ pub(super) async fn cancel(process: &Process, owner: &Owner, id: &str) -> Result
 
 pub(super) async fn delete(store: &Store, owner: &Owner, id: &str) -> Result<Reply, Reject> {
     let (_, response) = load_for::<Response>(store, owner, id).await?;
-    store.withdraw(&response.class, id).await?;
-    store.remove(id, &PARTS).await?;
+    response.queued().leave(store).await?;
+    forget(store, &response).await?;
     Ok(Reply::json(
         200,
         &json!({"id": id, "object": "response", "deleted": true}),
     ))
+}
+
+/// Removes everything of a response.
+async fn forget(store: &Store, response: &Response) -> Result<(), crate::store::Error> {
+    store.remove(&response.id, &PARTS).await?;
+    response.share().give_back(store, response.held).await
 }

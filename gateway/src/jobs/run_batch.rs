@@ -192,6 +192,7 @@ async fn finish(store: &Store, batch: Batch, status: Status) -> Result<End, Erro
             // Lines are numbered from 1.
             pieces: batch.progress.lines + 1,
         };
+        file.share().add(store, file.held()).await?;
         save(store, &file, Expect::Any).await?;
         let list = batch.owner.list(LIST);
         store

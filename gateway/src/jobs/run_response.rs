@@ -64,26 +64,31 @@ pub(super) async fn run(
         _ => return Ok(End::Over),
     }
     let head = call::head("/v1/responses", &response.headers, &response.id);
+    let mut held = 0;
     let answer = own_call::send(worker, head, body, response.owner.behalf()).await;
     let went = if is_event_stream(answer.headers()) {
-        follow(store, &response, answer).await?
+        follow(store, &response, answer, &mut held).await?
     } else {
         of_whole(own_call::collect(answer).await, &response)
     };
     let metrics = &worker.process.jobs.metrics;
     let (status, error) = match went {
         Went::Well(answer) => {
-            response.answer(store, &answer).await?;
+            held += response.answer(store, &answer).await?;
             let error = answer.get("error").filter(|error| !error.is_null());
             (Status::of(&answer), error.cloned())
         }
         Went::Badly(verdict, error) => {
             match again(verdict, attempt, response.created_at, now_s()) {
-                Some(end) => return Ok(end),
+                Some(end) => {
+                    keep_count(store, &response.id, held).await?;
+                    return Ok(end);
+                }
                 None => (Status::Failed, Some(error)),
             }
         }
     };
+    keep_count(store, &response.id, held).await?;
     conclude(store, &response.id, status, error).await?;
     metrics.ended(
         RESPONSE,
@@ -94,6 +99,16 @@ pub(super) async fn run(
         },
     );
     Ok(End::Over)
+}
+
+/// Writes down that `held` more bytes count for the owner, which are given back with the response.
+async fn keep_count(store: &Store, id: &str, held: u64) -> Result<(), Error> {
+    change(store, id, |record: &mut Response| {
+        record.held += held;
+        held > 0
+    })
+    .await?;
+    Ok(())
 }
 
 /// Writes down how a response ended.
@@ -147,11 +162,12 @@ fn of_whole(outcome: Outcome, response: &Response) -> Went {
     }
 }
 
-/// Keeps the events of a stream as they come.
+/// Keeps the events of a stream as they come; `held` counts their bytes.
 async fn follow(
     store: &Store,
     response: &Response,
     answer: http::Response<crate::stream::AnswerBody>,
+    held: &mut u64,
 ) -> Result<Went, Error> {
     let broken = || {
         let error = json!({"code": "upstream_broken", "message": "The backend broke off."});
@@ -170,7 +186,7 @@ async fn follow(
             tokio::time::timeout(TOGETHER, body.frame()).await.ok()
         };
         let Some(frame) = frame else {
-            response.write(store, std::mem::take(&mut waiting)).await?;
+            *held += response.write(store, std::mem::take(&mut waiting)).await?;
             continue;
         };
         let Some(Ok(frame)) = frame else {
@@ -199,14 +215,14 @@ async fn follow(
             ended = whole;
         });
         if let Some(whole) = ended {
-            response.write(store, waiting).await?;
+            *held += response.write(store, waiting).await?;
             return Ok(Went::Well(whole));
         }
         if fed.is_err() || is_broken {
             return broken();
         }
         if waiting.len() >= MAX_TOGETHER {
-            response.write(store, std::mem::take(&mut waiting)).await?;
+            *held += response.write(store, std::mem::take(&mut waiting)).await?;
         }
     }
 }

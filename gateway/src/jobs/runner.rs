@@ -15,12 +15,13 @@ use super::call::{self, MAX_ATTEMPTS, Verdict};
 use super::room::Place;
 use super::run_response::{End, conclude};
 use super::shape::{self, Status};
+use super::share::Queued;
 use super::stored::{load, new_id, now_s};
 use super::{batches, metrics, responses, run_batch, run_response};
 use crate::openai::{Call, Dialect};
 use crate::process::Worker;
 use crate::reject::Reject;
-use crate::store::{Error, Leased, Store};
+use crate::store::{Error, Store};
 
 /// A job is another replica's to take when it was not renewed for this long.
 const LEASE: Duration = Duration::from_secs(15);
@@ -151,13 +152,14 @@ impl Runner {
             return Ok(More::No);
         };
         let Some((_, batch)) = load::<Batch>(&self.store, &leased.job).await? else {
+            // Whose it was is not known any more: it counts until its window is over.
             self.store.withdraw(class, &leased.job).await?;
             return Ok(More::Yes);
         };
         *self.batches.entry(class.to_owned()).or_default() += 1;
         let (worker, store) = (Arc::clone(&self.worker), Arc::clone(&self.store));
         let attempt = leased.attempt;
-        self.spawn(class, leased, None, async move {
+        self.spawn(batch.queued(), None, async move {
             run_batch::run(&worker, &store, batch, attempt).await
         });
         Ok(More::Yes)
@@ -169,10 +171,15 @@ impl Runner {
             return Ok(More::No);
         };
         let record = load::<responses::Response>(&store, &leased.job).await?;
-        let Some((_, response)) = record.filter(|(_, response)| !response.status.is_over()) else {
+        let Some((_, response)) = record else {
             store.withdraw(class, &leased.job).await?;
             return Ok(More::Yes);
         };
+        let queued = response.queued();
+        if response.status.is_over() {
+            queued.leave(&store).await?;
+            return Ok(More::Yes);
+        }
         let body = response.request(&store).await?;
         let head = call::head("/v1/responses", &response.headers, &response.id);
         let behalf = response.owner.behalf();
@@ -185,7 +192,7 @@ impl Runner {
             Ok(Some(place)) if leased.attempt <= MAX_ATTEMPTS => {
                 let worker = Arc::clone(&self.worker);
                 let attempt = leased.attempt;
-                self.spawn(class, leased, Some(place), async move {
+                self.spawn(queued, Some(place), async move {
                     run_response::run(&worker, &store, response, body, attempt).await
                 });
                 return Ok(More::Yes);
@@ -210,7 +217,7 @@ impl Runner {
         let (_, _, told) = reject.parts(Dialect::OpenAi);
         let error = Some(shape::error(&told));
         conclude(&store, &leased.job, Status::Failed, error).await?;
-        store.withdraw(class, &leased.job).await?;
+        queued.leave(&store).await?;
         self.worker
             .process
             .jobs
@@ -222,15 +229,13 @@ impl Runner {
     /// Runs `work` beside the renewal of its lease.
     fn spawn(
         &mut self,
-        class: &str,
-        leased: Leased,
+        queued: Queued,
         place: Option<Place>,
         work: impl Future<Output = Result<End, Error>> + Send + 'static,
     ) {
         let lease = Lease {
             store: Arc::clone(&self.store),
-            class: class.to_owned(),
-            job: leased.job,
+            queued,
             owner: self.owner.clone(),
         };
         let stop = self.stop.clone();
@@ -248,15 +253,14 @@ impl Runner {
             };
             drop(place);
             lease.end(ended).await;
-            lease.class
+            lease.queued.class
         });
     }
 }
 
 struct Lease {
     store: Arc<Store>,
-    class: String,
-    job: String,
+    queued: Queued,
     owner: String,
 }
 
@@ -268,7 +272,7 @@ impl Lease {
             tokio::time::sleep(RENEW_EVERY).await;
             let kept = self
                 .store
-                .renew(&self.class, &self.job, &self.owner, LEASE)
+                .renew(&self.queued.class, &self.queued.id, &self.owner, LEASE)
                 .await;
             let now = penstock_shell::clock::now();
             match kept {
@@ -281,29 +285,27 @@ impl Lease {
     }
 
     async fn end(&self, ended: Option<Result<End, Error>>) {
-        let store = &self.store;
+        let (store, class, id) = (&self.store, &self.queued.class, &self.queued.id);
         let told = match ended {
             None => {
-                tracing::info!(job.id = self.job, "a job was cancelled or taken over");
+                tracing::info!(job.id = id, "a job was cancelled or taken over");
                 return;
             }
-            Some(Ok(End::Over)) => store.withdraw(&self.class, &self.job).await,
+            Some(Ok(End::Over)) => self.queued.leave(store).await,
             Some(Ok(End::Again { after, counted })) => {
-                let back = store.release(&self.class, &self.job, &self.owner, after, counted);
+                let back = store.release(class, id, &self.owner, after, counted);
                 tokio::time::timeout(GIVE_BACK, back)
                     .await
                     .unwrap_or(Err(Error::Away))
             }
             Some(Err(err)) => {
-                tracing::warn!(job.id = self.job, error = %err, "the store failed a job");
+                tracing::warn!(job.id = id, error = %err, "the store failed a job");
                 let after = STORE_FAILED;
-                store
-                    .release(&self.class, &self.job, &self.owner, after, false)
-                    .await
+                store.release(class, id, &self.owner, after, false).await
             }
         };
         if let Err(err) = told {
-            tracing::warn!(job.id = self.job, error = %err, "a job stays leased until its lease ends");
+            tracing::warn!(job.id = id, error = %err, "a job stays leased until its lease ends");
         }
     }
 }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::share::count;
 use crate::behalf::Behalf;
 use crate::identity::Claimed;
 use crate::outbound::API_KEYS;
@@ -19,8 +20,6 @@ use crate::principal::Who;
 use crate::reject::Reject;
 use crate::store::{Error, Expect, Key, Store};
 
-/// Jobs of one gateway that have not ended.
-pub(super) const MAX_JOBS: u64 = 10_000;
 /// Attempts to write a record that others write at the same time.
 const MAX_CLASHES: usize = 16;
 
@@ -87,7 +86,7 @@ impl Owner {
         of.name().is_empty() || self == of
     }
 
-    /// The list of what the owner has of one kind.
+    /// Where it is kept what the owner has of one kind.
     pub(super) fn list(&self, kind: &'static str) -> Key {
         Key::new(format!("owner-{}", self.name()), kind)
     }
@@ -144,6 +143,11 @@ pub(super) fn not_found<T: Record>(id: &str) -> Reject {
         what: T::WHAT,
         id: id.to_owned(),
     }
+}
+
+/// What a record takes in the store.
+pub(super) fn record_bytes<T: Record>(record: &T) -> u64 {
+    serde_json::to_vec(record).map_or(0, |bytes| count(bytes.len()))
 }
 
 /// Writes a record; `false` if `expect` does not hold.

@@ -10,6 +10,7 @@ use http::header::CONTENT_TYPE;
 use multer::{Constraints, Field, Multipart, SizeLimit};
 
 use super::files::{CONTENT, File, KEPT, LIST, MAX_KEPT, PIECE_BYTES};
+use super::share;
 use super::stored::{Owner, new_id, now_s, save};
 use super::{Reply, invalid};
 use crate::body::Source;
@@ -50,7 +51,7 @@ pub(super) async fn upload(
     let frames = stream::try_unfold((body, limits.body_timeout), next_frame);
     let form = Multipart::with_constraints(frames, boundary, Constraints::new().size_limit(bounds));
     watch.reads_body();
-    let mut taker = Taker::new(Arc::clone(store));
+    let mut taker = Taker::new(Arc::clone(process), Arc::clone(store), owner);
     let taken = taker.take(form, limits.file_bytes).await;
     watch.busy();
     let stored = match taken {
@@ -58,8 +59,9 @@ pub(super) async fn upload(
         Err(reject) => Err(reject),
     };
     if stored.is_err() {
-        // The pieces have an end of life all the same.
+        // The pieces, and what they count, have an end of life all the same.
         let _ = store.remove(&taker.id, &[CONTENT]).await;
+        let _ = taker.share.give_back(store, taker.written).await;
     }
     stored.map(|file| Reply::json(200, &file.shown()))
 }
@@ -82,6 +84,7 @@ async fn next_frame(
 
 /// Takes a form apart.
 struct Taker {
+    process: Arc<Process>,
     store: Arc<Store>,
     id: String,
     filename: Option<String>,
@@ -90,12 +93,19 @@ struct Taker {
     rest: BytesMut,
     pieces: u64,
     bytes: u64,
+    /// What the pieces count, until it is known how long they are kept.
+    share: share::Bytes,
+    /// Bytes that count so.
+    written: u64,
 }
 
 impl Taker {
-    fn new(store: Arc<Store>) -> Self {
+    fn new(process: Arc<Process>, store: Arc<Store>, owner: &Owner) -> Self {
         Self {
+            process,
             store,
+            share: share::Bytes::until(owner, now_s() + MAX_KEPT.as_secs()),
+            written: 0,
             id: new_id("file-"),
             filename: None,
             purpose: None,
@@ -149,6 +159,9 @@ impl Taker {
     }
 
     async fn write(&mut self, piece: Bytes, kept: Duration) -> Result<(), Reject> {
+        let bytes = share::count(piece.len());
+        self.share.claim(&self.process, &self.store, bytes).await?;
+        self.written += bytes;
         let log = Key::new(&self.id, CONTENT);
         self.store
             .write(&log, vec![(self.pieces, piece)], kept)
@@ -180,6 +193,9 @@ impl Taker {
             pieces: self.pieces,
         };
         save(&self.store, &file, Expect::Any).await?;
+        file.share().add(&self.store, file.held()).await?;
+        self.share.give_back(&self.store, self.written).await?;
+        self.written = 0;
         let list = owner.list(LIST);
         self.store
             .enlist(&list, &file.id, created_at * 1_000, MAX_KEPT)

@@ -402,6 +402,13 @@ impl Reject {
                     "As many jobs wait as may. Try again later.",
                 )
             },
+            Self::StorageQuota { max_bytes } => Shape {
+                message: format!(
+                    "Your files and background responses may take {max_bytes} bytes. \
+                     Delete some, or wait until they expire."
+                ),
+                ..shape(403, "storage_quota_exceeded", PERMISSION, "")
+            },
             Self::NotFound { what, id } => Shape {
                 param: Some("id".to_owned()),
                 ..shape(

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use redb::{Database, Durability as Sync, WriteTransaction};
 use tokio::sync::oneshot;
 
-use super::{Durability, Error, Expect, Key, Leased, OpenError, Piece, Versioned};
+use super::{Durability, Error, Expect, HOUR_MS, Key, Leased, OpenError, Piece, Versioned};
 
 /// Calls that wait for the thread; each may hold a piece of 256 KiB.
 const MAX_WAITING: usize = 256;
@@ -26,6 +26,9 @@ const CACHE_BYTES: usize = 16 << 20;
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 /// Transactions without a look for what has expired, while there is something to do.
 const SWEEP_EVERY: u32 = 256;
+
+/// This part of a file is only for what must be written; budgets of a thousand owners take some MiB.
+const VITAL_PART: u64 = 20;
 
 /// Tells the caller how its call and its transaction ended.
 type Done = Box<dyn FnOnce(Result<(), Error>) + Send>;
@@ -120,6 +123,15 @@ impl Embedded {
         answer.await.map_err(|_| Error::Away)?
     }
 
+    /// Up to where the file may be filled for `key`.
+    fn room(&self, key: &Key) -> u64 {
+        if key.is_vital {
+            self.max_bytes
+        } else {
+            self.max_bytes - self.max_bytes / VITAL_PART
+        }
+    }
+
     pub(super) async fn get(&self, key: &Key) -> Result<Option<Versioned>, Error> {
         let key = name(key);
         let now_ms = penstock_shell::clock::unix_ms();
@@ -139,7 +151,7 @@ impl Embedded {
         expect: Expect,
         ttl: Duration,
     ) -> Result<Option<u64>, Error> {
-        let (key, room) = (name(key), self.max_bytes);
+        let (room, key) = (self.room(key), name(key));
         let now_ms = penstock_shell::clock::unix_ms();
         let ends_ms = now_ms.saturating_add(ms(ttl));
         self.call(Effect::Written, move |tx| {
@@ -165,7 +177,7 @@ impl Embedded {
         pieces: Vec<Piece>,
         ttl: Duration,
     ) -> Result<(), Error> {
-        let (log, room) = (name(log), self.max_bytes);
+        let (room, log) = (self.room(log), name(log));
         let ends_ms = penstock_shell::clock::unix_ms().saturating_add(ms(ttl));
         self.call(Effect::Written, move |tx| {
             let bytes = pieces.iter().map(|(_, piece)| piece.len()).sum();
@@ -291,10 +303,33 @@ impl Embedded {
         Ok(())
     }
 
-    pub(super) async fn withdraw(&self, class: &str, job: &str) -> Result<(), Error> {
+    pub(super) async fn withdraw(&self, class: &str, job: &str) -> Result<bool, Error> {
         let (class, job) = (class.to_owned(), job.to_owned());
         self.call(Effect::Written, move |tx| {
             tables::withdraw(tx, &class, &job)
+        })
+        .await
+    }
+
+    pub(super) async fn claim(
+        &self,
+        share: &Key,
+        amount: u64,
+        hour: u64,
+        most: u64,
+    ) -> Result<bool, Error> {
+        let share = name(share);
+        let this_hour = penstock_shell::clock::unix_ms() / HOUR_MS;
+        self.call(Effect::Written, move |tx| {
+            tables::claim(tx, &share, amount, hour, this_hour, most)
+        })
+        .await
+    }
+
+    pub(super) async fn unclaim(&self, share: &Key, amount: u64, hour: u64) -> Result<(), Error> {
+        let share = name(share);
+        self.call(Effect::Written, move |tx| {
+            tables::unclaim(tx, &share, amount, hour)
         })
         .await
     }

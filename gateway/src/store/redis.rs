@@ -101,6 +101,39 @@ static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// A share is a hash of what ends in each hour; it lives as long as its last one.
+static CLAIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local now = tonumber(redis.call('TIME')[1])
+         local held, last = 0, tonumber(ARGV[2])
+         local hours = redis.call('HGETALL', KEYS[1])
+         for i = 1, #hours, 2 do
+           local hour = tonumber(hours[i])
+           if hour * 3600 <= now then
+             redis.call('HDEL', KEYS[1], hours[i])
+           else
+             held = held + tonumber(hours[i + 1])
+             last = math.max(last, hour)
+           end
+         end
+         if held + tonumber(ARGV[1]) > tonumber(ARGV[3]) then return 0 end
+         redis.call('HINCRBY', KEYS[1], ARGV[2], ARGV[1])
+         redis.call('EXPIREAT', KEYS[1], last * 3600)
+         return 1",
+    )
+});
+
+static UNCLAIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local left = tonumber(redis.call('HGET', KEYS[1], ARGV[2]) or '0') - ARGV[1]
+         if left > 0 then
+           redis.call('HSET', KEYS[1], ARGV[2], string.format('%.0f', left))
+         else
+           redis.call('HDEL', KEYS[1], ARGV[2])
+         end",
+    )
+});
+
 /// A server.
 pub struct Redis {
     connection: Connection,
@@ -325,7 +358,7 @@ impl Redis {
         self.connection.ask(Ask::Script(&call)).await
     }
 
-    pub(super) async fn withdraw(&self, class: &str, job: &str) -> Result<(), Error> {
+    pub(super) async fn withdraw(&self, class: &str, job: &str) -> Result<bool, Error> {
         let mut pipeline = redis::pipe();
         pipeline.atomic();
         pipeline
@@ -333,12 +366,29 @@ impl Redis {
             .arg(self.name(QUEUE, &format!("due:{class}")))
             .arg(job)
             .ignore();
-        pipeline
-            .cmd("HDEL")
-            .arg(self.name(QUEUE, "jobs"))
-            .arg(job)
-            .ignore();
-        self.connection.ask(Ask::Pipeline(&pipeline)).await
+        pipeline.cmd("HDEL").arg(self.name(QUEUE, "jobs")).arg(job);
+        let (was_there,) = self.connection.ask(Ask::Pipeline(&pipeline)).await?;
+        Ok(was_there)
+    }
+
+    pub(super) async fn claim(
+        &self,
+        share: &Key,
+        amount: u64,
+        hour: u64,
+        most: u64,
+    ) -> Result<bool, Error> {
+        let mut call = CLAIM.prepare_invoke();
+        call.key(self.key(share));
+        call.arg(amount).arg(hour).arg(most);
+        self.connection.ask(Ask::Script(&call)).await
+    }
+
+    pub(super) async fn unclaim(&self, share: &Key, amount: u64, hour: u64) -> Result<(), Error> {
+        let mut call = UNCLAIM.prepare_invoke();
+        call.key(self.key(share));
+        call.arg(amount).arg(hour);
+        self.connection.ask(Ask::Script(&call)).await
     }
 
     /// One wait for the disk serves all who came before it began: the server writes its log in order.

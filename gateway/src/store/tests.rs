@@ -14,6 +14,7 @@ pub(crate) async fn contract(store: &Store) {
     lists_are_read_in_pages(store).await;
     jobs_are_leased(store).await;
     leases_end(store).await;
+    shares_are_counted_until_their_ends(store).await;
     store.settle().await.unwrap();
 }
 
@@ -151,7 +152,8 @@ async fn jobs_are_leased(store: &Store) {
     assert_eq!(lease("m", "B").await, leased("first", 2));
     store.release("m", "first", "B", now, false).await.unwrap();
     assert_eq!(lease("m", "B").await, leased("first", 2));
-    store.withdraw("m", "first").await.unwrap();
+    assert!(store.withdraw("m", "first").await.unwrap());
+    assert!(!store.withdraw("m", "first").await.unwrap());
     assert!(!store.renew("m", "first", "B", HOUR).await.unwrap());
     store.release("m", "first", "B", now, true).await.unwrap();
     store.release("m", "second", "B", HOUR, true).await.unwrap();
@@ -175,4 +177,27 @@ async fn leases_end(store: &Store) {
     assert_eq!(found.unwrap().attempt, 2);
     assert!(!store.renew("m", "job", "dead", HOUR).await.unwrap());
     store.withdraw("m", "job").await.unwrap();
+}
+
+async fn shares_are_counted_until_their_ends(store: &Store) {
+    let (share, other) = (Key::new("alice", "bytes"), Key::new("bob", "bytes"));
+    let hour_ms = u64::try_from(HOUR.as_millis()).unwrap();
+    let now_ms = penstock_shell::clock::unix_ms();
+    let (soon, later) = (now_ms + hour_ms, now_ms + 700 * hour_ms);
+    let claim =
+        async |share, amount, ends_ms| store.claim(share, amount, ends_ms, 10).await.unwrap();
+    assert!(claim(&share, 4, soon).await && claim(&share, 4, later).await);
+    assert!(!claim(&share, 3, soon).await, "it would be 11");
+    assert!(claim(&share, 2, soon).await && claim(&other, 10, soon).await);
+    store.unclaim(&share, 4, later).await.unwrap();
+    assert!(claim(&share, 4, soon).await && !claim(&share, 1, soon).await);
+    store.unclaim(&share, 100, soon).await.unwrap();
+    store.unclaim(&share, 100, later).await.unwrap();
+    // What is over counts no more.
+    assert!(claim(&share, 10, now_ms - hour_ms).await);
+    assert!(claim(&share, 10, soon).await);
+    assert!(store.claim(&share, 5, soon, u64::MAX).await.unwrap());
+    assert!(!claim(&share, 0, soon).await, "more than it may be");
+    store.unclaim(&share, 15, soon).await.unwrap();
+    store.unclaim(&other, 10, soon).await.unwrap();
 }

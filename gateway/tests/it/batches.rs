@@ -187,3 +187,66 @@ async fn files_have_limits_and_ends() {
     assert_eq!(gateway.get(&path).await.status, 404);
     assert_eq!(value(&gateway.get("/v1/files").await)["data"], json!([]));
 }
+
+#[tokio::test]
+async fn a_caller_may_fill_its_own_share_of_the_store_only() {
+    let upstream = Upstream::always(|| responded("x")).await;
+    for kept in [Some(Kept::file()), Kept::redis()].into_iter().flatten() {
+        let mut settings = kept.settings();
+        settings.limits.owner_bytes = 1 << 20;
+        let gateway = Gateway::start_with(&plan(&upstream), settings).await;
+        let (alice, bob) = ("authorization: Bearer a\r\n", "authorization: Bearer b\r\n");
+        let file = "x".repeat(600 << 10);
+        let first = gateway.upload(alice, &file).await;
+        let refused = gateway.upload(alice, &file).await;
+        let code = refused.code();
+        assert_eq!(
+            (refused.status, code.as_str()),
+            (403, "storage_quota_exceeded")
+        );
+        assert!(refused.body.contains("1048576 bytes"), "{}", refused.body);
+        assert_eq!(gateway.upload(bob, &file).await.status, 200);
+        let large = format!(
+            "{{\"model\":\"chat\",\"background\":true,\"input\":\"{}\"}}",
+            "x".repeat(500 << 10)
+        );
+        let response = async |headers| gateway.call("POST", "/v1/responses", headers, &large).await;
+        assert_eq!(response(alice).await.code(), "storage_quota_exceeded");
+        let id = value(&first)["id"].as_str().unwrap().to_owned();
+        let deleted = gateway
+            .call("DELETE", &format!("/v1/files/{id}"), alice, "")
+            .await;
+        assert_eq!(deleted.status, 200);
+        let made = value(&response(alice).await);
+        assert_eq!(response(alice).await.status, 202);
+        assert_eq!(response(alice).await.code(), "storage_quota_exceeded");
+        gateway.stands_for(alice, &path(&made), "completed").await;
+        let deleted = gateway.call("DELETE", &path(&made), alice, "").await;
+        assert_eq!(deleted.status, 200);
+        assert_eq!(response(alice).await.status, 202);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_may_have_so_many_jobs_only() {
+    let upstream = Upstream::always(|| Reply::Silent).await;
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan(&upstream)).await;
+    let (alice, bob) = ("authorization: Bearer a\r\n", "authorization: Bearer b\r\n");
+    let some = (0..50).map(|_| async {
+        let mut first = None;
+        for _ in 0..20 {
+            first = Some(gateway.background(alice, "").await);
+        }
+        first.unwrap()
+    });
+    let made = futures::future::join_all(some).await;
+    let body = "{\"model\":\"chat\",\"background\":true,\"input\":\"x\"}";
+    let more = async |headers| gateway.call("POST", "/v1/responses", headers, body).await;
+    assert_eq!(more(alice).await.code(), "too_many_jobs");
+    assert_eq!(more(bob).await.status, 202);
+    let cancel = format!("{}/cancel", path(&made[0]));
+    assert_eq!(gateway.call("POST", &cancel, alice, "").await.status, 200);
+    assert_eq!(more(alice).await.status, 202, "there is a place again");
+    assert_eq!(more(alice).await.code(), "too_many_jobs");
+}

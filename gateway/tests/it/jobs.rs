@@ -67,11 +67,16 @@ impl Gateway {
 
     /// Polls until a response or batch stands so.
     pub(crate) async fn stands(&self, path: &str, status: &str) -> Value {
+        self.stands_for("", path, status).await
+    }
+
+    /// The same for whoever sends these headers.
+    pub(crate) async fn stands_for(&self, headers: &str, path: &str, status: &str) -> Value {
         let mut last = Value::Null;
         let wait = async {
             while last["status"] != status {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-                last = value(&self.get(path).await);
+                last = value(&self.call("GET", path, headers, "").await);
             }
         };
         let in_time = tokio::time::timeout(SOON, wait).await.is_ok();

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use redb::{Error, ReadableTable as _, Table, TableDefinition, WriteTransaction};
 
-use crate::store::{Expect, Leased, Piece, Versioned};
+use crate::store::{Expect, HOUR_MS, Leased, Piece, Versioned};
 
 /// Key → version, end of life, value.
 const VALUES: TableDefinition<'_, &str, (u64, u64, &[u8])> = TableDefinition::new("values");
@@ -22,6 +22,8 @@ const DUE: TableDefinition<'_, (&str, u64, &str), ()> = TableDefinition::new("du
 const JOBS: TableDefinition<'_, &str, (u64, u32, &str)> = TableDefinition::new("jobs");
 /// End of life and key of values and logs. What lives longer by now has a later entry.
 const ENDS: TableDefinition<'_, (u64, &str), ()> = TableDefinition::new("ends");
+/// Share and hour of the end → how much.
+const SHARES: TableDefinition<'_, (&str, u64), u64> = TableDefinition::new("shares");
 /// Numbers about the whole.
 const NUMBERS: TableDefinition<'_, &str, u64> = TableDefinition::new("numbers");
 const BYTES: &str = "bytes";
@@ -40,6 +42,7 @@ pub(super) fn make(tx: &WriteTransaction) -> Result<(), Error> {
     tx.open_table(DUE)?;
     tx.open_table(JOBS)?;
     tx.open_table(ENDS)?;
+    tx.open_table(SHARES)?;
     tx.open_table(NUMBERS)?;
     Ok(())
 }
@@ -347,12 +350,52 @@ pub(super) fn hold(
     Ok(true)
 }
 
-pub(super) fn withdraw(tx: &WriteTransaction, class: &str, job: &str) -> Result<(), Error> {
+pub(super) fn withdraw(tx: &WriteTransaction, class: &str, job: &str) -> Result<bool, Error> {
     let mut jobs = tx.open_table(JOBS)?;
-    if let Some((due_ms, ..)) = job_of(&jobs, job)? {
-        tx.open_table(DUE)?.remove((class, due_ms, job))?;
-        jobs.remove(job)?;
+    let Some((due_ms, ..)) = job_of(&jobs, job)? else {
+        return Ok(false);
+    };
+    tx.open_table(DUE)?.remove((class, due_ms, job))?;
+    jobs.remove(job)?;
+    Ok(true)
+}
+
+pub(super) fn claim(
+    tx: &WriteTransaction,
+    share: &str,
+    amount: u64,
+    hour: u64,
+    this_hour: u64,
+    most: u64,
+) -> Result<bool, Error> {
+    let mut shares = tx.open_table(SHARES)?;
+    shares.retain_in((share, 0)..=(share, this_hour), |_, _| false)?;
+    let mut held = 0_u64;
+    for entry in shares.range((share, 0)..=(share, u64::MAX))? {
+        held = held.saturating_add(entry?.1.value());
     }
+    if held.saturating_add(amount) > most {
+        return Ok(false);
+    }
+    let before = shares.get((share, hour))?.map_or(0, |held| held.value());
+    shares.insert((share, hour), before.saturating_add(amount))?;
+    let ends_ms = hour.saturating_mul(HOUR_MS);
+    tx.open_table(ENDS)?.insert((ends_ms, share), ())?;
+    Ok(true)
+}
+
+pub(super) fn unclaim(
+    tx: &WriteTransaction,
+    share: &str,
+    amount: u64,
+    hour: u64,
+) -> Result<(), Error> {
+    let mut shares = tx.open_table(SHARES)?;
+    let before = shares.get((share, hour))?.map_or(0, |held| held.value());
+    match before.saturating_sub(amount) {
+        0 => shares.remove((share, hour))?,
+        left => shares.insert((share, hour), left)?,
+    };
     Ok(())
 }
 
@@ -367,6 +410,8 @@ pub(super) fn sweep(tx: &WriteTransaction, now_ms: u64) -> Result<usize, Error> 
     }
     for (at_ms, name) in &over {
         ends.remove((*at_ms, name.as_str()))?;
+        let hours = (name.as_str(), 0)..=(name.as_str(), *at_ms / HOUR_MS);
+        tx.open_table(SHARES)?.retain_in(hours, |_, _| false)?;
         let ends_ms = {
             let values = tx.open_table(VALUES)?;
             let value_ms = values

@@ -37,6 +37,28 @@ async fn a_file_that_is_full_says_so_and_takes_what_fits() {
 }
 
 #[tokio::test]
+async fn a_file_keeps_room_for_what_must_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let spec = Spec {
+        max_bytes: 1_000,
+        ..Spec::new(Target::File(folder.path().join("store.redb")))
+    };
+    let store = Store::open(&spec, "ns/gateway").unwrap();
+    let hour = Duration::from_hours(1);
+    let put = async |key, bytes| {
+        store
+            .put(&key, Bytes::from(vec![7; bytes]), Expect::Any, hour)
+            .await
+    };
+    put(Key::new("a", "file"), 950).await.unwrap();
+    let more = put(Key::new("b", "file"), 1).await;
+    assert!(matches!(more, Err(Error::Full)), "{more:?}");
+    put(Key::vital("c", "budget"), 50).await.unwrap();
+    let more = put(Key::vital("d", "budget"), 1).await;
+    assert!(matches!(more, Err(Error::Full)), "{more:?}");
+}
+
+#[tokio::test]
 async fn one_process_at_a_time_has_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let spec = Spec::new(Target::File(folder.path().join("store.redb")));
