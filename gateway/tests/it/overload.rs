@@ -8,6 +8,9 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use crate::harness::*;
 
+/// How long the patient wait.
+const LONG: Duration = Duration::from_mins(10);
+
 /// Callers of whom none waits long enough.
 async fn give_up(gateway: &Gateway, count: usize) {
     let mut callers = Vec::new();
@@ -126,6 +129,7 @@ async fn served(upstream: &Upstream, steps: &[UnboundedSender<Step>], count: usi
 /// long as the rule says. Four requests are there already.
 async fn saturated(
     settings: Settings,
+    patience: Duration,
 ) -> (Vec<UnboundedSender<Step>>, Upstream, Gateway, Vec<Client>) {
     let (steps, replies): (Vec<_>, Vec<_>) = (0..20).map(|_| driven()).unzip();
     let replies = std::sync::Mutex::new(replies.into_iter());
@@ -141,7 +145,8 @@ async fn saturated(
     let mut patient = plan.config.rules[0].clone();
     patient.name = "patient".to_owned();
     patient.models = vec![NameMatch::Exact("patient".to_owned())];
-    (patient.timeouts.first_token_ms, patient.timeouts.total_ms) = (600_000, 600_000);
+    let patience_ms = patience.as_millis().try_into().unwrap();
+    (patient.timeouts.first_token_ms, patient.timeouts.total_ms) = (patience_ms, patience_ms);
     plan.config.rules.push(patient);
     let gateway = Gateway::start_with(&plan, settings).await;
     give_up(&gateway, 12).await;
@@ -158,10 +163,17 @@ async fn saturated(
 impl Gateway {
     /// A patient request of somebody, or of one who shows nothing.
     async fn patient(&self, whose: &str) -> Client {
-        let key = match whose {
-            "none" => String::new(),
-            whose => format!("authorization: Bearer {whose}\r\n"),
-        };
+        match whose {
+            "none" => self.patient_of("", whose).await,
+            whose => {
+                let key = format!("authorization: Bearer {whose}\r\n");
+                self.patient_of(&key, whose).await
+            }
+        }
+    }
+
+    /// The same of whoever shows this, with a name for the test.
+    async fn patient_of(&self, key: &str, whose: &str) -> Client {
         let body = chat(true).replace("\"chat\"", "\"patient\"");
         let mut caller = self.client().await;
         let headers = format!("{key}x-whose: {whose}\r\n");
@@ -174,7 +186,7 @@ impl Gateway {
 async fn who_floods_a_queue_that_is_full_gives_way_to_others() {
     let mut settings = settings();
     settings.limits.held = 4;
-    let (steps, upstream, gateway, _callers) = saturated(settings).await;
+    let (steps, upstream, gateway, _callers) = saturated(settings, LONG).await;
     let mut flood = Vec::new();
     for held in 1_u8..=4 {
         flood.push(gateway.patient("flood").await);
@@ -199,7 +211,7 @@ async fn who_floods_a_queue_that_is_full_gives_way_to_others() {
 
 #[tokio::test]
 async fn who_floods_a_saturated_backend_waits_behind_itself() {
-    let (steps, upstream, gateway, mut callers) = saturated(settings()).await;
+    let (steps, upstream, gateway, mut callers) = saturated(settings(), LONG).await;
     let flood = std::iter::repeat_n("flood", 10);
     let calls = flood.chain(["few", "few", "none", "few"]);
     for (held, whose) in (1_u8..).zip(calls) {
@@ -215,4 +227,19 @@ async fn who_floods_a_saturated_backend_waits_behind_itself() {
     // turns. In the order of their coming they would be the last four.
     let last_of_others = order.iter().rposition(|whose| whose != "flood").unwrap();
     assert!(last_of_others < 9, "{order:?}");
+}
+
+#[tokio::test]
+async fn once_the_oldest_has_waited_for_half_of_its_time_the_newest_comes_first() {
+    let patience = Duration::from_secs(10);
+    let (steps, upstream, gateway, mut callers) = saturated(settings(), patience).await;
+    for (held, name) in (1_u8..).zip(["first", "second", "third"]) {
+        callers.push(gateway.patient_of("", name).await);
+        gateway
+            .metric_is("penstock_gateway_held_requests", f64::from(held))
+            .await;
+    }
+    tokio::time::sleep(patience / 2).await;
+    let order = served(&upstream, &steps, 3).await;
+    assert_eq!(order, ["third", "second", "first"]);
 }
