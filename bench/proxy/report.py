@@ -37,6 +37,9 @@ class Report:
         self.bench, self.subjects, self.versions = bench, subjects, versions
         self.names = [subject.name for subject in subjects]
         self.targets = self._targets()
+        missed = [target["what"] for target in self.targets if not target["met"]]
+        # A stretch is a wish.
+        self.failed = [what for what in missed if "(stretch)" not in what]
         self.missing = [
             f"{subject.name} ({figure})"
             for subject in subjects

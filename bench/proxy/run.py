@@ -116,6 +116,8 @@ def main():
     if result.missing:
         sys.exit(f"bench-proxy: no valid window for {', '.join(result.missing)}")
     print(summary)
+    if whole and result.failed:
+        sys.exit(f"bench-proxy: missed: {'; '.join(result.failed)}")
 
 
 if __name__ == "__main__":
