@@ -83,7 +83,8 @@ pub struct Args {
     /// Largest body of a call, in bytes; larger ones are refused with 413. To agents and tools bodies pass at any size.
     #[arg(long, default_value_t = Limits::default().body_bytes)]
     pub max_body_bytes: usize,
-    /// Request bodies held at one time, in bytes; beyond that requests are refused with 503.
+    /// Request bodies held at one time, in bytes; beyond that requests are refused with 503. They count as callers sent
+    /// them: what goes to backends of another protocol is held once more for each protocol.
     #[arg(long, default_value_t = Limits::default().total_body_bytes)]
     pub max_total_body_bytes: usize,
     /// Largest file that may be uploaded, in bytes; larger ones are refused with 413.
