@@ -350,7 +350,8 @@ impl Meter {
         self.done
     }
 
-    /// Whether an answer of so many choices is whole though its stream has no proper end: some backends send no `[DONE]`.
+    /// Whether an answer of so many choices is whole though its stream has no proper end: some backends send no
+    /// `[DONE]`.
     pub fn lacks_done_only(&self, choices: u32) -> bool {
         let opened = self.opened.count_ones();
         let has_all = opened >= choices.clamp(1, u128::BITS) && self.ended == self.opened;

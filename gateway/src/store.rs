@@ -2,8 +2,9 @@
 //! ([`embedded`]), or a Redis or Valkey that all replicas share ([`redis`]); callers cannot tell which. Everything in
 //! it has an end of life, and every value a bound. What was written is certain only after [`Store::settle`].
 //!
-//! Four shapes: values with a version, logs of numbered pieces, lists by time, and one queue of jobs by class whose
-//! takers hold leases; beside them, counts of what each owner has. What belongs to one job has one tag, and so lies in one slot of a Redis Cluster.
+//! Five shapes: values with a version, logs of numbered pieces, lists by time, shares of what somebody may have, and
+//! one queue of jobs by class whose takers hold leases. What belongs to one job has one tag, and so lies in one slot of
+//! a Redis Cluster.
 
 mod breaker;
 mod connection;
@@ -307,8 +308,8 @@ impl Store {
         either!(self, store => store.withdraw(class, job).await)
     }
 
-    /// Counts `amount` to `share` until `ends_ms`, in Unix ms; `false`, and nothing changed, if that would make more than
-    /// `most` of all that has not come to its end. Ends are rounded up to hours.
+    /// Counts `amount` to `share` until `ends_ms`, in Unix ms; `false`, and nothing changed, if that would make more
+    /// than `most` of all that has not come to its end. Ends are rounded up to hours.
     pub async fn claim(
         &self,
         share: &Key,

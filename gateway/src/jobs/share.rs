@@ -1,5 +1,5 @@
-//! (IO) What one owner may have in the store, so that nobody fills what all share: bytes of files and responses, and jobs
-//! that have not ended. What was counted and never given back (a process died) counts until its end of life.
+//! (IO) What one owner may have in the store, so that nobody fills what all share: bytes of files and responses, and
+//! jobs that have not ended. What was counted and never given back (a process died) counts until its end of life.
 
 use super::stored::Owner;
 use crate::process::Process;
