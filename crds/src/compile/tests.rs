@@ -433,6 +433,47 @@ fn rules_for_lengths_of_prompts_may_take_all_of_them_together() {
 }
 
 #[test]
+fn rules_for_lengths_of_contexts_take_all_that_have_one() {
+    let short = matching("short", "contextTokens: {max: 99}");
+    let long = matching("long", "contextTokens: {min: 100}");
+    let some = matching("some", "contextTokens: {min: 50, max: 150}");
+    let unreached = compile_rules(&[short.clone(), long.clone(), some.clone()]);
+    assert_eq!(
+        messages(&unreached),
+        ["RoutingPolicy/default/p spec.rules[2].match.models[0] UnreachableRule"]
+    );
+    // Of what has none nobody knows how long it is.
+    let any = rule("any", "chat", "chat");
+    let longer = matching("long", "contextTokens: {min: 101}");
+    for rest in [[short.clone(), long, any], [short, longer, some]] {
+        assert_eq!(messages(&compile_rules(&rest)), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn rules_for_paths_may_take_all_of_them_together() {
+    let chat = matching("chat", "paths: ['/v1/chat/completions']");
+    let others = matching("others", "paths: ['/v1/embeddings', '/v1/rerank']");
+    let both = matching("both", "paths: ['/v1/chat/completions', '/v1/embeddings']");
+    assert_eq!(
+        messages(&compile_rules(&[
+            chat.clone(),
+            others.clone(),
+            both.clone()
+        ])),
+        ["RoutingPolicy/default/p spec.rules[2].match.models[0] UnreachableRule"]
+    );
+    let streams = matching("chat", "paths: ['/v1/chat/completions'], stream: true");
+    for rest in [
+        [chat, both.clone()],
+        [others, both.clone()],
+        [streams, both],
+    ] {
+        assert_eq!(messages(&compile_rules(&rest)), [] as [&str; 0]);
+    }
+}
+
+#[test]
 fn a_rule_behind_those_that_leave_something_is_reached() {
     for (earlier, later) in [
         ("paths: ['/v1/chat/completions']", "paths: ['/v1/chat/*']"),
