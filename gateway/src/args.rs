@@ -119,7 +119,8 @@ pub struct Args {
     #[arg(long)]
     pub upstream_ca: Option<PathBuf>,
     /// Where background responses, batches and files are kept: file:PATH for a single replica, or
-    /// redis://[USER@]HOST:PORT[/DB] (rediss:// with TLS) for any number. Without it they are refused.
+    /// redis://[USER@]HOST:PORT[/DB] or redis-cluster://[USER@]HOST:PORT[,HOST:PORT…] (rediss with TLS) for any number.
+    /// Without it they are refused.
     #[arg(long, env = "PENSTOCK_STORE")]
     pub store: Option<String>,
     /// File with the password of the store's server.

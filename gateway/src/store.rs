@@ -157,8 +157,8 @@ pub enum OpenError {
 pub enum Store {
     /// A file of this process.
     Embedded(embedded::Embedded),
-    /// A server that several processes share.
-    Redis(redis::Redis),
+    /// A server, or a cluster of them, that several processes share.
+    Redis(Box<redis::Redis>),
 }
 
 /// Hands a call to whichever store it is.
@@ -178,9 +178,8 @@ impl Store {
             Target::File(path) => {
                 embedded::Embedded::open(path, spec.max_bytes).map(Self::Embedded)
             }
-            Target::Redis(url) => {
-                redis::Redis::open(url, spec.password_file.as_deref(), space).map(Self::Redis)
-            }
+            Target::Redis(url) => redis::Redis::open(url, spec.password_file.as_deref(), space)
+                .map(|redis| Self::Redis(Box::new(redis))),
         }
     }
 

@@ -1,14 +1,16 @@
 //! (IO) The store in a Redis or Valkey. Keys are `penstock:<gateway>:{<tag>}:<part>`: what belongs together is in one
 //! slot of a cluster, and each script touches one slot only. Times are the server's, so that replicas need not agree
-//! on theirs.
+//! on theirs. A cluster is used as one server is, but for [`Redis::settle`].
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use redis::{Script, Value};
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use redis::{FromRedisValue, Script};
 
 use super::connection::{Ask, Connection};
 use super::{Durability, Error, Expect, Key, Leased, OpenError, Piece, QUEUE_KEPT, Versioned};
@@ -17,6 +19,14 @@ use super::{Durability, Error, Expect, Key, Leased, OpenError, Piece, QUEUE_KEPT
 const QUEUE: &str = "queue";
 /// How long the server may take to write its log: with `appendfsync everysec` it does once a second.
 const SETTLE_MS: u64 = 3_000;
+/// How long what is written before a wait is kept.
+const MARK_KEPT: Duration = Duration::from_mins(1);
+/// Tags of a cluster that nobody has settled: more are settled at once.
+const MAX_UNSETTLED: usize = 1_024;
+/// How many servers of a cluster are written to at one time before it is settled.
+const MARKS_AT_ONCE: usize = 16;
+/// How long it is taken to be true whether the server evicts.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 
 static PUT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -142,6 +152,10 @@ pub struct Redis {
     /// Barriers that have begun, and the last one that has ended, with what it found.
     begun: AtomicU64,
     ended: Mutex<(u64, Durability)>,
+    /// Tags of a cluster of which something was written since it was settled.
+    unsettled: Mutex<BTreeSet<String>>,
+    /// Whether the server evicts, and when it said so.
+    evicts: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Redis {
@@ -152,7 +166,31 @@ impl Redis {
             barrier: tokio::sync::Mutex::default(),
             begun: AtomicU64::new(0),
             ended: Mutex::new((0, Durability::Durable)),
+            unsettled: Mutex::default(),
+            evicts: Mutex::default(),
         })
+    }
+
+    /// Asks for a change of what has this tag.
+    async fn change<T: FromRedisValue>(&self, tag: &str, what: Ask<'_>) -> Result<T, Error> {
+        let told = self.connection.ask(what).await;
+        if self.connection.is_cluster() {
+            let count = {
+                let mut unsettled = self.unsettled();
+                unsettled.insert(tag.to_owned());
+                unsettled.len()
+            };
+            if count > MAX_UNSETTLED {
+                self.settle().await?;
+            }
+        }
+        told
+    }
+
+    fn unsettled(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.unsettled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn key(&self, key: &Key) -> String {
@@ -202,15 +240,16 @@ impl Redis {
         let mut call = PUT.prepare_invoke();
         call.key(self.key(key));
         call.arg(expected).arg(&value[..]).arg(ms(ttl));
-        let version: u64 = self.connection.ask(Ask::Script(&call)).await?;
+        let version: u64 = self.change(&key.tag, Ask::Script(&call)).await?;
         Ok((version > 0).then_some(version))
     }
 
     pub(super) async fn remove(&self, keys: Vec<Key>) -> Result<(), Error> {
-        let keys: Vec<String> = keys.iter().map(|key| self.key(key)).collect();
+        let tag = keys.first().map_or("", |key| &key.tag);
+        let names: Vec<String> = keys.iter().map(|key| self.key(key)).collect();
         let mut command = redis::cmd("UNLINK");
-        command.arg(keys);
-        self.connection.ask(Ask::Command(&command)).await
+        command.arg(names);
+        self.change(tag, Ask::Command(&command)).await
     }
 
     pub(super) async fn write(
@@ -227,7 +266,7 @@ impl Redis {
         }
         pipeline.ignore();
         pipeline.cmd("PEXPIRE").arg(&key).arg(ms(ttl)).ignore();
-        self.connection.ask(Ask::Pipeline(&pipeline)).await
+        self.change(&log.tag, Ask::Pipeline(&pipeline)).await
     }
 
     pub(super) async fn pieces(
@@ -269,13 +308,13 @@ impl Redis {
             .arg(format!("({oldest}"))
             .ignore();
         pipeline.cmd("PEXPIRE").arg(&key).arg(ms(kept)).ignore();
-        self.connection.ask(Ask::Pipeline(&pipeline)).await
+        self.change(&list.tag, Ask::Pipeline(&pipeline)).await
     }
 
     pub(super) async fn unlist(&self, list: &Key, member: &str) -> Result<(), Error> {
         let mut command = redis::cmd("ZREM");
         command.arg(self.key(list)).arg(member);
-        self.connection.ask(Ask::Command(&command)).await
+        self.change(&list.tag, Ask::Command(&command)).await
     }
 
     pub(super) async fn listed(
@@ -304,7 +343,7 @@ impl Redis {
     pub(super) async fn enqueue(&self, class: &str, job: &str, most: u64) -> Result<(), Error> {
         let mut call = self.queue(&ENQUEUE, class);
         call.arg(job).arg(class).arg(most).arg(ms(QUEUE_KEPT));
-        let entered: bool = self.connection.ask(Ask::Script(&call)).await?;
+        let entered: bool = self.change(QUEUE, Ask::Script(&call)).await?;
         if entered { Ok(()) } else { Err(Error::Full) }
     }
 
@@ -322,7 +361,7 @@ impl Redis {
     ) -> Result<Option<Leased>, Error> {
         let mut call = self.queue(&LEASE, class);
         call.arg(class).arg(owner).arg(ms(lease));
-        let found: Vec<String> = self.connection.ask(Ask::Script(&call)).await?;
+        let found: Vec<String> = self.change(QUEUE, Ask::Script(&call)).await?;
         let mut found = found.into_iter();
         Ok(found.next().zip(found.next()).map(|(job, attempt)| Leased {
             job,
@@ -339,7 +378,7 @@ impl Redis {
     ) -> Result<bool, Error> {
         let mut call = self.queue(&RENEW, class);
         call.arg(job).arg(owner).arg(ms(lease));
-        self.connection.ask(Ask::Script(&call)).await
+        self.change(QUEUE, Ask::Script(&call)).await
     }
 
     pub(super) async fn release(
@@ -355,7 +394,7 @@ impl Redis {
             .arg(owner)
             .arg(ms(after))
             .arg(u8::from(counted));
-        self.connection.ask(Ask::Script(&call)).await
+        self.change(QUEUE, Ask::Script(&call)).await
     }
 
     pub(super) async fn withdraw(&self, class: &str, job: &str) -> Result<bool, Error> {
@@ -367,7 +406,7 @@ impl Redis {
             .arg(job)
             .ignore();
         pipeline.cmd("HDEL").arg(self.name(QUEUE, "jobs")).arg(job);
-        let (was_there,) = self.connection.ask(Ask::Pipeline(&pipeline)).await?;
+        let (was_there,) = self.change(QUEUE, Ask::Pipeline(&pipeline)).await?;
         Ok(was_there)
     }
 
@@ -381,14 +420,14 @@ impl Redis {
         let mut call = CLAIM.prepare_invoke();
         call.key(self.key(share));
         call.arg(amount).arg(hour).arg(most);
-        self.connection.ask(Ask::Script(&call)).await
+        self.change(&share.tag, Ask::Script(&call)).await
     }
 
     pub(super) async fn unclaim(&self, share: &Key, amount: u64, hour: u64) -> Result<(), Error> {
         let mut call = UNCLAIM.prepare_invoke();
         call.key(self.key(share));
         call.arg(amount).arg(hour);
-        self.connection.ask(Ask::Script(&call)).await
+        self.change(&share.tag, Ask::Script(&call)).await
     }
 
     /// One wait for the disk serves all who came before it began: the server writes its log in order.
@@ -406,49 +445,123 @@ impl Redis {
         Ok(durability)
     }
 
-    /// The server waits for a client's own writes only, so this client writes something first.
+    /// Servers wait for a client's own writes only, so this client writes something first: in a cluster wherever
+    /// something was written.
     async fn waited(&self, number: u64) -> Result<Durability, Error> {
-        let mark = self.name(QUEUE, "settled");
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("SET")
-            .arg(mark)
-            .arg(number)
-            .arg("PX")
-            .arg(ms(QUEUE_KEPT))
-            .ignore();
-        pipeline.cmd("WAITAOF").arg(1).arg(0).arg(SETTLE_MS);
-        let waited: Result<((u64, u64),), Error> =
-            self.connection.wait(Ask::Pipeline(&pipeline)).await;
-        match waited {
-            Ok(((0, _replicas),)) => Ok(Durability::NotDurable),
-            Ok(((_disks, _replicas),)) => Ok(Durability::Durable),
+        let mut wait = redis::cmd("WAITAOF");
+        wait.arg(1).arg(0).arg(SETTLE_MS);
+        let waited: Result<Vec<(u64, u64)>, Error> = if self.connection.is_cluster() {
+            let mut settling = Settling {
+                tags: std::mem::take(&mut *self.unsettled()),
+                of: self,
+            };
+            self.mark(&settling.tags, number).await?;
+            let waited = self.connection.wait(Ask::Each(&wait)).await;
+            if matches!(waited, Ok(_) | Err(Error::Server(_))) {
+                settling.tags.clear();
+            }
+            waited
+        } else {
+            let mut pipeline = redis::pipe();
+            pipeline.add_command(self.mark_of(QUEUE, number)).ignore();
+            pipeline.add_command(wait);
+            self.connection.wait(Ask::Pipeline(&pipeline)).await
+        };
+        let durability = match waited {
+            Ok(servers) if servers.iter().all(|(disks, _replicas)| *disks > 0) => {
+                Durability::Durable
+            }
+            Ok(_) => Durability::NotDurable,
             // Redis before 7.2, or no log at all.
-            Err(Error::Server(_)) => self.as_configured().await,
+            Err(Error::Server(_)) => self.as_configured().await?,
+            Err(err) => return Err(err),
+        };
+        // What is on the disk is gone from there, too, once it is evicted.
+        if durability == Durability::Durable && self.evicts().await? {
+            return Ok(Durability::NotDurable);
+        }
+        Ok(durability)
+    }
+
+    fn mark_of(&self, tag: &str, number: u64) -> redis::Cmd {
+        let mut set = redis::cmd("SET");
+        let mark = self.name(tag, "settled");
+        set.arg(mark).arg(number).arg("PX").arg(ms(MARK_KEPT));
+        set
+    }
+
+    /// Writes to each server of a cluster that has one of these tags.
+    async fn mark(&self, tags: &BTreeSet<String>, number: u64) -> Result<(), Error> {
+        let marks: Vec<redis::Cmd> = tags.iter().map(|tag| self.mark_of(tag, number)).collect();
+        let writes = marks.into_iter().map(|set| async move {
+            let written: Result<(), Error> = self.connection.wait(Ask::Command(&set)).await;
+            written
+        });
+        let writes = stream::iter(writes).buffer_unordered(MARKS_AT_ONCE);
+        writes.try_collect::<()>().await
+    }
+
+    /// With `appendfsync always` a server writes its log before it answers.
+    async fn as_configured(&self) -> Result<Durability, Error> {
+        let mut command = redis::cmd("CONFIG");
+        command.arg("GET").arg("append*");
+        let told: Result<Vec<BTreeMap<String, String>>, Error> =
+            self.connection.ask(Ask::Each(&command)).await;
+        let is_durable = |server: &BTreeMap<String, String>| {
+            let is = |name: &str, value: &str| server.get(name).is_some_and(|is| is == value);
+            is("appendonly", "yes") && is("appendfsync", "always")
+        };
+        match told {
+            Ok(servers) if servers.iter().all(is_durable) => Ok(Durability::Durable),
+            // Or where it may not be asked.
+            Ok(_) | Err(Error::Server(_)) => Ok(Durability::NotDurable),
             Err(err) => Err(err),
         }
     }
 
-    /// With `appendfsync always` the server writes its log before it answers.
-    async fn as_configured(&self) -> Result<Durability, Error> {
-        let mut command = redis::cmd("CONFIG");
-        command.arg("GET").arg("append*");
-        match self.connection.ask::<Value>(Ask::Command(&command)).await {
-            Ok(value) => {
-                let told: std::collections::BTreeMap<String, String> =
-                    redis::from_redis_value(value).unwrap_or_default();
-                let is = |name: &str, value: &str| told.get(name).is_some_and(|is| is == value);
-                Ok(if is("appendonly", "yes") && is("appendfsync", "always") {
-                    Durability::Durable
-                } else {
-                    Durability::NotDurable
-                })
-            }
-            // Where it may not be asked.
-            Err(Error::Server(_)) => Ok(Durability::NotDurable),
-            Err(err) => Err(err),
+    /// Whether the server throws away what it holds when it is full. All that is kept here has an end of life, so the
+    /// policies that evict only what has one do, too. One that does not tell is taken not to.
+    async fn evicts(&self) -> Result<bool, Error> {
+        let now = penstock_shell::clock::now();
+        let known = *self.evicts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, evicts)) = known
+            && now.saturating_duration_since(at) < ASK_AGAIN
+        {
+            return Ok(evicts);
         }
+        let mut command = redis::cmd("INFO");
+        command.arg("memory");
+        let told: Vec<String> = match self.connection.ask(Ask::Each(&command)).await {
+            Ok(told) => told,
+            Err(Error::Server(_)) => Vec::new(),
+            Err(err) => return Err(err),
+        };
+        let evicts = told.iter().any(|server| evicts(server));
+        *self.evicts.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, evicts));
+        Ok(evicts)
     }
+}
+
+/// Tags that are being settled: unsettled again, if that does not come to its end.
+struct Settling<'a> {
+    tags: BTreeSet<String>,
+    of: &'a Redis,
+}
+
+impl Drop for Settling<'_> {
+    fn drop(&mut self) {
+        self.of.unsettled().append(&mut self.tags);
+    }
+}
+
+/// What a server says of its memory.
+fn evicts(told: &str) -> bool {
+    let says = |name: &str| {
+        let mut lines = told.lines().filter_map(|line| line.split_once(':'));
+        lines.find(|(key, _)| *key == name).map(|(_, value)| value)
+    };
+    let is_bounded = says("maxmemory").is_some_and(|bytes| bytes != "0");
+    is_bounded && says("maxmemory_policy").is_some_and(|is| is != "noeviction")
 }
 
 fn ms(duration: Duration) -> u64 {

@@ -1,4 +1,5 @@
-//! Which store: `file:PATH`, `redis://[USER@]HOST[:PORT][/DB]` or `rediss://…`. Text in, [`Spec`] out.
+//! Which store: `file:PATH`, `redis://[USER@]HOST[:PORT][/DB]` or `redis-cluster://[USER@]HOST:PORT[,HOST:PORT…]`, both
+//! with `rediss` for TLS. Text in, [`Spec`] out.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -22,7 +23,7 @@ pub struct Spec {
 pub enum Target {
     /// A file of this process.
     File(PathBuf),
-    /// URL of a server.
+    /// URL of a server or a cluster.
     Redis(String),
 }
 
@@ -30,7 +31,9 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SpecError {
     /// Another scheme, or nothing behind it.
-    #[error("must be file:PATH, redis://HOST:PORT or rediss://HOST:PORT")]
+    #[error(
+        "must be file:PATH, redis://HOST:PORT or redis-cluster://HOST:PORT, with rediss for TLS"
+    )]
     Form,
     /// A password would be in the process list and in manifests.
     #[error("must not hold a password: use a file")]
@@ -59,10 +62,16 @@ impl FromStr for Spec {
             }
             return Ok(Self::new(Target::File(PathBuf::from(path))));
         }
-        let rest = text
-            .strip_prefix("redis://")
-            .or_else(|| text.strip_prefix("rediss://"));
-        let host = rest.ok_or(SpecError::Form)?;
+        let (scheme, host) = text.split_once("://").ok_or(SpecError::Form)?;
+        let is_cluster = match scheme {
+            "redis" | "rediss" => false,
+            "redis-cluster" | "rediss-cluster" => true,
+            _ => return Err(SpecError::Form),
+        };
+        // A cluster has one database, and says itself where all of it is.
+        if is_cluster && host.contains(['/', '?']) || !is_cluster && host.contains(',') {
+            return Err(SpecError::Form);
+        }
         let host = host.split(['/', '?']).next().unwrap_or_default();
         match host.rsplit_once('@') {
             Some((user, _)) if user.contains(':') => Err(SpecError::Password),
@@ -85,10 +94,25 @@ mod tests {
             target("file:///a/b"),
             Ok(Target::File(PathBuf::from("/a/b")))
         );
-        for url in ["redis://cache:6379", "rediss://user@cache:6380/2"] {
+        for url in [
+            "redis://cache:6379",
+            "rediss://user@cache:6380/2",
+            "redis-cluster://user@a:6379,b:6379",
+            "rediss-cluster://cache:6379",
+        ] {
             assert_eq!(target(url), Ok(Target::Redis(url.to_owned())));
         }
-        for wrong in ["", "file:", "redis://", "redis://user@", "http://a", "a b"] {
+        for wrong in [
+            "",
+            "file:",
+            "redis://",
+            "redis://user@",
+            "http://a",
+            "a b",
+            "redis://a,b",
+            "redis-cluster://a/1",
+            "redis-cluster://",
+        ] {
             assert_eq!(target(wrong), Err(SpecError::Form), "{wrong}");
         }
         assert_eq!(target("redis://:secret@cache"), Err(SpecError::Password));

@@ -13,6 +13,7 @@ use crate::harness::*;
 pub(crate) enum Kept {
     File(tempfile::TempDir),
     Redis(Server),
+    Cluster(Cluster),
 }
 
 impl Kept {
@@ -24,11 +25,16 @@ impl Kept {
         Server::start().map(Self::Redis)
     }
 
+    pub(crate) fn cluster() -> Option<Self> {
+        Cluster::start().map(Self::Cluster)
+    }
+
     pub(crate) fn settings(&self) -> Settings {
         let mut settings = settings();
         settings.store = Some(match self {
             Self::File(folder) => Spec::new(Target::File(folder.path().join("store.redb"))),
             Self::Redis(server) => server.url().parse().unwrap(),
+            Self::Cluster(cluster) => cluster.url().parse().unwrap(),
         });
         settings
     }
@@ -214,8 +220,14 @@ async fn without_a_store_nothing_is_kept_and_callers_are_told() {
 
 #[tokio::test]
 async fn a_background_response_is_accepted_run_and_read() {
+    let kept = [Some(Kept::file()), Kept::redis(), Kept::cluster()];
+    for kept in kept.into_iter().flatten() {
+        is_accepted_run_and_read(kept).await;
+    }
+}
+
+async fn is_accepted_run_and_read(kept: Kept) {
     let upstream = Upstream::always(|| responded("done")).await;
-    let kept = Kept::file();
     let gateway = kept.gateway(&plan(&upstream)).await;
     let accepted = gateway
         .background("x-team: red\r\n", ",\"instructions\":\"be brief\"")

@@ -6,12 +6,16 @@ use crate::store::{Spec, Store};
 
 #[path = "../../../tests/it/harness/redis.rs"]
 mod server;
-use server::Server;
+use server::{Cluster, Server};
 
 const HOUR: Duration = Duration::from_hours(1);
 
 fn open(server: &Server, space: &str) -> Store {
-    Store::open(&server.url().parse::<Spec>().unwrap(), space).unwrap()
+    open_at(&server.url(), space)
+}
+
+fn open_at(url: &str, space: &str) -> Store {
+    Store::open(&url.parse::<Spec>().unwrap(), space).unwrap()
 }
 
 #[tokio::test]
@@ -24,6 +28,38 @@ async fn a_server_keeps_the_contract_and_gateways_apart() {
     contract(&store).await;
     let leased = other.lease("m", "owner", HOUR).await.unwrap();
     assert_eq!(leased.unwrap().job, "job");
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_the_contract_and_settles_all_that_was_written() {
+    let Some(cluster) = Cluster::start() else {
+        return;
+    };
+    let store = open_at(&cluster.url(), "ns/a");
+    contract(&store).await;
+    let Store::Redis(redis) = &store else {
+        unreachable!()
+    };
+    let value = Bytes::from_static(b"x");
+    let put = async |number: usize| {
+        let key = Key::new(format!("tag-{number}"), "v");
+        store.put(&key, value.clone(), Expect::Any, HOUR).await
+    };
+    for number in 0..10 {
+        put(number).await.unwrap();
+    }
+    assert_eq!(redis.unsettled().len(), 10);
+    // Whoever waits may leave.
+    let mut settling = Box::pin(store.settle());
+    assert!(futures::poll!(settling.as_mut()).is_pending());
+    drop(settling);
+    assert_eq!(redis.unsettled().len(), 10);
+    assert_eq!(store.settle().await.unwrap(), Durability::Durable);
+    assert!(redis.unsettled().is_empty());
+    for number in 0..=MAX_UNSETTLED {
+        put(number).await.unwrap();
+    }
+    assert!(redis.unsettled().is_empty(), "it is bounded");
 }
 
 #[tokio::test]
@@ -79,11 +115,14 @@ async fn everything_on_a_server_has_an_end() {
         .unwrap();
     store.enqueue("m", "job", 10).await.unwrap();
     store.lease("m", "owner", HOUR).await.unwrap();
+    let in_an_hour = penstock_shell::clock::unix_ms() + ms(HOUR);
+    let share = Key::new("o", "bytes");
+    assert!(store.claim(&share, 1, in_an_hour, 10).await.unwrap());
     store.settle().await.unwrap();
     let client = redis::Client::open(server.url()).unwrap();
     let mut plain = client.get_connection().unwrap();
     let keys: Vec<String> = redis::cmd("KEYS").arg("*").query(&mut plain).unwrap();
-    assert_eq!(keys.len(), 7, "{keys:?}");
+    assert_eq!(keys.len(), 8, "{keys:?}");
     for key in keys {
         assert!(key.starts_with("penstock:ns/gateway:{"), "{key}");
         let ttl: i64 = redis::cmd("PTTL").arg(&key).query(&mut plain).unwrap();
@@ -105,8 +144,10 @@ async fn a_server_is_durable_if_it_can_be_waited_for_or_writes_before_it_answers
     let client = redis::Client::open(server.url()).unwrap();
     let mut asked = client.get_connection().unwrap();
     let mut info = redis::cmd("COMMAND");
-    let told: Vec<Value> = info.arg("INFO").arg("WAITAOF").query(&mut asked).unwrap();
-    let can_wait = told.first().is_some_and(|value| *value != Value::Nil);
+    let told: Vec<redis::Value> = info.arg("INFO").arg("WAITAOF").query(&mut asked).unwrap();
+    let can_wait = told
+        .first()
+        .is_some_and(|value| *value != redis::Value::Nil);
     let expected = if can_wait {
         Durability::Durable
     } else {

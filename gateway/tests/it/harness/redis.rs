@@ -15,6 +15,10 @@ pub(crate) struct Server {
 impl Server {
     /// `None`, with the reason printed, if this machine has none; in CI that is a failure.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_with(&[])
+    }
+
+    fn start_with(more: &[&str]) -> Option<Self> {
         let Some(program) = program() else {
             assert!(
                 std::env::var("CI").map_or(true, |ci| ci != "true"),
@@ -24,10 +28,8 @@ impl Server {
             return None;
         };
         let folder = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = free.local_addr().unwrap();
-        drop(free);
-        let process = run(program, address, folder.path());
+        let address = free();
+        let process = run(program, address, folder.path(), more);
         Some(Self {
             address,
             folder,
@@ -48,17 +50,81 @@ impl Server {
 
     /// Changes a setting of it.
     pub(crate) fn set(&self, name: &str, value: &str) {
+        self.command(&format!("CONFIG SET {name} {value}"));
+    }
+
+    /// For commands whose answer is OK.
+    fn command(&self, command: &str) {
         let mut connection = TcpStream::connect(self.address).unwrap();
-        write!(connection, "CONFIG SET {name} {value}\r\n").unwrap();
+        write!(connection, "{command}\r\n").unwrap();
         let mut answer = [0; 5];
         connection.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"+OK\r\n");
+        assert_eq!(&answer, b"+OK\r\n", "{command}");
+    }
+
+    /// Waits until it knows all slots of its cluster.
+    fn joined(&self) {
+        for _ in 0..3_000 {
+            let mut connection = TcpStream::connect(self.address).unwrap();
+            write!(connection, "CLUSTER INFO\r\nQUIT\r\n").unwrap();
+            let mut told = String::new();
+            connection.read_to_string(&mut told).unwrap();
+            if told.contains("cluster_state:ok") && told.contains("cluster_size:3") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the cluster does not come together");
     }
 
     /// Starts it again from its log.
     pub(crate) fn restart(&mut self) {
-        self.process = run(program().unwrap(), self.address, self.folder.path());
+        self.process = run(program().unwrap(), self.address, self.folder.path(), &[]);
     }
+}
+
+/// Three servers that have a third of all slots each.
+pub(crate) struct Cluster(Vec<Server>);
+
+impl Cluster {
+    /// As [`Server::start`].
+    pub(crate) fn start() -> Option<Self> {
+        let mut servers = Vec::new();
+        let mut buses = Vec::new();
+        for _ in 0..3 {
+            let bus = free().port().to_string();
+            servers.push(Server::start_with(&[
+                "--cluster-enabled",
+                "yes",
+                "--cluster-announce-ip",
+                "127.0.0.1",
+                "--cluster-port",
+                &bus,
+            ])?);
+            buses.push(bus);
+        }
+        for (server, slots) in servers.iter().zip(["0 5460", "5461 10922", "10923 16383"]) {
+            server.command(&format!("CLUSTER ADDSLOTSRANGE {slots}"));
+        }
+        for (server, bus) in servers.iter().zip(&buses).skip(1) {
+            let port = server.address.port();
+            servers[0].command(&format!("CLUSTER MEET 127.0.0.1 {port} {bus}"));
+        }
+        let cluster = Self(servers);
+        cluster.0.iter().for_each(Server::joined);
+        Some(cluster)
+    }
+
+    /// What `--store` takes.
+    pub(crate) fn url(&self) -> String {
+        format!("redis-cluster://{}", self.0[0].address)
+    }
+}
+
+/// An address where nobody listens.
+fn free() -> SocketAddr {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap()
 }
 
 /// Whichever is installed.
@@ -71,12 +137,13 @@ fn program() -> Option<&'static str> {
     })
 }
 
-fn run(program: &str, address: SocketAddr, folder: &std::path::Path) -> Running {
+fn run(program: &str, address: SocketAddr, folder: &std::path::Path, more: &[&str]) -> Running {
     let port = address.port().to_string();
     let process = Command::new(program)
         .args(["--bind", "127.0.0.1", "--port", &port, "--save", ""])
         .args(["--appendonly", "yes", "--appendfsync", "always", "--dir"])
         .arg(folder)
+        .args(more)
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
