@@ -32,6 +32,7 @@ pub enum Window {
 /// What was spent at about one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 struct Part {
+    /// Of a period's only part, when something was added last.
     starts_ms: u64,
     amount: u64,
 }
@@ -53,7 +54,9 @@ impl Spent {
                     self.parts.pop_front();
                 }
             }
-            // A period that begins before what is kept is of a clock that was set back.
+            // A part is as old as the last that was added to it: so a period that turns out to begin later, because its
+            // zone is another one now, has all that was spent in it. What is newer than the period is of a clock that
+            // was set back.
             Window::Fixed { starts_ms, .. } => {
                 self.parts.retain(|part| part.starts_ms >= starts_ms);
             }
@@ -65,13 +68,15 @@ impl Spent {
         let starts_ms = match window {
             Window::Held => return,
             Window::Sliding { ms } => now_ms - now_ms % part_ms(ms),
-            Window::Fixed { starts_ms, .. } => starts_ms,
+            Window::Fixed { .. } => now_ms,
         };
         if amount == 0 {
             return;
         }
+        let is_period = matches!(window, Window::Fixed { .. });
         match self.parts.back_mut() {
-            Some(last) if last.starts_ms >= starts_ms => {
+            Some(last) if last.starts_ms >= starts_ms || is_period => {
+                last.starts_ms = last.starts_ms.max(starts_ms);
                 last.amount = last.amount.saturating_add(amount);
             }
             _ => self.parts.push_back(Part { starts_ms, amount }),
@@ -160,6 +165,23 @@ mod tests {
         spent.roll(day(1), 1_900);
         spent.add(day(1), 1_900, 1);
         assert_eq!(spent.sum(), 4);
+    }
+
+    #[test]
+    fn a_period_that_turns_out_to_begin_later_keeps_what_was_spent_in_it() {
+        let from = |starts_ms| Window::Fixed {
+            starts_ms,
+            ends_ms: starts_ms + 10_000,
+        };
+        let mut spent = Spent::default();
+        spent.add(from(0), 1_000, 7);
+        spent.roll(from(0), 6_000);
+        spent.add(from(0), 6_000, 3);
+        // Its midnight is five hours later, say: more than what was spent since then counts, not less.
+        spent.roll(from(5_000), 7_000);
+        assert_eq!((spent.sum(), spent.parts.len()), (10, 1));
+        spent.roll(from(10_000), 10_000);
+        assert_eq!(spent.sum(), 0);
     }
 
     #[test]
