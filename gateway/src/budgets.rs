@@ -23,6 +23,7 @@ use crate::ledger::record::Terms;
 use crate::ledger::span::Span;
 use crate::meter::Usage;
 use crate::principal::Principal;
+use crate::reject::Reject;
 use crate::store::Key;
 
 /// How long a record is kept after its window is over: longer than any gateway remembers it.
@@ -37,6 +38,8 @@ pub(crate) struct Budgets(Vec<Arc<Budget>>);
 /// One of them.
 #[derive(Debug)]
 pub(crate) struct Budget {
+    /// The TokenBudget's name.
+    pub(crate) name: String,
     selects: config::Selects,
     per: Per,
     pub(crate) limits: Vec<Arc<Limit>>,
@@ -44,6 +47,8 @@ pub(crate) struct Budget {
     pub(crate) max_output_tokens: u32,
     unpriced_micro_usd: Option<u64>,
     pub(crate) cache_hit_percent: u32,
+    /// It lets nothing through.
+    pub(crate) is_broken: bool,
 }
 
 /// One limit of one of them.
@@ -117,6 +122,7 @@ impl Budgets {
             let limits = spec.limits.iter();
             let limits = limits.map(|limit| Arc::new(Limit::new(id, is_hard, limit)));
             Arc::new(Budget {
+                name: id.name.clone(),
                 selects: spec.selects.clone(),
                 per: spec.per,
                 limits: limits.collect(),
@@ -124,6 +130,7 @@ impl Budgets {
                 max_output_tokens: spec.max_output_tokens,
                 unpriced_micro_usd: spec.unpriced_micro_usd,
                 cache_hit_percent: spec.cache_hit_percent,
+                is_broken: spec.is_broken,
             })
         });
         Self(budgets.collect())
@@ -173,9 +180,22 @@ impl Budget {
             // No team is called that.
             (_, None) => "(anonymous)".to_owned(),
             (Per::Team, Some(of)) => of.team.clone(),
-            (Per::User, Some(of)) => format!("{}/{}", of.team, of.user.as_deref().unwrap_or("")),
+            (Per::User, Some(of)) => {
+                // No slash of a team is the one before the user.
+                let team = of.team.replace('%', "%25").replace('/', "%2F");
+                format!("{team}/{}", of.user.as_deref().unwrap_or(""))
+            }
             (Per::Key, Some(of)) => of.name(),
         }
+    }
+
+    /// A hard budget with a mistake lets nothing through: what it was to bound is not known.
+    pub(crate) fn may_be_used(&self) -> Result<(), Reject> {
+        if self.is_broken {
+            let budget = self.name.clone();
+            return Err(Reject::BudgetBroken { budget });
+        }
+        Ok(())
     }
 
     /// Whether room is reserved for the longest answer.
@@ -246,6 +266,7 @@ mod tests {
             max_output_tokens: 100,
             unpriced_micro_usd: None,
             cache_hit_percent: 0,
+            is_broken: false,
         };
         change(&mut spec);
         Budgets::new(&BTreeMap::from([(Id::new("ns", "b"), spec)]))
@@ -289,6 +310,8 @@ mod tests {
         assert_eq!(of(Per::Budget, Some(&alice)), "");
         assert_eq!(of(Per::Team, Some(&alice)), "search");
         assert_eq!(of(Per::User, Some(&alice)), "search/alice");
+        let slashed = Principal::named(Id::new("ns", "k"), "search/eu", Some("alice"));
+        assert_eq!(of(Per::User, Some(&slashed)), "search%2Feu/alice");
         assert_eq!(of(Per::Key, Some(&alice)), "ns/alice-laptop");
         assert_eq!(of(Per::Team, None), "(anonymous)");
     }

@@ -153,8 +153,13 @@ impl Failure {
         )
     }
 
+    /// Whether the backend may have worked for it.
+    pub(crate) fn costs(&self) -> bool {
+        self.sent() && !self.is_answered()
+    }
+
     /// Whether the backend said that it does not answer, so that it costs nothing.
-    pub(crate) fn is_answered(&self) -> bool {
+    fn is_answered(&self) -> bool {
         matches!(
             self,
             Self::Status { .. } | Self::Denied { .. } | Self::Refused { .. }

@@ -178,6 +178,16 @@ pub enum Reject {
         /// See above.
         budget: String,
     },
+    /// All backends said that they are not available.
+    UpstreamUnavailable {
+        /// For so long.
+        retry_after_s: u32,
+    },
+    /// A budget must not be exceeded, and has a mistake.
+    BudgetBroken {
+        /// The TokenBudget.
+        budget: String,
+    },
     /// A budget must not be exceeded, and nothing bounds what the request takes.
     BudgetUnbounded {
         /// See above.
@@ -410,6 +420,10 @@ mod tests {
             },
             Reject::BudgetNotDurable {
                 budget: "search/monthly".to_owned(),
+            },
+            Reject::UpstreamUnavailable { retry_after_s: 7 },
+            Reject::BudgetBroken {
+                budget: "team".to_owned(),
             },
             Reject::BudgetUnbounded {
                 budget: "search/monthly".to_owned(),

@@ -31,6 +31,9 @@ pub struct Budget {
     /// What an answer out of a cache counts, in percent of what it took when it was stored.
     #[serde(skip_serializing_if = "is_default", default)]
     pub cache_hit_percent: u32,
+    /// Its limits cannot be told: what it selects is refused.
+    #[serde(skip_serializing_if = "is_default", default)]
+    pub is_broken: bool,
 }
 
 /// Which requests count: those of which everything holds that is written here.

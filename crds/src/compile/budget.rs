@@ -27,8 +27,8 @@ const MAX_UNPRICED: u64 = 1_000_000_000;
 const SHORTEST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_hours(8784);
 
-/// The budgets of `gateway`. One with a mistake is left out: what it was to bound is not bounded, and its condition
-/// says so.
+/// The budgets of `gateway`. One with a mistake lets nothing through that it selects, if it is hard; else, and where it
+/// cannot be told what it selects, it is left out. Its condition says so.
 pub(super) fn compile(
     gateway: &Id,
     known: &Known<'_>,
@@ -49,6 +49,7 @@ fn one(
     let nothing = SelectorSpec::default();
     let selector = spec.selector.as_ref().unwrap_or(&nothing);
     let selects = selects(id, spec, selector, known, &mut scope);
+    let selects_some = scope.is_usable();
     let limits = limits(&spec.limits, &mut scope);
     let max_output_tokens = u32::try_from(spec.max_output_tokens)
         .ok()
@@ -80,7 +81,9 @@ fn one(
     if enforcement == Enforcement::Hard && limits.iter().any(|limit| limit.unit.is_of_tokens()) {
         check_bounded(selector, &selects, known, &mut scope);
     }
-    scope.is_usable().then(|| Budget {
+    let is_broken = !scope.is_usable();
+    let is_told = !is_broken || selects_some && enforcement == Enforcement::Hard;
+    is_told.then(|| Budget {
         selects,
         per: match spec.per {
             PerSpec::Budget => Per::Budget,
@@ -88,11 +91,12 @@ fn one(
             PerSpec::User => Per::User,
             PerSpec::Key => Per::Key,
         },
-        limits,
+        limits: if is_broken { Vec::new() } else { limits },
         enforcement,
         max_output_tokens: max_output_tokens.unwrap_or(1),
         unpriced_micro_usd: unpriced.and_then(Result::ok),
         cache_hit_percent: cache_hit_percent.unwrap_or(0),
+        is_broken,
     })
 }
 

@@ -166,6 +166,7 @@ pub(crate) async fn reserve(
         is_sent: false,
     };
     for share in plan.shares_at(candidate) {
+        share.budget.may_be_used()?;
         for limit in &share.budget.limits {
             let need = match plan.need(&share.budget, limit, price) {
                 Ok(Some(need)) => need,
@@ -203,6 +204,7 @@ pub(crate) async fn hit(
         is_sent: false,
     };
     for share in plan.shares_at(candidate) {
+        share.budget.may_be_used()?;
         for limit in &share.budget.limits {
             let need = share_of(&share.budget, limit).unwrap_or(0);
             reservation.add(worker, plan, share, limit, need).await?;
@@ -318,8 +320,7 @@ impl Reservation {
 
     /// The attempt gave no answer.
     pub(crate) fn failed(mut self, failure: &Failure) {
-        let is_charged = failure.sent() && !failure.is_answered();
-        self.is_sent = is_charged;
+        self.is_sent = failure.costs();
     }
 
     /// The backend refused the request, which costs nothing.

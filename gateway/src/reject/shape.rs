@@ -318,7 +318,15 @@ impl Reject {
                 "budget_not_durable",
                 SERVER,
                 &format!(
-                    "The budget '{budget}' is hard, and the gateway's store may forget what was spent: it must write a log to its disk."
+                    "The budget '{budget}' is hard, and the gateway's store may forget what was spent: it must write a log to its disk, and evict nothing."
+                ),
+            ),
+            Self::BudgetBroken { budget } => shape(
+                503,
+                "budget_broken",
+                SERVER,
+                &format!(
+                    "The budget '{budget}' is hard and has a mistake: see the conditions of the TokenBudget."
                 ),
             ),
             Self::BudgetUnbounded { budget, why } => shape(
@@ -510,6 +518,15 @@ impl Reject {
                 LIMIT,
                 "Every backend for this model limits requests now.",
             ),
+            Self::UpstreamUnavailable { retry_after_s } => Shape {
+                retry_after_s: Some(*retry_after_s),
+                ..shape(
+                    503,
+                    "upstream_unavailable",
+                    SERVER,
+                    "Every backend for this model says that it is not available now.",
+                )
+            },
             Self::UpstreamAuth => shape(
                 502,
                 "upstream_auth",

@@ -31,6 +31,7 @@ fn budget(limits: &[Limit]) -> Budget {
         max_output_tokens: 64,
         unpriced_micro_usd: None,
         cache_hit_percent: 0,
+        is_broken: false,
     }
 }
 
@@ -112,6 +113,13 @@ async fn a_limit_holds_with_a_file() {
 #[tokio::test]
 async fn a_limit_holds_for_two_gateways_with_one_redis() {
     let Some(kept) = Kept::redis() else { return };
+    let spec = kept.settings().store.unwrap();
+    a_limit_is_shared_by_gateways(&[spec.clone(), spec]).await;
+}
+
+#[tokio::test]
+async fn a_limit_holds_for_two_gateways_with_one_cluster() {
+    let Some(kept) = Kept::cluster() else { return };
     let spec = kept.settings().store.unwrap();
     a_limit_is_shared_by_gateways(&[spec.clone(), spec]).await;
 }
@@ -368,22 +376,48 @@ async fn without_a_store_hard_limits_let_nothing_through() {
 }
 
 #[tokio::test]
-async fn a_store_that_may_forget_lets_nothing_through_either() {
-    let Some(kept) = Kept::redis() else { return };
-    if let Kept::Redis(server) = &kept {
-        server.set("appendonly", "no");
-    }
+async fn a_hard_budget_with_a_mistake_lets_nothing_through() {
     let upstream = Upstream::always(|| json_answer("x")).await;
-    let plan = requests(Plan::chain(&[upstream.address]), 1_000);
+    let kept = Kept::file();
+    let broken = Budget {
+        is_broken: true,
+        ..budget(&[])
+    };
+    let plan = with(Plan::chain(&[upstream.address]), "b", broken);
     let gateway = kept.gateway(&plan).await;
-    for _ in 0..10 {
-        let answer = gateway.post(&chat(false)).await;
-        assert_eq!(
-            (answer.status, answer.code().as_str()),
-            (503, "budget_not_durable")
-        );
-    }
+    let answer = gateway.post(&chat(false)).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (503, "budget_broken")
+    );
+    assert!(answer.body.contains("'b'"), "{}", answer.body);
     assert_eq!(upstream.count(), 0);
+}
+
+#[tokio::test]
+async fn a_store_that_may_forget_lets_nothing_through_either() {
+    let no_log = [("appendonly", "no"), ("maxmemory", "0")];
+    let evicting = [("maxmemory", "100mb"), ("maxmemory-policy", "volatile-lru")];
+    for set in [no_log, evicting] {
+        let Some(kept) = Kept::redis() else { return };
+        if let Kept::Redis(server) = &kept {
+            for (name, value) in set {
+                server.set(name, value);
+            }
+        }
+        let upstream = Upstream::always(|| json_answer("x")).await;
+        let plan = requests(Plan::chain(&[upstream.address]), 1_000);
+        let gateway = kept.gateway(&plan).await;
+        for _ in 0..10 {
+            let answer = gateway.post(&chat(false)).await;
+            assert_eq!(
+                (answer.status, answer.code().as_str()),
+                (503, "budget_not_durable"),
+                "{set:?}"
+            );
+        }
+        assert_eq!(upstream.count(), 0);
+    }
 }
 
 #[tokio::test]

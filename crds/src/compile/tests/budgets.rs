@@ -113,7 +113,7 @@ fn the_smallest_budget_is_hard_and_everybodys() {
 }
 
 #[test]
-fn mistakes_are_told_and_only_that_budget_is_lost() {
+fn mistakes_are_told_and_nothing_goes_past_a_hard_budget_that_has_one() {
     let limit = |limit: &str| format!("{{limits: [{limit}]}}");
     let cases = [
         ("{limits: []}".to_owned(), "spec.limits: has 0 entries"),
@@ -163,12 +163,25 @@ fn mistakes_are_told_and_only_that_budget_is_lost() {
         ),
     ];
     for (spec, expected) in cases {
-        let compiled = compiled(&spec);
-        let told = told(&compiled);
+        let hard = compiled(&spec);
+        let told = told(&hard);
         assert!(told.contains(expected), "{spec}: {told}");
+        let budget = of(&hard);
+        assert!(budget.is_broken && budget.limits.is_empty(), "{spec}");
+        let compiled = compiled(&spec.replacen('{', "{enforcement: Soft, ", 1));
         assert!(only(&compiled).budgets.is_empty(), "{spec}");
         assert_eq!(only(&compiled).rules.len(), 1);
     }
+}
+
+#[test]
+fn a_budget_that_does_not_say_whom_it_selects_is_left_out() {
+    let compiled = compiled(
+        "{selector: {teams: ['*x']}, limits: [{name: a, unit: Requests, max: 1, window: {rolling: 1h}}]}",
+    );
+    let told = told(&compiled);
+    assert!(told.contains("spec.selector.teams[0]: '*x'"), "{told}");
+    assert!(only(&compiled).budgets.is_empty());
 }
 
 #[test]
