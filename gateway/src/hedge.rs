@@ -23,9 +23,16 @@ use crate::fan_out;
 use crate::in_flight::{InFlight, Kind};
 use crate::job::Job;
 use crate::load::Ticket;
-use crate::record::Record;
+use crate::meter::Usage;
+use crate::openai::Api;
+use crate::record::{self, Record};
 use crate::snapshot::{Candidate, Hedge, Rule};
+use crate::usage::Taken;
+use crate::usage::sums::Sums;
 use crate::wish::Unfit;
+
+/// What the line of usage says of an attempt without an answer.
+const UNANSWERED: &str = "unanswered";
 
 /// An attempt under way.
 pub(crate) struct Lane {
@@ -234,20 +241,75 @@ pub(crate) fn attempt<'a>(
     let candidate = candidate_of(rule, choice);
     async move {
         let candidate = candidate.ok_or(Failure::Connect)?;
-        let Some(plan) = &job.plan else {
-            let answer = begin(job, rule, candidate, &endpoint).await?;
-            return Ok((answer, None));
+        let reservation = match &job.plan {
+            None => None,
+            Some(plan) => {
+                let reserved = Box::pin(reserve(job.worker, plan, candidate)).await;
+                let mut reservation =
+                    reserved.map_err(|reject| Failure::Budget(Box::new(reject)))?;
+                reservation.sent();
+                Some(reservation)
+            }
         };
-        let reserved = Box::pin(reserve(job.worker, plan, candidate)).await;
-        let mut reservation = reserved.map_err(|reject| Failure::Budget(Box::new(reject)))?;
-        reservation.sent();
-        match begin(job, rule, candidate, &endpoint).await {
-            Ok(answer) => Ok((answer, Some(reservation))),
+        let mut sent = Sent {
+            job,
+            rule,
+            candidate,
+            is_told: false,
+        };
+        let begun = begin(job, rule, candidate, &endpoint).await;
+        sent.is_told = match &begun {
+            Ok(_) => true,
+            Err(failure) => !failure.costs(),
+        };
+        match begun {
+            Ok(answer) => Ok((answer, reservation)),
             Err(failure) => {
-                reservation.failed(&failure);
+                if let Some(reservation) = reservation {
+                    reservation.failed(&failure);
+                }
                 Err(failure)
             }
         }
+    }
+}
+
+/// An attempt that went upstream. If it breaks off without an answer, or is ended because another one answered or the
+/// caller left, its prompt was read all the same: it is in the sums of the day then, as an estimate.
+struct Sent<'a> {
+    job: &'a Job<'a>,
+    rule: &'a Rule,
+    candidate: &'a Candidate,
+    /// It was answered, or cost nothing.
+    is_told: bool,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        let job = self.job;
+        if self.is_told || job.passing.is_some() || job.api == Api::CountTokens {
+            return;
+        }
+        let usage = Usage {
+            prompt_tokens: job.prompt_tokens().into(),
+            ..Usage::default()
+        };
+        let sums = Sums {
+            requests: 0,
+            estimated: 1,
+            ..record::sums(self.candidate, usage)
+        };
+        job.worker.process.usage.note(&Taken {
+            id: job.id.to_str().unwrap_or(""),
+            who: job.who.principal(),
+            model: &job.call.model,
+            api: Some(job.api),
+            rule: &self.rule.label,
+            candidate: self.candidate,
+            status: 0,
+            outcome: UNANSWERED,
+            sums,
+        });
     }
 }
 

@@ -13,6 +13,7 @@ use crate::capability::Needed;
 use crate::choose::Choice;
 use crate::openai::{Api, Call};
 use crate::passage::Passage;
+use crate::principal::Who;
 use crate::process::Worker;
 use crate::provider::translations::Translations;
 use crate::provider::{Misfit, Rest, Route, Translated};
@@ -27,6 +28,8 @@ pub(crate) struct Job<'a> {
     pub(crate) worker: &'a Arc<Worker>,
     /// The request's id.
     pub(crate) id: HeaderValue,
+    /// Who is to pay for it.
+    pub(crate) who: Who,
     /// When its head was read.
     pub(crate) started: Instant,
     pub(crate) api: Api,
@@ -56,6 +59,7 @@ impl Job<'_> {
         Job {
             worker: self.worker,
             id: self.id.clone(),
+            who: self.who.clone(),
             started: self.started,
             api: self.api,
             below: self.below,

@@ -202,6 +202,7 @@ async fn lead(
     let joined = Job {
         worker: job.worker,
         id: job.id.clone(),
+        who: job.who.clone(),
         started: job.started,
         api: job.api,
         below: "",

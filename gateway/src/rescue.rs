@@ -28,6 +28,7 @@ use crate::job::Job;
 use crate::metrics::Rescued;
 use crate::openai::{Api, Call, Encoding};
 use crate::outcome;
+use crate::principal::Who;
 use crate::process::{BodyLease, Worker};
 use crate::provider::translations::Translations;
 use crate::record::Record;
@@ -158,6 +159,7 @@ impl Rescue {
 struct Kept {
     worker: Arc<Worker>,
     id: HeaderValue,
+    who: Who,
     started: Instant,
     api: Api,
     headers: HeaderMap,
@@ -177,6 +179,7 @@ impl Kept {
         Job {
             worker: &self.worker,
             id: self.id.clone(),
+            who: self.who.clone(),
             started: self.started,
             api: self.api,
             below: "",
@@ -219,6 +222,7 @@ impl Watching {
             kept: Kept {
                 worker: Arc::clone(job.worker),
                 id: job.id.clone(),
+                who: job.who.clone(),
                 started: job.started,
                 api: job.api,
                 headers: job.headers.clone(),

@@ -89,6 +89,7 @@ pub(crate) async fn serve(
     let job = Job {
         worker,
         id: record.id.clone(),
+        who: record.who.clone(),
         started: record.started,
         api: Api::Http,
         below: "",

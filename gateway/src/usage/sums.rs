@@ -45,7 +45,8 @@ impl Row {
 pub struct Sums {
     /// Requests that were answered, or begun to be.
     pub requests: u64,
-    /// Those of them whose tokens their backends did not count: what came was counted.
+    /// Attempts whose tokens their backends did not count: what came was counted, and the prompt estimated. Those that
+    /// gave no answer are none of `requests`.
     pub estimated: u64,
     /// Tokens of prompts.
     pub input_tokens: u64,

@@ -1,6 +1,6 @@
 //! What callers took, summed up in the store.
 
-use penstock_core::config::Price;
+use penstock_core::config::{Hedge, Price};
 use penstock_gateway::UsageTarget;
 use serde_json::{Value, json};
 
@@ -156,4 +156,33 @@ async fn days_that_cannot_be_told_are_refused() {
         .admin_get("/usage?from=2026-01-01&to=2026-01-01")
         .await;
     assert_eq!(answer.status, 404);
+}
+
+/// Who loses a race, or breaks off, has read the prompt all the same.
+#[tokio::test]
+async fn attempts_without_an_answer_are_summed_up_by_their_prompts() {
+    let (silent, quick) = (
+        Upstream::always(|| Reply::Silent).await,
+        Upstream::always(|| Reply::Sse(vec![role(), word("one"), DONE.to_owned()])).await,
+    );
+    let mut plan = Plan::chain(&[silent.address, quick.address]);
+    plan.config.rules[0].hedge = Some(Hedge {
+        after_ms: 50,
+        extra_percent: 100,
+    });
+    let kept = Kept::file();
+    let gateway = kept.gateway(&plan).await;
+    let answer = gateway.post(&chat(true)).await;
+    assert!(answer.body.contains("one"), "{answer:?}");
+    let rows = gateway.usage().await;
+    let of = |backend: &str| rows.iter().find(|row| row["backend"] == backend).unwrap();
+    assert_eq!(
+        (&of("ns/a")["requests"], &of("ns/a")["estimated"]),
+        (&json!(0), &json!(1))
+    );
+    assert!(of("ns/a")["inputTokens"].as_u64() > Some(0));
+    assert_eq!(
+        (&of("ns/a")["outputTokens"], &of("ns/b")["requests"]),
+        (&json!(0), &json!(1))
+    );
 }
