@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use penstock_core::ids::BackendId;
 use sha2::{Digest as _, Sha256};
 
@@ -21,14 +21,21 @@ pub const MAX_ENTRY_BYTES: usize = 1 << 20;
 /// Counted for each answer besides its bytes: key, order, map slots and headers.
 const ENTRY_OVERHEAD_BYTES: usize = 512;
 
+/// Headers of callers that go on to backends and change what they answer.
+const ASKING: [HeaderName; 3] = [
+    HeaderName::from_static("anthropic-beta"),
+    HeaderName::from_static("anthropic-version"),
+    HeaderName::from_static("openai-beta"),
+];
+
 /// Names a request.
 pub type Key = [u8; 32];
 /// Names what a backend was when it answered: its target and the model asked of it.
 pub type Maker = [u8; 32];
 
-/// The key of a request body that `team` sent to `path` through the cache `cache`; `None` if it is too large or nested
-/// too deep. What one team was answered is no other's to see.
-pub fn key(cache: &str, team: &str, path: &str, body: &[u8]) -> Option<Key> {
+/// The key of a request body that `team` sent to `path` through the cache `cache`, with the headers that ask for
+/// another answer; `None` if it is too large or nested too deep. What one team was answered is no other's to see.
+pub fn key(cache: &str, team: &str, path: &str, headers: &HeaderMap, body: &[u8]) -> Option<Key> {
     if body.len() > MAX_KEYED_BYTES {
         return None;
     }
@@ -37,6 +44,14 @@ pub fn key(cache: &str, team: &str, path: &str, body: &[u8]) -> Option<Key> {
     for part in [cache.as_bytes(), team.as_bytes(), path.as_bytes()] {
         hash.update(part);
         hash.update([0]);
+    }
+    for name in ASKING {
+        for value in headers.get_all(&name) {
+            hash.update(name.as_str());
+            hash.update([0]);
+            hash.update(value);
+            hash.update([0]);
+        }
     }
     hash.update(&canonical);
     Some(hash.finalize().into())
@@ -180,7 +195,8 @@ mod tests {
     }
 
     #[test]
-    fn key_covers_cache_path_and_meaning_of_the_body() {
+    fn key_covers_cache_path_headers_and_meaning_of_the_body() {
+        let key = |cache, team, path, body: &[u8]| key(cache, team, path, &HeaderMap::new(), body);
         let base = key("a/c", "t", "/chat", br#"{"model":"m","n":1}"#);
         assert_eq!(base, key("a/c", "t", "/chat", br#"{ "n":1, "model":"m"}"#));
         assert_ne!(base, key("a/c", "u", "/chat", br#"{"model":"m","n":1}"#));
@@ -188,6 +204,14 @@ mod tests {
         assert_ne!(base, key("a/c", "t", "/comp", br#"{"model":"m","n":1}"#));
         assert_ne!(base, key("a/c", "t", "/chat", br#"{"model":"m","n":2}"#));
         assert_eq!(key("a", "t", "b", &vec![b' '; MAX_KEYED_BYTES + 1]), None);
+        let with = |name, value| {
+            let value = HeaderValue::from_static(value);
+            let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value)]);
+            super::key("a/c", "t", "/chat", &headers, br#"{"model":"m","n":1}"#)
+        };
+        assert_ne!(base, with("anthropic-beta", "x"));
+        assert_ne!(with("anthropic-beta", "x"), with("anthropic-version", "x"));
+        assert_eq!(base, with("x-request-id", "x"), "it asks for nothing");
     }
 
     #[test]
