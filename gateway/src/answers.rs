@@ -11,10 +11,10 @@ use penstock_core::names::{
 };
 
 use crate::attempt::Answer;
-use crate::begin::is_event_stream;
 use crate::cache::exact::{Entry, Key};
 use crate::failure;
 use crate::jobs::{EVENTS, Reply, ReplyBody};
+use crate::media_type::is_event_stream;
 use crate::openai::{Api, Wire};
 use crate::outbound::{self, REQUEST_ID};
 use crate::process::Worker;

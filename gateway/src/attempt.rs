@@ -98,7 +98,9 @@ async fn next(
             record.rule = Some(hold::until_ready(job, rule, record, fits).await?);
             Next::LookAgain
         }
-        Err(Nowhere::Closed(ms)) if hold::until_open(job, rule, record, ms).await => {
+        Err(Nowhere::Closed(ms) | Nowhere::Unavailable(ms))
+            if hold::until_open(job, rule, record, ms).await =>
+        {
             Next::LookAgain
         }
         Err(nowhere) => Next::Nothing(nowhere),
@@ -324,6 +326,9 @@ fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
         (Nowhere::Closed(ms), _) => Reject::UpstreamBusy {
             retry_after: Some(HeaderValue::from(ms.div_ceil(1000))),
         },
+        (Nowhere::Unavailable(ms), _) => Reject::UpstreamUnavailable {
+            retry_after_s: u32::try_from(ms.div_ceil(1000)).unwrap_or(u32::MAX),
+        },
         _ => Reject::NoEndpoint,
     }
 }
@@ -332,9 +337,12 @@ fn nowhere_reject(nowhere: Nowhere, misfit: Option<Misfit>) -> Reject {
 /// lasts.
 fn may_go_on(rule: &Rule, record: &Record, choice: &Choice, prompt_tokens: u32) -> bool {
     if record.attempts == 0 {
-        rule.retries.earn();
-        if let Some(hedge) = &rule.hedge {
-            hedge.budget.earn(prompt_tokens, hedge.extra_percent);
+        // Those who could not carry it were none.
+        if record.tried.is_empty() {
+            rule.retries.earn();
+            if let Some(hedge) = &rule.hedge {
+                hedge.budget.earn(prompt_tokens, hedge.extra_percent);
+            }
         }
         return true;
     }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
-use memchr::memmem;
 use serde::de::IgnoredAny;
 
 use crate::attempt::Answer;
@@ -16,6 +15,7 @@ use crate::begun::Begun;
 use crate::events::{Care, Events, Passed};
 use crate::failure::{self, Failure};
 use crate::job::Job;
+use crate::media_type::{is_event_stream, is_text};
 use crate::meter::{self, Cut, fault};
 use crate::openai::{self, DONE, EMPTY_LINE, Wire};
 use crate::process::Worker;
@@ -206,18 +206,6 @@ async fn open(
             ConnectError::Handshake(failed) => Failure::Handshake(failed),
             ConnectError::TimedOut => late(last, Failure::ConnectTimeout),
         })
-}
-
-pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers
-        .get(CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"))
-}
-
-/// Whether a body is one that is read before it goes out. What does not say what it is, may be.
-fn is_text(headers: &HeaderMap) -> bool {
-    let kind = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes);
-    kind.is_none_or(|kind| kind.starts_with(b"text/") || memmem::find(kind, b"json").is_some())
 }
 
 /// Why a stream is none that ended with `cut` before it was an answer, or with what cannot be read.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rand::{Rng, RngExt as _};
 
 use crate::balance::{hash, slow_start};
-use crate::limits::Limit;
+use crate::limits::{Cause, Limit};
 use crate::pick::{has_credential, pick};
 use crate::pulse::{QUIET_MS, SILENT_MS};
 use crate::silence::Silence;
@@ -101,6 +101,8 @@ pub enum Nowhere {
     NoCredential,
     /// All endpoints asked to be left alone; the first one for this many more ms.
     Closed(u64),
+    /// The same because none of them is available.
+    Unavailable(u64),
     /// All that could answer have more to do than they answer in time.
     Full,
     /// All endpoints are known to take requests and to answer none.
@@ -117,6 +119,7 @@ impl Nowhere {
             Self::NoEndpoint => "no candidate has a ready endpoint",
             Self::NoCredential => "credentials have not arrived",
             Self::Closed(_) => "all ask to be left alone for a while",
+            Self::Unavailable(_) => "all say that they are not available for a while",
             Self::Full => "all have more to do than they answer in time",
             Self::Silent(_) => "all take requests and answer none",
             Self::Spent => "no attempt is left, or nothing to try",
@@ -306,15 +309,16 @@ fn nowhere(rule: &Rule, wish: Wish<'_>) -> Nowhere {
         Nowhere::NoCredential
     } else {
         let usable = with_endpoint().filter(|candidate| has_credential(candidate));
-        let closed_ms = usable.flat_map(|candidate| {
+        let limits = usable.flat_map(|candidate| {
             let endpoints = &candidate.backend.endpoints;
-            let limits = endpoints
-                .iter()
-                .map(|endpoint| wish.limit_at(candidate, endpoint));
-            limits.map(|limit| limit.closed_ms)
+            let limits = endpoints.iter();
+            limits.map(move |endpoint| wish.limit_at(candidate, endpoint))
         });
-        match closed_ms.min() {
-            Some(ms @ 1..) => Nowhere::Closed(ms),
+        let limits = limits.map(|limit| (limit.closed_ms, limit.cause == Cause::Outage));
+        let of_all = |one: (u64, bool), other: (u64, bool)| (one.0.min(other.0), one.1 && other.1);
+        match limits.reduce(of_all) {
+            Some((ms @ 1.., true)) => Nowhere::Unavailable(ms),
+            Some((ms @ 1.., false)) => Nowhere::Closed(ms),
             _ => Nowhere::Spent,
         }
     }
@@ -562,6 +566,10 @@ mod tests {
         limits(0).ask("m", Some(Duration::from_secs(2)), 0);
         assert_eq!(first(500).err(), Some(Nowhere::Closed(1_500)));
         assert_eq!(first(2_000).ok(), Some(0));
+        limits(0).fails("m", Some(Duration::from_secs(9)), 0);
+        assert_eq!(first(500).err(), Some(Nowhere::Closed(2_500)));
+        limits(1).fails("m", Some(Duration::from_secs(9)), 0);
+        assert_eq!(first(500).err(), Some(Nowhere::Unavailable(8_500)));
     }
 
     #[test]

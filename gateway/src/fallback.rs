@@ -10,6 +10,7 @@ use rand::Rng;
 
 use crate::capability::Lack;
 use crate::choose::{Choice, Nowhere, Pass, Standing, Tried, choose};
+use crate::limits::Cause;
 use crate::snapshot::{Candidate, Rule};
 use crate::wish::{Unfit, Wish};
 
@@ -91,7 +92,9 @@ fn known(rule: &Rule, wish: Wish<'_>) -> BTreeSet<FailureClass> {
             None => classes.extend(candidate.backend.endpoints.iter().flat_map(|endpoint| {
                 let limit = wish.limit_at(candidate, endpoint);
                 match Standing::of(&endpoint.live, limit, wish.now_ms) {
-                    Standing::Aside if limit.is_absent => &[FailureClass::ServerError][..],
+                    Standing::Aside | Standing::Closed if limit.cause != Cause::Limit => {
+                        &[FailureClass::ServerError][..]
+                    }
                     // Less is left than it takes.
                     Standing::Scarce if limit.share <= 0.0 => &[FailureClass::RateLimit][..],
                     standing => classes_of(standing),

@@ -385,6 +385,7 @@ async fn routed(
     let job = Job {
         worker,
         id: record.id.clone(),
+        who: record.who.clone(),
         started: record.started,
         api,
         below: &below,
@@ -568,7 +569,7 @@ fn look_up(
         None
     } else {
         let team = record.who.principal().map_or("", |of| of.team.as_str());
-        exact::key(name, team, uri.path(), body)
+        exact::key(name, team, uri.path(), headers, body)
     };
     let Some(key) = key else {
         record.set_cache(BYPASS);

@@ -13,7 +13,7 @@ use http::Response;
 use hyper::body::{Body, Frame};
 use tokio::time::Sleep;
 
-use crate::begin::is_event_stream;
+use crate::media_type::is_event_stream;
 use crate::openai::Wire;
 use crate::process::Worker;
 use crate::reject::{Broken, error_event};

@@ -2,6 +2,7 @@
 //! Held requests are in the ledger, so the scaler sees the demand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rand::RngExt as _;
@@ -19,7 +20,7 @@ const MAX_CLOSED: Duration = Duration::from_secs(3);
 /// Added to such a wait by chance, at most.
 const MAX_CLOSED_JITTER: Duration = Duration::from_secs(1);
 /// As many may wait for it at least, however little is known of what the backends can.
-const MIN_WAITING: i64 = 4;
+const MIN_WAITING: u32 = 4;
 
 /// One of the places for held requests.
 pub(crate) struct Place<'a>(&'a Process);
@@ -42,6 +43,27 @@ impl<'a> Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.metrics.held.dec();
+    }
+}
+
+/// One of those who wait for a rule's backends to be open again.
+struct Herd {
+    waiting: Arc<AtomicU32>,
+    /// How many there are, this one included.
+    count: u32,
+}
+
+impl Herd {
+    fn join(rule: &Rule) -> Self {
+        let waiting = Arc::clone(&rule.waiting);
+        let count = waiting.fetch_add(1, Ordering::Relaxed) + 1;
+        Self { waiting, count }
+    }
+}
+
+impl Drop for Herd {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -68,9 +90,9 @@ pub(crate) async fn until_open(
         .map(|candidate| candidate.backend.per_s(now_ms));
     let per_s: u32 = per_s.sum();
     // More than that would be a herd when the time has come.
-    let most = i64::from(per_s / 4).max(MIN_WAITING);
-    let waiting = job.worker.process.metrics.held.get();
-    if waited + wait > MAX_CLOSED.min(rule.total) || waiting > most {
+    let most = (per_s / 4).max(MIN_WAITING);
+    let herd = Herd::join(rule);
+    if waited + wait > MAX_CLOSED.min(rule.total) || herd.count > most {
         return false;
     }
     held(job, first, record, now);

@@ -23,6 +23,7 @@ pub mod ledger;
 pub mod lengths;
 pub mod limits;
 pub mod load;
+mod media_type;
 pub mod meter;
 pub mod metrics;
 pub mod models;

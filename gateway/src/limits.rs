@@ -32,8 +32,22 @@ struct Model {
     name: Box<str>,
     heard_ms: u64,
     absent_until_ms: u64,
+    /// Whether it asked last because it was not available, and not for a limit.
+    is_outage: bool,
     cooldown: Cooldown,
     quota: Quota,
+}
+
+/// Why a model is closed, or should come later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// It said so because of a limit.
+    #[default]
+    Limit,
+    /// It is not there.
+    Absence,
+    /// It said that it is not available.
+    Outage,
 }
 
 /// How a model stands at one moment.
@@ -43,8 +57,8 @@ pub struct Limit {
     pub closed_ms: u64,
     /// Whether others should come first.
     pub is_aside: bool,
-    /// Whether that is because it is not there.
-    pub is_absent: bool,
+    /// Why either.
+    pub cause: Cause,
     /// Whether little is left, whatever the request takes.
     pub is_scarce: bool,
     /// Which part of such requests it can still take, 0 to 1.
@@ -56,7 +70,7 @@ impl Limit {
     pub const NONE: Self = Self {
         closed_ms: 0,
         is_aside: false,
-        is_absent: false,
+        cause: Cause::Limit,
         is_scarce: false,
         share: 1.0,
     };
@@ -66,7 +80,7 @@ impl Limit {
         Self {
             closed_ms: self.closed_ms.max(other.closed_ms),
             is_aside: self.is_aside || other.is_aside,
-            is_absent: self.is_absent || other.is_absent,
+            cause: self.cause.max(other.cause),
             is_scarce: self.is_scarce || other.is_scarce,
             share: self.share.min(other.share),
         }
@@ -87,7 +101,7 @@ impl Limits {
         self.read(|models| {
             let limits = models.iter().map(|model| Limit {
                 is_aside: model.cooldown.is_aside(now_ms),
-                is_absent: false,
+                cause: model.asked(),
                 ..model.limit(now_ms, 0)
             });
             limits.fold(Limit::NONE, Limit::or)
@@ -121,9 +135,20 @@ impl Limits {
         }
     }
 
-    /// It asked to be left alone, for a time or without saying for how long.
+    /// It asked to be left alone because of a limit, for a time or without saying for how long.
     pub fn ask(&self, model: &str, wait: Option<Duration>, now_ms: u64) {
-        self.change(model, now_ms, |model| model.cooldown.ask(wait, now_ms));
+        self.change(model, now_ms, |model| {
+            model.is_outage = false;
+            model.cooldown.ask(wait, now_ms);
+        });
+    }
+
+    /// The same because it is not available.
+    pub fn fails(&self, model: &str, wait: Option<Duration>, now_ms: u64) {
+        self.change(model, now_ms, |model| {
+            model.is_outage = true;
+            model.cooldown.ask(wait, now_ms);
+        });
     }
 
     /// It does not have the model.
@@ -176,17 +201,33 @@ impl Model {
             name: name.into(),
             heard_ms: 0,
             absent_until_ms: 0,
+            is_outage: false,
             cooldown: Cooldown::default(),
             quota: Quota::default(),
         }
     }
 
+    /// Why it asked last to be left alone.
+    fn asked(&self) -> Cause {
+        if self.is_outage {
+            Cause::Outage
+        } else {
+            Cause::Limit
+        }
+    }
+
     fn limit(&self, now_ms: u64, tokens: u32) -> Limit {
         let is_absent = self.absent_until_ms > now_ms;
+        let closed_ms = self.cooldown.closed_ms(now_ms);
+        let is_aside = self.cooldown.is_aside(now_ms);
         Limit {
-            closed_ms: self.cooldown.closed_ms(now_ms),
-            is_aside: self.cooldown.is_aside(now_ms) || is_absent,
-            is_absent,
+            closed_ms,
+            is_aside: is_aside || is_absent,
+            cause: if is_absent {
+                Cause::Absence
+            } else {
+                self.asked()
+            },
             is_scarce: self.quota.share(now_ms, 0) < 1.0,
             share: self.quota.share(now_ms, tokens),
         }

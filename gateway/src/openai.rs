@@ -81,6 +81,14 @@ impl Api {
         Self::Http,
     ];
 
+    /// Whether its answers are made token by token. Others say how much they read, and nothing of what they wrote.
+    pub fn generates(self) -> bool {
+        matches!(
+            self,
+            Self::Chat | Self::Completions | Self::Responses | Self::Messages
+        )
+    }
+
     /// The call that a path leads to.
     pub fn of_path(path: &str) -> Option<Self> {
         let below = path.strip_prefix("/v1")?;

@@ -1,6 +1,7 @@
 //! What the end of an attempt says: of its endpoint, to balancer, breakers and outlier detection; of its request, where
 //! that is to blame.
 
+use penstock_core::config::FailureClass;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::attempt::{Answer, candidate_of};
@@ -126,6 +127,7 @@ pub(crate) fn observe(job: &Job<'_>, lane: &Lane, answer: Option<&Answer>) {
     } else if let Some(Answer::Whole {
         usage: Some(usage), ..
     }) = answer
+        && job.api.generates()
     {
         let tokens = u16::try_from(usage.completion_tokens.max(1));
         let tokens = tokens.map_or(f32::from(u16::MAX), f32::from);
@@ -154,7 +156,12 @@ pub(crate) fn note(
     let mut again = failure.again();
     if failure.is_limit() {
         let wait = failure.retry_after(penstock_shell::clock::since_epoch());
-        choice.endpoint.live.limits.ask(model, wait, now_ms);
+        let limits = &choice.endpoint.live.limits;
+        if failure.class() == FailureClass::ServerError {
+            limits.fails(model, wait, now_ms);
+        } else {
+            limits.ask(model, wait, now_ms);
+        }
         // Not before that time, which the cooldown sees to.
         again |= wait.is_some();
     }

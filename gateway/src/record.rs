@@ -318,8 +318,9 @@ impl Record {
     /// An answer of a backend came to its end, as it should.
     pub(crate) fn completed(&self, streamed: bool, now: Instant) {
         let counted = self.usage.map(|usage| usage.completion_tokens);
-        let empty =
+        let seems_empty =
             counted == Some(0) || (streamed && self.tokens <= EMPTY_EVENTS && counted.is_none());
+        let empty = seems_empty && self.api.is_some_and(Api::generates);
         self.vital(Sample::Ended { empty }, now);
         if let Some(in_flight) = &self.in_flight {
             in_flight.endpoint().live.outlier.succeeded();

@@ -165,6 +165,8 @@ pub struct Rule {
     pub join: Option<Join>,
     /// How long its answers are.
     pub lengths: Arc<Lengths>,
+    /// How many wait for its backends' `Retry-After` to be over.
+    pub waiting: Arc<AtomicU32>,
     /// How long its callers wait, if that matters.
     pub patience: Arc<Patience>,
     /// Who goes first where not all can be answered in time.

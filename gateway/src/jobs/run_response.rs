@@ -13,7 +13,7 @@ use super::responses::{Response, WINDOW};
 use super::shape::{self, Event, Status};
 use super::stored::{change, now_s};
 use super::stream::{MAX_EVENTS, first_number};
-use crate::begin::is_event_stream;
+use crate::media_type::is_event_stream;
 use crate::own_call::{self, Outcome};
 use crate::process::Worker;
 use crate::sse::Decoder;

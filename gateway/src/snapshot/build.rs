@@ -474,6 +474,7 @@ fn build_rule(
         hedge: build_hedge(rule, previous),
         fan_out: rule.fan_out,
         lengths: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.lengths)),
+        waiting: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.waiting)),
         patience: previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.patience)),
         join: rule.join_embeddings.as_ref().map(|join| Join {
             within: Duration::from_millis(join.within_ms),

@@ -542,3 +542,20 @@ async fn after_a_retry_after_of_nothing_others_come_first_for_a_moment() {
     // Once a second, however slow the machine is.
     assert!(first.count() < 10, "{}", first.count());
 }
+
+#[tokio::test]
+async fn backends_that_are_not_available_for_a_while_are_no_limit() {
+    let said = "retry-after: 30\r\n";
+    let upstream = Upstream::always(move || Reply::Headers(503, said, "{}".to_owned())).await;
+    let gateway = Gateway::start(&Plan::chain(&[upstream.address])).await;
+    assert_eq!(gateway.post(&chat(false)).await.status, 503);
+    let answer = gateway.post(&chat(false)).await;
+    let code = answer.code();
+    assert_eq!(
+        (answer.status, code.as_str()),
+        (503, "upstream_unavailable")
+    );
+    let seconds: u32 = answer.header("retry-after").parse().unwrap();
+    assert!((25..=30).contains(&seconds), "{seconds}");
+    assert_eq!(upstream.count(), 1);
+}

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use penstock_core::config::{Condition, HashOn, NameMatch, Price, Strategy};
 
+use serde_json::json;
+
 use crate::harness::*;
 
 fn price(micro_usd: u64) -> Price {
@@ -212,12 +214,8 @@ async fn an_engine_whose_cache_is_full_is_left_to_its_requests() {
     for _ in 0..20 {
         assert_eq!(gateway.post(&chat(false)).await.status, 200);
     }
-    assert!(
-        asked(&free) > asked(&full),
-        "{} {}",
-        asked(&free),
-        asked(&full)
-    );
+    let (free, full) = (asked(&free), asked(&full));
+    assert!(free >= 15, "{free} and {full}");
 }
 
 #[tokio::test]
@@ -283,19 +281,19 @@ async fn a_provider_at_its_limits_is_better_than_none() {
 #[tokio::test]
 async fn the_slow_one_keeps_a_probe_share_under_latency() {
     let quick = Upstream::always(|| json_answer("x")).await;
-    let late = || Reply::Late(Duration::from_millis(200), completion("x"));
+    let late = || Reply::Late(Duration::from_millis(50), completion("x"));
     let slow = Upstream::always(late).await;
     let plan = Plan::new()
         .backend("a", &[slow.address, quick.address], 1, 0)
         .rule(|rule| rule.strategy = Strategy::Latency);
     let gateway = Gateway::start(&plan).await;
     let mut client = gateway.client().await;
-    for _ in 0..300 {
+    for _ in 0..1_600 {
         client.post("", &chat(false)).await;
         assert_eq!(client.answer().await.status, 200);
     }
-    // One to get to know it and a hundredth of the others: of 299 more than 20 come once in ten thousand million runs.
-    assert!((1..=20).contains(&slow.count()), "{}", slow.count());
+    // One to get to know it and a hundredth of the others: of 1,599 none comes once in ten million runs.
+    assert!((2..=60).contains(&slow.count()), "{}", slow.count());
 }
 
 #[tokio::test]
@@ -350,4 +348,59 @@ async fn a_model_that_is_right_more_often_than_the_average_decides() {
         slow.count(),
         quick.count()
     );
+}
+
+/// What is read and not written by a model has no tokens, and is as good as another answer.
+#[tokio::test]
+async fn an_endpoint_that_only_embeds_is_no_worse_than_its_peers() {
+    let embedded = || {
+        let usage = json!({"prompt_tokens": 5, "completion_tokens": 0, "total_tokens": 5});
+        let data = json!([{"object": "embedding", "index": 0, "embedding": [1.0]}]);
+        let answer = json!({"object": "list", "data": data, "model": "m", "usage": usage});
+        Reply::Json(200, answer.to_string())
+    };
+    let reply = move |_: usize, request: &Received| {
+        if request.line.contains("/v1/embeddings") {
+            embedded()
+        } else {
+            json_answer("x")
+        }
+    };
+    let (one, other) = (Upstream::start(reply).await, Upstream::start(reply).await);
+    let plan = Plan::new()
+        .backend("a", &[one.address, other.address], 1, 0)
+        .rule(|rule| {
+            rule.strategy = Strategy::Sticky;
+            rule.hash_on = Some(HashOn::Header("x-session-id".to_owned()));
+        });
+    let gateway = Gateway::start(&plan).await;
+    let mut client = gateway.client().await;
+    let mut ask = async |path: &str, session: usize, body: &str| {
+        client
+            .post_to(path, &format!("x-session-id: {session}\r\n"), body)
+            .await;
+        assert_eq!(client.answer().await.status, 200);
+    };
+    // A session for each of them.
+    let mut sessions = [None, None];
+    for session in 0..64 {
+        let before = one.count();
+        ask("/v1/chat/completions", session, &chat(false)).await;
+        sessions[usize::from(one.count() == before)].get_or_insert(session);
+    }
+    let [Some(embeds), Some(chats)] = sessions else {
+        panic!("all sessions are at one endpoint")
+    };
+    // They are compared once a second.
+    for _ in 0..300 {
+        ask("/v1/embeddings", embeds, r#"{"model":"chat","input":"x"}"#).await;
+        ask("/v1/chat/completions", chats, &chat(false)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    client = Client::connect(gateway.admin).await;
+    client.post_to("/explain", "", &chat(false)).await;
+    let told: serde_json::Value = serde_json::from_str(&client.answer().await.body).unwrap();
+    for endpoint in told["candidates"][0]["endpoints"].as_array().unwrap() {
+        assert_eq!(endpoint["standing"], "good", "{told}");
+    }
 }
