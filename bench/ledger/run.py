@@ -16,9 +16,8 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(HERE), os.path.join(os.path.dirname(HERE), "proxy")]
 
-from measure import Bench  # noqa: E402
+from measure import Bench, cores, raise_descriptor_limit  # noqa: E402
 from rig import end_on_sigterm, free_port, wait_port  # noqa: E402
-from run import cores, raise_descriptor_limit  # noqa: E402
 from subjects import BUDGETS, Running, Subject, backend, budgets, key_of, keys, penstock  # noqa: E402
 from tokens import Issuer  # noqa: E402
 

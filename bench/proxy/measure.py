@@ -3,8 +3,10 @@ none of its figures counts."""
 
 import json
 import os
+import resource
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -59,6 +61,26 @@ BURST_DELTAS = 16
 FIRST = "first calls"
 ALONE_DELTAS = 4
 FIRST_STREAMS = {"streams": 4, "ramp_ms": 20, "deltas": ALONE_DELTAS, "gap_ms": 20}
+
+
+def cores():
+    """(the subject's, the callers', the mock's)."""
+    if not shutil.which("taskset"):
+        sys.exit("bench-proxy: taskset is missing: install the package util-linux")
+    usable = sorted(os.sched_getaffinity(0))
+    if len(usable) < 2:
+        sys.exit("bench-proxy: at least two cores are needed: one for the subject, one for callers and mock")
+    return usable[-1], usable[0], usable[1] if len(usable) > 2 else usable[0]
+
+
+def raise_descriptor_limit():
+    needed = 2 * STREAMS + 500
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        sys.exit(f"bench-proxy: {STREAMS} streams need {needed} open files, `ulimit -Hn` allows {hard}")
+    wanted = max(needed, 20000)
+    limit = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 class Meter:

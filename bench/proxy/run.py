@@ -7,8 +7,6 @@ choose; what is not whole ends in a line of another name."""
 
 import json
 import os
-import resource
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import peers  # noqa: E402
 import report  # noqa: E402
-from measure import STREAMS, Bench  # noqa: E402
+from measure import Bench, cores, raise_descriptor_limit  # noqa: E402
 from rig import end_on_sigterm  # noqa: E402
 from subjects import SUBJECTS  # noqa: E402
 
@@ -37,26 +35,6 @@ def chosen():
     repetitions = int(os.environ.get("REPETITIONS", "2" if quick else FEWEST_REPETITIONS))
     whole = set(names) == set(SUBJECTS) and repetitions >= FEWEST_REPETITIONS and not quick
     return names, repetitions, QUICK_SCALE if quick else 1.0, whole
-
-
-def cores():
-    """(the subject's, the callers', the mock's)."""
-    if not shutil.which("taskset"):
-        sys.exit("bench-proxy: taskset is missing: install the package util-linux")
-    usable = sorted(os.sched_getaffinity(0))
-    if len(usable) < 2:
-        sys.exit("bench-proxy: at least two cores are needed: one for the subject, one for callers and mock")
-    return usable[-1], usable[0], usable[1] if len(usable) > 2 else usable[0]
-
-
-def raise_descriptor_limit():
-    needed = 2 * STREAMS + 500
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        sys.exit(f"bench-proxy: {STREAMS} streams need {needed} open files, `ulimit -Hn` allows {hard}")
-    wanted = max(needed, 20000)
-    limit = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def versions(names):
